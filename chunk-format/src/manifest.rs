@@ -1,0 +1,444 @@
+//! Manifests: what one version of an image or a desktop is. JSON, signed over its exact bytes; its SHA-256 is the
+//! version's id. Field table and example: `docs/format.md`.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::FormatError;
+use crate::id::{ManifestId, SegmentId, preview};
+use crate::namespace::{Name, Namespace};
+use crate::units::{ChunkSize, DiskSize, MAX_SEGMENTS_PER_DISK};
+
+const WHAT: &str = "manifest";
+const FORMAT: &str = "satchel-manifest";
+const VERSION: u64 = 1;
+const MAX_DISKS: usize = 4;
+const MAX_MACHINE_BYTES: usize = 128;
+
+/// The longest manifest anyone accepts, bytes: two disks of the most segments fit.
+pub const MAX_MANIFEST_BYTES: usize = 12 << 20;
+/// The longest note, bytes.
+pub const MAX_NOTE_BYTES: usize = 1000;
+
+/// Names of what a manifest uses beyond version 1, in three classes (as ext4 and composefs do): a reader may ignore
+/// unknown `compatible` ones, may read but not write upon unknown `read_only_compatible` ones, and refuses unknown
+/// `incompatible` ones.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Features {
+    /// May be ignored.
+    pub compatible: Vec<String>,
+    /// May be read, must not be written upon.
+    pub read_only_compatible: Vec<String>,
+    /// Must be understood.
+    pub incompatible: Vec<String>,
+}
+
+impl Features {
+    /// Features this library understands: none yet beyond version 1.
+    const KNOWN: &[&str] = &[];
+
+    fn unknown(names: &[String]) -> Vec<String> {
+        names.iter().filter(|name| !Self::KNOWN.contains(&name.as_str())).map(|name| preview(name)).collect()
+    }
+}
+
+/// What a manifest is a version of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum Subject {
+    /// A golden version of an image.
+    Image {
+        /// The image.
+        image: Name,
+    },
+    /// A version of one person's desktop.
+    Desktop {
+        /// The user it belongs to.
+        owner: Name,
+        /// The desktop's name, unique for its owner.
+        desktop: Name,
+    },
+}
+
+impl Subject {
+    /// The namespace the version's manifest, and what it adds, lie in.
+    pub fn namespace(&self) -> Namespace {
+        match self {
+            Self::Image { image } => Namespace::Image(image.clone()),
+            Self::Desktop { owner, .. } => Namespace::User(owner.clone()),
+        }
+    }
+}
+
+/// The golden version a desktop's system disk stands on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Base {
+    /// The image.
+    pub image: Name,
+    /// The channel the desktop follows; none when it was made from one version.
+    pub channel: Option<Name>,
+    /// The golden version.
+    pub version: ManifestId,
+}
+
+/// What a disk is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DiskRole {
+    /// The disk that boots, from an image.
+    System,
+    /// The person's own disk.
+    Home,
+}
+
+impl DiskRole {
+    /// `system` or `home`: also the stem of the disk's file name in a mount.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::System => "system",
+            Self::Home => "home",
+        }
+    }
+}
+
+impl std::fmt::Display for DiskRole {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// One disk of a version.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disk {
+    /// What it is for; each role appears once.
+    pub role: DiskRole,
+    /// Its size.
+    #[serde(rename = "size_bytes")]
+    pub size: DiskSize,
+    /// Bytes per chunk.
+    #[serde(rename = "chunk_size_bytes")]
+    pub chunk_size: ChunkSize,
+    /// Its segments in order; as many as cover the disk.
+    pub segments: Vec<SegmentId>,
+}
+
+/// How a disk's boot code is started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Firmware {
+    /// A boot sector, by a BIOS.
+    Bios,
+    /// An EFI system partition, by UEFI firmware.
+    Uefi,
+}
+
+/// The processor a disk's programs are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Architecture {
+    /// 64-bit x86.
+    #[serde(rename = "x86_64")]
+    X86_64,
+}
+
+/// What an engine needs to know to start the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootFacts {
+    /// How its boot code is started.
+    pub firmware: Firmware,
+    /// The processor it needs.
+    pub architecture: Architecture,
+}
+
+/// One version of an image or a desktop.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Manifest {
+    /// What it uses beyond version 1 of the format.
+    pub features: Features,
+    /// What it is a version of.
+    pub subject: Subject,
+    /// The golden version below; for desktops only.
+    pub base: Option<Base>,
+    /// The version before this one; none for the first.
+    pub parent: Option<ManifestId>,
+    /// 1 for the first version, then one more than the parent's: clients refuse to go back in it unless told.
+    pub sequence: u64,
+    /// When it was made, by the maker's clock, milliseconds since 1970 UTC. For people; nothing is decided by it.
+    pub created_ms: u64,
+    /// The machine it was made on, for people; at most 128 bytes.
+    pub machine: String,
+    /// What its maker says of it; at most [`MAX_NOTE_BYTES`].
+    pub note: Option<String>,
+    /// Its disks; the system disk first.
+    pub disks: Vec<Disk>,
+    /// How to start it.
+    pub boot: BootFacts,
+}
+
+/// The manifest's fields as JSON has them, with the format's own name and version in front.
+#[derive(Serialize, Deserialize)]
+struct Document {
+    format: String,
+    version: u64,
+    #[serde(default)]
+    features: Features,
+    subject: Subject,
+    base: Option<Base>,
+    parent: Option<ManifestId>,
+    sequence: u64,
+    created_ms: u64,
+    machine: String,
+    note: Option<String>,
+    disks: Vec<Disk>,
+    boot: BootFacts,
+}
+
+/// What is read first: an unknown version or feature may have changed all other fields.
+#[derive(Deserialize)]
+struct Preamble {
+    format: String,
+    version: u64,
+    #[serde(default)]
+    features: Features,
+}
+
+impl Manifest {
+    /// The manifest's bytes: what is signed, hashed, sent and stored.
+    ///
+    /// # Errors
+    /// `Field` when a value is out of range: what this writes, [`Manifest::decode`] reads.
+    pub fn encode(&self) -> Result<Vec<u8>, FormatError> {
+        self.check()?;
+        let document = Document {
+            format: FORMAT.to_owned(),
+            version: VERSION,
+            features: self.features.clone(),
+            subject: self.subject.clone(),
+            base: self.base.clone(),
+            parent: self.parent,
+            sequence: self.sequence,
+            created_ms: self.created_ms,
+            machine: self.machine.clone(),
+            note: self.note.clone(),
+            disks: self.disks.clone(),
+            boot: self.boot,
+        };
+        let mut bytes = serde_json::to_vec_pretty(&document)
+            .map_err(|source| FormatError::Json { what: WHAT, source })?;
+        bytes.push(b'\n');
+        check_length(&bytes)?;
+        Ok(bytes)
+    }
+
+    /// Reads a manifest; any input is safe to pass. Its signature and id are the caller's to check.
+    ///
+    /// # Errors
+    /// `TooLong`, `Json`, `UnsupportedVersion`, `UnsupportedFeatures`, or `Field` naming what is out of range.
+    pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
+        check_length(bytes)?;
+        let json = |source| FormatError::Json { what: WHAT, source };
+        let preamble: Preamble = serde_json::from_slice(bytes).map_err(json)?;
+        if preamble.format != FORMAT {
+            return Err(FormatError::field(WHAT, "format", preview(&preamble.format), FORMAT));
+        }
+        if preamble.version != VERSION {
+            let (found, supported) = (preamble.version, VERSION);
+            return Err(FormatError::UnsupportedVersion { what: WHAT, found, supported });
+        }
+        let features = Features::unknown(&preamble.features.incompatible);
+        if !features.is_empty() {
+            return Err(FormatError::UnsupportedFeatures { what: WHAT, features });
+        }
+        let document: Document = serde_json::from_slice(bytes).map_err(json)?;
+        let manifest = Self {
+            features: document.features,
+            subject: document.subject,
+            base: document.base,
+            parent: document.parent,
+            sequence: document.sequence,
+            created_ms: document.created_ms,
+            machine: document.machine,
+            note: document.note,
+            disks: document.disks,
+            boot: document.boot,
+        };
+        manifest.check()?;
+        Ok(manifest)
+    }
+
+    /// Checks that a new version may be made on top of this one.
+    ///
+    /// # Errors
+    /// `UnsupportedFeatures` when it uses read-only-compatible features this library does not know.
+    pub fn check_writable(&self) -> Result<(), FormatError> {
+        let features = Features::unknown(&self.features.read_only_compatible);
+        if features.is_empty() {
+            return Ok(());
+        }
+        Err(FormatError::UnsupportedFeatures { what: WHAT, features })
+    }
+
+    /// The disk with this role.
+    pub fn disk(&self, role: DiskRole) -> Option<&Disk> {
+        self.disks.iter().find(|disk| disk.role == role)
+    }
+
+    fn check(&self) -> Result<(), FormatError> {
+        match (&self.subject, &self.base) {
+            (Subject::Image { .. }, Some(_)) => {
+                return Err(FormatError::field(WHAT, "base", "present", "absent for an image"));
+            }
+            (Subject::Desktop { .. }, None) => {
+                return Err(FormatError::field(WHAT, "base", "absent", "present for a desktop"));
+            }
+            _ => {}
+        }
+        if self.sequence == 0 || (self.sequence == 1) != self.parent.is_none() {
+            let found =
+                format!("{} with {} parent", self.sequence, if self.parent.is_some() { "a" } else { "no" });
+            return Err(FormatError::field(WHAT, "sequence", found, "1 without a parent, more with one"));
+        }
+        check_text("machine", &self.machine, MAX_MACHINE_BYTES)?;
+        check_text("note", self.note.as_deref().unwrap_or(""), MAX_NOTE_BYTES)?;
+        if self.disks.is_empty() || self.disks.len() > MAX_DISKS {
+            return Err(FormatError::field(WHAT, "disks", self.disks.len(), format!("1 to {MAX_DISKS}")));
+        }
+        if self.disks[0].role != DiskRole::System {
+            return Err(FormatError::field(WHAT, "disks", self.disks[0].role, "the system disk first"));
+        }
+        for (at, disk) in self.disks.iter().enumerate() {
+            if self.disks[..at].iter().any(|other| other.role == disk.role) {
+                return Err(FormatError::field(WHAT, "role", disk.role, "used once"));
+            }
+            let expected = disk.size.segments(disk.chunk_size)?;
+            if disk.segments.len() as u64 != u64::from(expected) {
+                return Err(FormatError::field(
+                    WHAT,
+                    "segments",
+                    disk.segments.len(),
+                    format!("{expected}, at most {MAX_SEGMENTS_PER_DISK}, for {} bytes", disk.size.bytes()),
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn check_length(bytes: &[u8]) -> Result<(), FormatError> {
+    if bytes.len() > MAX_MANIFEST_BYTES {
+        let (len_bytes, limit_bytes) = (bytes.len() as u64, MAX_MANIFEST_BYTES as u64);
+        return Err(FormatError::TooLong { what: WHAT, len_bytes, limit_bytes });
+    }
+    Ok(())
+}
+
+fn check_text(field: &'static str, text: &str, limit_bytes: usize) -> Result<(), FormatError> {
+    if text.len() > limit_bytes || text.chars().any(char::is_control) {
+        let expected = format!("at most {limit_bytes} bytes without control characters");
+        return Err(FormatError::field(WHAT, field, preview(text), expected));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    pub(crate) fn sample() -> Manifest {
+        Manifest {
+            features: Features::default(),
+            subject: Subject::Desktop { owner: "alice".parse().unwrap(), desktop: "work".parse().unwrap() },
+            base: Some(Base {
+                image: "debian".parse().unwrap(),
+                channel: Some("stable".parse().unwrap()),
+                version: ManifestId::of(b"golden"),
+            }),
+            parent: Some(ManifestId::of(b"parent")),
+            sequence: 2,
+            created_ms: 1_764_000_000_000,
+            machine: "laptop".to_owned(),
+            note: None,
+            disks: vec![
+                Disk {
+                    role: DiskRole::System,
+                    size: DiskSize::new(128 << 20).unwrap(),
+                    chunk_size: ChunkSize::DEFAULT,
+                    segments: vec![SegmentId::of(b"a"), SegmentId::ZERO],
+                },
+                Disk {
+                    role: DiskRole::Home,
+                    size: DiskSize::new(512).unwrap(),
+                    chunk_size: ChunkSize::DEFAULT,
+                    segments: vec![SegmentId::ZERO],
+                },
+            ],
+            boot: BootFacts { firmware: Firmware::Bios, architecture: Architecture::X86_64 },
+        }
+    }
+
+    fn edited(edit: impl FnOnce(&mut serde_json::Value)) -> Vec<u8> {
+        let mut value: serde_json::Value = serde_json::from_slice(&sample().encode().unwrap()).unwrap();
+        edit(&mut value);
+        serde_json::to_vec(&value).unwrap()
+    }
+
+    #[test]
+    fn a_manifest_reads_back() {
+        let bytes = sample().encode().unwrap();
+        assert_eq!(Manifest::decode(&bytes).unwrap(), sample());
+    }
+
+    #[test]
+    fn unknown_features_are_judged_by_their_class() {
+        let with =
+            |class: &str| edited(|json| json["features"][class] = serde_json::json!(["encrypted-chunks"]));
+        Manifest::decode(&with("compatible")).unwrap().check_writable().unwrap();
+        assert!(Manifest::decode(&with("read_only_compatible")).unwrap().check_writable().is_err());
+        let error = Manifest::decode(&with("incompatible")).unwrap_err().to_string();
+        assert!(error.contains("encrypted-chunks"), "{error}");
+    }
+
+    #[test]
+    fn unknown_versions_are_refused_before_anything_else_is_read() {
+        let bytes = br#"{"format":"satchel-manifest","version":2,"disks":"elsewhere"}"#;
+        assert!(matches!(
+            Manifest::decode(bytes).unwrap_err(),
+            FormatError::UnsupportedVersion { found: 2, supported: 1, .. }
+        ));
+    }
+
+    #[test]
+    fn each_field_out_of_range_is_named() {
+        type Edit = fn(&mut serde_json::Value);
+        let cases: [(&str, Edit); 11] = [
+            ("format", |json| json["format"] = "tarball".into()),
+            ("sequence", |json| json["sequence"] = 0.into()),
+            ("sequence", |json| json["sequence"] = 1.into()),
+            ("base", |json| json["base"] = serde_json::Value::Null),
+            ("machine", |json| json["machine"] = "a\u{7}b".into()),
+            ("note", |json| json["note"] = "x".repeat(2000).into()),
+            ("disks", |json| json["disks"] = serde_json::json!([])),
+            ("role", |json| json["disks"][1]["role"] = "system".into()),
+            ("segments", |json| json["disks"][0]["size_bytes"] = 512.into()),
+            ("size_bytes", |json| json["disks"][0]["size_bytes"] = 1000.into()),
+            ("chunk_size_bytes", |json| json["disks"][0]["chunk_size_bytes"] = 1000.into()),
+        ];
+        for (field, edit) in cases {
+            let error = Manifest::decode(&edited(edit)).unwrap_err().to_string();
+            assert!(error.contains(field), "{field}: {error}");
+        }
+    }
+
+    #[test]
+    fn unknown_fields_are_ignored() {
+        let bytes = edited(|json| json["colour"] = "blue".into());
+        assert_eq!(Manifest::decode(&bytes).unwrap(), sample());
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_not_written() {
+        let mut manifest = sample();
+        manifest.disks[0].segments.pop();
+        assert!(manifest.encode().is_err());
+    }
+}

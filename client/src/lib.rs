@@ -1,0 +1,1 @@
+//! The client of Satchel: publishes, mounts, runs and syncs desktops.

@@ -1,0 +1,1 @@
+//! The image server of Satchel: HTTPS API, object store, database.

@@ -1,0 +1,1 @@
+//! End-to-end harness, tests, benchmarks and the demo of Satchel.

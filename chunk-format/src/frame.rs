@@ -6,17 +6,26 @@
 //! |  1 |  …  | payload | the bytes, or one zstd frame of them    |
 //!
 //! Chunks, segments and locators are all stored as frames. What a frame holds is checked by the id that named it.
+//!
+//! A zstd payload is exactly one zstd frame: it says its content size, has no dictionary, asks for a window of at most
+//! 8 MiB (what every decoder of RFC 8878 offers), and nothing stands before or after it. No frame is longer than the raw
+//! one would be. So every reader, streaming or not, agrees on what a frame holds, and bytes cannot hide beside it.
 
 use zstd::bulk::{Compressor, Decompressor};
 
 use crate::error::FormatError;
-use crate::id::ChunkId;
+use crate::id::{ChunkId, is_zero};
 
 const CODING_RAW: u8 = 0;
 const CODING_ZSTD: u8 = 1;
 
 /// zstd level of stored frames: level 3 keeps two cores ahead of a fast disk; higher ones gain a few per cent.
 const LEVEL: i32 = 3;
+
+const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+const ZSTD_SINGLE_SEGMENT: u8 = 1 << 5;
+const ZSTD_DICTIONARY_ID: u8 = 0b11;
+const MAX_WINDOW_BYTES: u64 = 8 << 20;
 
 /// The longest frame of a payload: the raw coding, one byte more than the payload.
 pub const fn frame_len_max(payload_bytes: usize) -> usize {
@@ -51,19 +60,24 @@ impl FrameEncoder {
     /// Appends the frame of one payload and returns its length in bytes.
     ///
     /// # Errors
-    /// As [`FrameEncoder::encode`].
+    /// As [`FrameEncoder::encode`]; `out` is then as it was.
     pub fn encode_to(&mut self, payload: &[u8], out: &mut Vec<u8>) -> Result<usize, FormatError> {
         let start = out.len();
         out.resize(start + 1 + zstd::zstd_safe::compress_bound(payload.len()), 0);
-        let body = &mut out[start + 1..];
-        let compressed = self.zstd.compress_to_buffer(payload, body).map_err(compress_error)?;
-        if compressed < payload.len() {
-            out[start] = CODING_ZSTD;
-            out.truncate(start + 1 + compressed);
-        } else {
-            out.truncate(start);
-            out.push(CODING_RAW);
-            out.extend_from_slice(payload);
+        match self.zstd.compress_to_buffer(payload, &mut out[start + 1..]) {
+            Ok(compressed) if compressed < payload.len() => {
+                out[start] = CODING_ZSTD;
+                out.truncate(start + 1 + compressed);
+            }
+            Ok(_) => {
+                out.truncate(start);
+                out.push(CODING_RAW);
+                out.extend_from_slice(payload);
+            }
+            Err(error) => {
+                out.truncate(start);
+                return Err(compress_error(error));
+            }
         }
         Ok(out.len() - start)
     }
@@ -80,155 +94,143 @@ impl FrameDecoder {
     /// # Errors
     /// `Decompress` when zstd cannot get its memory.
     pub fn new() -> Result<Self, FormatError> {
-        let zstd = Decompressor::new().map_err(|e| decompress_error("frame", e))?;
+        let zstd = Decompressor::new().map_err(|error| decompress_error("frame", error.to_string()))?;
         Ok(Self { zstd })
     }
 
     /// Decodes a chunk's frame into a buffer of exactly the chunk size and checks it against its id.
     ///
     /// # Errors
-    /// `Decompress` when the frame does not fill the buffer exactly; `IdMismatch` when it is another chunk. The
-    /// buffer's content is then meaningless.
+    /// As [`FrameDecoder::decode_exact`]; `Field` for the zero chunk, which has a reserved id and no frame;
+    /// `IdMismatch` when it is another chunk. The buffer's content is then meaningless.
     pub fn decode_chunk(&mut self, frame: &[u8], id: ChunkId, chunk: &mut [u8]) -> Result<(), FormatError> {
         self.decode_exact("chunk", frame, chunk)?;
+        if is_zero(chunk) {
+            return Err(FormatError::field("chunk", "bytes", "all zero", "a stored chunk's"));
+        }
         id.verify(chunk)
     }
 
     /// Decodes a frame that must fill `payload` exactly. Nothing is said of its content: check its id.
     ///
     /// # Errors
-    /// `Truncated`, `Field` (unknown coding) or `Decompress`.
+    /// `Truncated`, `Field` (unknown coding), `TooLong` (longer than the raw frame) or `Decompress`.
     pub fn decode_exact(
         &mut self,
         what: &'static str,
         frame: &[u8],
         payload: &mut [u8],
     ) -> Result<(), FormatError> {
-        let (coding, body) = split_coding(what, frame)?;
-        let len = match coding {
-            CODING_RAW if body.len() == payload.len() => {
-                payload.copy_from_slice(body);
-                body.len()
-            }
-            CODING_RAW => body.len(),
-            _ => self.zstd.decompress_to_buffer(body, payload).map_err(|e| decompress_error(what, e))?,
-        };
-        if len != payload.len() {
-            let reason = format!("it holds {len} bytes, not {}", payload.len());
+        let frame = Frame::split(what, frame, payload.len())?;
+        if frame.payload_len != payload.len() {
+            let reason = format!("it holds {} bytes, not {}", frame.payload_len, payload.len());
             return Err(FormatError::Decompress { what, reason });
         }
-        Ok(())
+        self.fill(what, &frame, payload)
     }
 
     /// Decodes a frame of unknown payload length, of at most `limit_bytes`.
     ///
     /// # Errors
-    /// `Truncated`, `Field` (unknown coding), `TooLong` or `Decompress`.
+    /// `Truncated`, `Field` (unknown coding), `TooLong` (frame or payload) or `Decompress`.
     pub fn decode_bounded(
         &mut self,
         what: &'static str,
         frame: &[u8],
         limit_bytes: usize,
     ) -> Result<Vec<u8>, FormatError> {
-        let (coding, body) = split_coding(what, frame)?;
-        if coding == CODING_RAW {
-            if body.len() > limit_bytes {
-                let (len_bytes, limit_bytes) = (body.len() as u64, limit_bytes as u64);
-                return Err(FormatError::TooLong { what, len_bytes, limit_bytes });
-            }
-            return Ok(body.to_vec());
+        let frame = Frame::split(what, frame, limit_bytes)?;
+        if frame.payload_len > limit_bytes {
+            return Err(too_long(what, frame.payload_len, limit_bytes));
         }
-        let mut payload = vec![0; limit_bytes];
-        let len =
-            self.zstd.decompress_to_buffer(body, &mut payload).map_err(|e| decompress_error(what, e))?;
-        payload.truncate(len);
+        let mut payload = vec![0; frame.payload_len];
+        self.fill(what, &frame, &mut payload)?;
         Ok(payload)
+    }
+
+    /// Decodes into a buffer of the length the frame promises.
+    fn fill(&mut self, what: &'static str, frame: &Frame<'_>, payload: &mut [u8]) -> Result<(), FormatError> {
+        if frame.coding == CODING_RAW {
+            payload.copy_from_slice(frame.body);
+            return Ok(());
+        }
+        let len = self
+            .zstd
+            .decompress_to_buffer(frame.body, payload)
+            .map_err(|error| decompress_error(what, error.to_string()))?;
+        if len != payload.len() {
+            let reason = format!("it holds {len} bytes, not the {} it promises", payload.len());
+            return Err(FormatError::Decompress { what, reason });
+        }
+        Ok(())
     }
 }
 
-fn split_coding<'a>(what: &'static str, frame: &'a [u8]) -> Result<(u8, &'a [u8]), FormatError> {
-    match frame.split_first() {
-        Some((&coding @ (CODING_RAW | CODING_ZSTD), body)) => Ok((coding, body)),
-        Some((coding, _)) => Err(FormatError::field(what, "coding", coding, "0 (raw) or 1 (zstd)")),
-        None => Err(FormatError::Truncated { what, len_bytes: 0, needed_bytes: 1 }),
+/// A frame taken apart, its outside checked: what it promises is known before anything is allocated or decoded.
+struct Frame<'a> {
+    coding: u8,
+    body: &'a [u8],
+    payload_len: usize,
+}
+
+impl<'a> Frame<'a> {
+    fn split(what: &'static str, frame: &'a [u8], payload_limit_bytes: usize) -> Result<Self, FormatError> {
+        let Some((&coding, body)) = frame.split_first() else {
+            return Err(FormatError::Truncated { what, len_bytes: 0, needed_bytes: 1 });
+        };
+        if body.len() > payload_limit_bytes {
+            return Err(too_long(what, frame.len(), frame_len_max(payload_limit_bytes)));
+        }
+        let payload_len = match coding {
+            CODING_RAW => body.len(),
+            CODING_ZSTD => zstd_content_len(what, body)?,
+            _ => return Err(FormatError::field(what, "coding", coding, "0 (raw) or 1 (zstd)")),
+        };
+        Ok(Self { coding, body, payload_len })
     }
+}
+
+/// Checks that bytes are one zstd frame of the kind stored here, and returns the content length it promises.
+fn zstd_content_len(what: &'static str, body: &[u8]) -> Result<usize, FormatError> {
+    let refused = |reason: &str| Err(decompress_error(what, reason.to_owned()));
+    // The magic bytes first: skippable frames pass the size checks below with a content of nothing.
+    let Some(&[descriptor, window, ..]) = body.strip_prefix(&ZSTD_MAGIC) else {
+        return refused("it is not a zstd frame");
+    };
+    if descriptor & ZSTD_DICTIONARY_ID != 0 {
+        return refused("it needs a dictionary");
+    }
+    if descriptor & ZSTD_SINGLE_SEGMENT == 0 && window_bytes(window) > MAX_WINDOW_BYTES {
+        return refused("it needs a window of more than 8 MiB");
+    }
+    let Ok(Some(content)) = zstd::zstd_safe::get_frame_content_size(body) else {
+        return refused("it does not say its content size");
+    };
+    match zstd::zstd_safe::find_frame_compressed_size(body) {
+        Ok(len) if len == body.len() => {}
+        Ok(_) => return refused("bytes follow the zstd frame"),
+        Err(_) => return refused("the zstd frame is cut short or damaged"),
+    }
+    usize::try_from(content).or_else(|_| refused("its content size is beyond all limits"))
+}
+
+/// The window a zstd frame asks for, from its window descriptor (RFC 8878, section 3.1.1.1.2).
+fn window_bytes(descriptor: u8) -> u64 {
+    let base = 1u64 << (10 + (descriptor >> 3));
+    base + base / 8 * u64::from(descriptor & 7)
+}
+
+fn too_long(what: &'static str, len: usize, limit: usize) -> FormatError {
+    FormatError::TooLong { what, len_bytes: len as u64, limit_bytes: limit as u64 }
 }
 
 fn compress_error(source: std::io::Error) -> FormatError {
     FormatError::Compress { what: "frame", reason: source.to_string() }
 }
 
-fn decompress_error(what: &'static str, source: std::io::Error) -> FormatError {
-    FormatError::Decompress { what, reason: source.to_string() }
+fn decompress_error(what: &'static str, reason: String) -> FormatError {
+    FormatError::Decompress { what, reason }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn noise(len: usize) -> Vec<u8> {
-        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-        (0..len)
-            .map(|_| {
-                state ^= state << 13;
-                state ^= state >> 7;
-                state ^= state << 17;
-                state.to_le_bytes()[0]
-            })
-            .collect()
-    }
-
-    #[test]
-    fn a_payload_that_does_not_shrink_is_stored_raw() {
-        let payload = noise(4096);
-        let frame = FrameEncoder::new().unwrap().encode(&payload).unwrap();
-        assert_eq!(frame.len(), frame_len_max(payload.len()));
-        assert_eq!(frame[0], CODING_RAW);
-        let mut decoded = vec![0; 4096];
-        FrameDecoder::new().unwrap().decode_exact("chunk", &frame, &mut decoded).unwrap();
-        assert_eq!(decoded, payload);
-    }
-
-    #[test]
-    fn a_frame_that_holds_too_much_or_too_little_is_refused() {
-        let frame = FrameEncoder::new().unwrap().encode(&[5; 8192]).unwrap();
-        let mut decoder = FrameDecoder::new().unwrap();
-        for len in [0, 4096, 8191, 8193, 1 << 20] {
-            assert!(decoder.decode_exact("chunk", &frame, &mut vec![0; len]).is_err(), "{len}");
-        }
-        assert!(decoder.decode_bounded("chunk", &frame, 8191).is_err());
-        assert_eq!(decoder.decode_bounded("chunk", &frame, 10_000).unwrap(), [5; 8192]);
-    }
-
-    #[test]
-    fn a_bomb_is_stopped_at_the_callers_limit() {
-        let bomb = FrameEncoder::new().unwrap().encode(&vec![0; 64 << 20]).unwrap();
-        assert!(bomb.len() < 16_384);
-        let mut chunk = vec![0; 65_536];
-        let error = FrameDecoder::new().unwrap().decode_exact("chunk", &bomb, &mut chunk).unwrap_err();
-        assert!(matches!(error, FormatError::Decompress { .. }), "{error}");
-    }
-
-    #[test]
-    fn another_chunk_under_this_id_is_refused() {
-        let frame = FrameEncoder::new().unwrap().encode(&[1; 4096]).unwrap();
-        let error = FrameDecoder::new()
-            .unwrap()
-            .decode_chunk(&frame, ChunkId::of(&[2; 4096]), &mut [0; 4096])
-            .unwrap_err();
-        assert!(matches!(error, FormatError::IdMismatch { .. }), "{error}");
-    }
-
-    #[test]
-    fn unknown_coding_and_empty_frames_are_refused() {
-        let mut decoder = FrameDecoder::new().unwrap();
-        assert!(matches!(
-            decoder.decode_exact("chunk", &[], &mut []).unwrap_err(),
-            FormatError::Truncated { needed_bytes: 1, .. }
-        ));
-        assert!(matches!(
-            decoder.decode_exact("chunk", &[2, 0], &mut [0]).unwrap_err(),
-            FormatError::Field { field: "coding", .. }
-        ));
-    }
-}
+mod tests;

@@ -40,8 +40,8 @@ pub use manifest::{
 };
 pub use namespace::{MAX_NAME_BYTES, Name, Namespace};
 pub use pack::{
-    MAX_PACK_BYTES, MAX_PACK_CHUNKS, PACK_HEADER_BYTES, PACK_TARGET_BYTES, PACK_TRAILER_BYTES, PackBuilder,
-    PackEntry, PackFooter, PackTrailer, SealedPack,
+    MAX_PACK_BYTES, MAX_PACK_CHUNKS, MAX_PACK_PAYLOAD_BYTES, PACK_HEADER_BYTES, PACK_TARGET_BYTES,
+    PACK_TRAILER_BYTES, PackBuilder, PackEntry, PackFooter, PackTrailer, SealedPack, pack_chunks_max,
 };
 pub use profile::{BootStream, MAX_PROFILE_BYTES, Profile, ProfileEntry};
 pub use segment::{SEGMENT_BYTES, SEGMENT_CHUNKS, Segment};

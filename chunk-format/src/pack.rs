@@ -15,17 +15,17 @@
 //!
 //! Table entry, in the order of the frames; a frame starts where the one before it ends:
 //!
-//! | at | len | field     | values                    |
-//! |----|-----|-----------|---------------------------|
-//! |  0 | 32  | chunk id  | never the zero chunk's    |
-//! | 32 |  4  | frame_len | bytes, 2 to chunk size + 1 |
+//! | at | len | field     | values                                 |
+//! |----|-----|-----------|----------------------------------------|
+//! |  0 | 32  | chunk id  | once in a pack, never the zero chunk's |
+//! | 32 |  4  | frame_len | bytes, 2 to chunk size + 1             |
 //!
 //! Trailer, the last 64 bytes:
 //!
 //! | at | len | field           | values                                                     |
 //! |----|-----|-----------------|------------------------------------------------------------|
 //! |  0 |  8  | frames_len      | bytes of all frames                                        |
-//! |  8 |  4  | chunks          | entries in the table, 1 to [`MAX_PACK_CHUNKS`]             |
+//! |  8 |  4  | chunks          | entries in the table, 1 to [`pack_chunks_max`]             |
 //! | 12 |  2  | version         | 1                                                          |
 //! | 14 |  1  | chunk_size_log2 | as in the header                                           |
 //! | 15 |  9  | reserved        | 0                                                          |
@@ -34,13 +34,14 @@
 //!
 //! Numbers are little-endian. The pack's id is the SHA-256 of the whole file.
 
+use std::collections::HashSet;
 use std::ops::Range;
 
 use sha2::{Digest, Sha256};
 
 use crate::error::FormatError;
 use crate::frame::{FrameDecoder, FrameEncoder, frame_len_max};
-use crate::id::{ChunkId, ID_BYTES, PackId};
+use crate::id::{ChunkId, ID_BYTES, PackId, is_zero};
 use crate::reader::Reader;
 use crate::units::ChunkSize;
 
@@ -60,8 +61,15 @@ pub const PACK_TARGET_BYTES: usize = 16 << 20;
 /// The longest pack anyone accepts, bytes. A pack at its target plus one raw chunk of the largest size and a full
 /// table stays below it.
 pub const MAX_PACK_BYTES: usize = 32 << 20;
-/// The most chunks in a pack; keeps the table under 600 KiB.
+/// The most chunks in a pack of any chunk size; keeps the table under 600 KiB.
 pub const MAX_PACK_CHUNKS: usize = 16_384;
+/// The most bytes the chunks of one pack may have together: what checking an upload can cost, however well it compresses.
+pub const MAX_PACK_PAYLOAD_BYTES: usize = 1 << 30;
+
+/// The most chunks in a pack of this chunk size: [`MAX_PACK_CHUNKS`] and [`MAX_PACK_PAYLOAD_BYTES`] both hold.
+pub fn pack_chunks_max(chunk_size: ChunkSize) -> usize {
+    MAX_PACK_CHUNKS.min(MAX_PACK_PAYLOAD_BYTES / chunk_size.bytes())
+}
 
 /// One frame's place in its pack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,7 +86,7 @@ impl PackEntry {
     /// Where the frame lies in the pack file.
     pub fn range(&self) -> Range<usize> {
         let start = self.offset as usize;
-        start..start + self.frame_len as usize
+        start..start.saturating_add(self.frame_len as usize)
     }
 }
 
@@ -87,6 +95,7 @@ pub struct PackBuilder {
     chunk_size: ChunkSize,
     bytes: Vec<u8>,
     entries: Vec<PackEntry>,
+    chunks: HashSet<ChunkId>,
 }
 
 /// A finished pack.
@@ -108,19 +117,23 @@ impl PackBuilder {
         bytes.extend_from_slice(&VERSION.to_le_bytes());
         bytes.push(chunk_size.log2());
         bytes.extend_from_slice(&[0; 5]);
-        Self { chunk_size, bytes, entries: Vec::new() }
+        Self { chunk_size, bytes, entries: Vec::new(), chunks: HashSet::new() }
     }
 
-    /// Adds one chunk under the id the caller computed for it.
+    /// Adds one chunk under the id the caller computed for it; one that is there already is not added again.
     ///
     /// # Errors
-    /// `Field` for the zero chunk, a chunk of another size, or a full pack; `Compress` when zstd fails.
+    /// `Field` for the zero chunk, a chunk of another size, or a full pack; `Compress` when zstd fails. The pack is then
+    /// as it was.
     pub fn add(&mut self, id: ChunkId, chunk: &[u8], encoder: &mut FrameEncoder) -> Result<(), FormatError> {
-        if id.is_zero() {
-            return Err(FormatError::field(WHAT, "chunk id", "the zero chunk", "a stored chunk"));
+        if id.is_zero() || is_zero(chunk) {
+            return Err(FormatError::field(WHAT, "chunk", "the zero chunk", "a stored chunk"));
         }
         if chunk.len() != self.chunk_size.bytes() {
             return Err(FormatError::field(WHAT, "chunk", chunk.len(), self.chunk_size.bytes()));
+        }
+        if self.chunks.contains(&id) {
+            return Ok(());
         }
         if self.is_full() {
             return Err(FormatError::field(
@@ -133,12 +146,13 @@ impl PackBuilder {
         let offset = u32_field("offset", self.bytes.len())?;
         let frame_len = u32_field("frame_len", encoder.encode_to(chunk, &mut self.bytes)?)?;
         self.entries.push(PackEntry { chunk: id, offset, frame_len });
+        self.chunks.insert(id);
         Ok(())
     }
 
     /// Whether the pack has reached its target size and must be sealed.
     pub fn is_full(&self) -> bool {
-        self.bytes.len() >= PACK_TARGET_BYTES || self.entries.len() >= MAX_PACK_CHUNKS
+        self.bytes.len() >= PACK_TARGET_BYTES || self.entries.len() >= pack_chunks_max(self.chunk_size)
     }
 
     /// Whether nothing was added yet.
@@ -205,8 +219,9 @@ impl PackTrailer {
         if reader.array::<9>()? != [0; 9] {
             return Err(FormatError::field(WHAT, "reserved", "not zero", "zero"));
         }
-        if chunks == 0 || chunks as usize > MAX_PACK_CHUNKS {
-            return Err(FormatError::field(WHAT, "chunks", chunks, format!("1 to {MAX_PACK_CHUNKS}")));
+        let chunks_max = pack_chunks_max(chunk_size);
+        if chunks == 0 || chunks as usize > chunks_max {
+            return Err(FormatError::field(WHAT, "chunks", chunks, format!("1 to {chunks_max}")));
         }
         let rest = (PACK_HEADER_BYTES + chunks as usize * ENTRY_BYTES + PACK_TRAILER_BYTES) as u64;
         if frames_len.checked_add(rest) != Some(pack_len) {
@@ -223,7 +238,7 @@ impl PackTrailer {
     }
 }
 
-/// A pack's table, checked: every frame lies inside the pack and none overlaps another.
+/// A pack's table, checked: every frame lies inside the pack, none overlaps another, no chunk is there twice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PackFooter {
     /// Bytes per chunk in this pack.
@@ -236,7 +251,7 @@ impl PackFooter {
     /// Reads table and trailer off the end of `tail`, the last bytes of a pack file of `pack_len` bytes.
     ///
     /// # Errors
-    /// As [`PackTrailer::decode`], `Checksum`, or `Field` when an entry is out of range.
+    /// As [`PackTrailer::decode`], `Checksum`, or `Field` when an entry is out of range or names a chunk again.
     pub fn decode(tail: &[u8], pack_len: u64) -> Result<Self, FormatError> {
         let trailer = PackTrailer::decode(tail, pack_len)?;
         let Some(start) = tail.len().checked_sub(trailer.footer_len()) else {
@@ -250,12 +265,16 @@ impl PackFooter {
         }
         let mut reader = Reader::new(WHAT, checked);
         let mut entries = Vec::with_capacity(trailer.chunks as usize);
+        let mut seen = HashSet::with_capacity(trailer.chunks as usize);
         let mut offset = PACK_HEADER_BYTES as u64;
         for _ in 0..trailer.chunks {
             let chunk = ChunkId::from_bytes(reader.array()?);
             let frame_len = reader.u32()?;
             if chunk.is_zero() {
                 return Err(FormatError::field(WHAT, "chunk id", "the zero chunk", "a stored chunk"));
+            }
+            if !seen.insert(chunk) {
+                return Err(FormatError::field(WHAT, "chunk id", chunk, "in the table once"));
             }
             let longest = frame_len_max(trailer.chunk_size.bytes());
             if frame_len < 2 || frame_len as usize > longest {
@@ -326,71 +345,4 @@ fn u32_field(field: &'static str, value: impl TryInto<u32> + Copy + ToString) ->
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn sample() -> SealedPack {
-        let mut encoder = FrameEncoder::new().unwrap();
-        let mut builder = PackBuilder::new(ChunkSize::new(4096).unwrap());
-        for value in 1..=3u8 {
-            let chunk = vec![value; 4096];
-            builder.add(ChunkId::of_chunk(&chunk), &chunk, &mut encoder).unwrap();
-        }
-        builder.seal().unwrap()
-    }
-
-    #[test]
-    fn a_sealed_pack_reads_back() {
-        let pack = sample();
-        let footer = PackFooter::decode_pack(&pack.bytes).unwrap();
-        assert_eq!(footer.entries, pack.entries);
-        footer.verify_frames(&pack.bytes, &mut FrameDecoder::new().unwrap()).unwrap();
-        assert_eq!(pack.id, PackId::of(&pack.bytes));
-    }
-
-    #[test]
-    fn the_footer_reads_from_the_tail_alone() {
-        let pack = sample();
-        let len = pack.bytes.len();
-        let trailer = PackTrailer::decode(&pack.bytes[len - PACK_TRAILER_BYTES..], len as u64).unwrap();
-        let footer = PackFooter::decode(&pack.bytes[len - trailer.footer_len()..], len as u64).unwrap();
-        assert_eq!(footer.entries, pack.entries);
-        assert!(PackFooter::decode(&pack.bytes[len - trailer.footer_len() + 1..], len as u64).is_err());
-    }
-
-    #[test]
-    fn every_flipped_byte_is_found() {
-        let pack = sample();
-        let mut decoder = FrameDecoder::new().unwrap();
-        for at in 0..pack.bytes.len() {
-            let mut bytes = pack.bytes.clone();
-            bytes[at] ^= 0x40;
-            let found = PackFooter::decode_pack(&bytes)
-                .and_then(|footer| footer.verify_frames(&bytes, &mut decoder))
-                .and_then(|()| pack.id.verify(&bytes));
-            assert!(found.is_err(), "byte {at}");
-        }
-    }
-
-    #[test]
-    fn cut_and_padded_packs_are_refused() {
-        let pack = sample().bytes;
-        for len in 0..pack.len() {
-            assert!(PackFooter::decode_pack(&pack[..len]).is_err(), "{len}");
-        }
-        let mut padded = pack.clone();
-        padded.push(0);
-        assert!(PackFooter::decode_pack(&padded).is_err());
-        assert!(PackTrailer::decode(&pack, u64::MAX).is_err());
-    }
-
-    #[test]
-    fn the_zero_chunk_and_odd_sizes_never_enter_a_pack() {
-        let mut encoder = FrameEncoder::new().unwrap();
-        let mut builder = PackBuilder::new(ChunkSize::DEFAULT);
-        assert!(builder.add(ChunkId::ZERO, &[0; 65_536], &mut encoder).is_err());
-        assert!(builder.add(ChunkId::of(&[1]), &[1], &mut encoder).is_err());
-        assert!(builder.is_empty());
-        assert!(builder.seal().is_none());
-    }
-}
+mod tests;

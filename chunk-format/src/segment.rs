@@ -49,7 +49,7 @@ impl Segment {
         &self.chunks
     }
 
-    /// Replaces one id. Positions past the end are ignored by no one: `at` is below 1,024.
+    /// Replaces the id at a position from 0 to 1,023.
     ///
     /// # Errors
     /// `Field` when `at` is 1,024 or more.
@@ -65,39 +65,51 @@ impl Segment {
 
     /// The segment's id.
     pub fn id(&self) -> SegmentId {
-        if self.chunks.iter().all(ChunkId::is_zero) {
-            SegmentId::ZERO
-        } else {
-            SegmentId::of(&self.to_bytes())
-        }
+        if self.is_zero() { SegmentId::ZERO } else { SegmentId::of(&self.to_bytes()) }
     }
 
     /// The segment as it is stored.
     ///
     /// # Errors
-    /// `Compress` when zstd fails.
+    /// `Field` for the segment of zero chunks only, which is never stored; `Compress` when zstd fails.
     pub fn encode(&self, encoder: &mut FrameEncoder) -> Result<Vec<u8>, FormatError> {
+        if self.is_zero() {
+            return Err(zero_segment());
+        }
         encoder.encode(&self.to_bytes())
     }
 
     /// Reads a stored segment and checks it against its id.
     ///
     /// # Errors
-    /// `Truncated`, `Field`, `Decompress` or `IdMismatch`.
+    /// `Truncated`, `TooLong`, `Decompress`, `IdMismatch`, or `Field`: an unknown coding, or the segment of zero chunks
+    /// only, under whatever id.
     pub fn decode(frame: &[u8], id: SegmentId, decoder: &mut FrameDecoder) -> Result<Self, FormatError> {
         if id.is_zero() {
-            return Err(FormatError::field(WHAT, "id", "the zero segment", "a stored segment"));
+            return Err(zero_segment());
         }
         let mut bytes = vec![0; SEGMENT_BYTES];
         decoder.decode_exact(WHAT, frame, &mut bytes)?;
         id.verify(&bytes)?;
         let (ids, _) = bytes.as_chunks::<ID_BYTES>();
-        Ok(Self { chunks: ids.iter().map(|id| ChunkId::from_bytes(*id)).collect() })
+        let segment = Self { chunks: ids.iter().map(|id| ChunkId::from_bytes(*id)).collect() };
+        if segment.is_zero() {
+            return Err(zero_segment());
+        }
+        Ok(segment)
+    }
+
+    fn is_zero(&self) -> bool {
+        self.chunks.iter().all(ChunkId::is_zero)
     }
 
     fn to_bytes(&self) -> Vec<u8> {
         self.chunks.iter().flat_map(|id| *id.as_bytes()).collect()
     }
+}
+
+fn zero_segment() -> FormatError {
+    FormatError::field(WHAT, "id", "the zero segment", "a stored segment")
 }
 
 #[cfg(test)]
@@ -118,8 +130,12 @@ mod tests {
     fn the_zero_segment_has_the_reserved_id_and_is_never_decoded() {
         assert_eq!(Segment::zero().id(), SegmentId::ZERO);
         assert_eq!(Segment::new(Vec::new()).unwrap(), Segment::zero());
-        let frame = Segment::zero().encode(&mut FrameEncoder::new().unwrap()).unwrap();
-        assert!(Segment::decode(&frame, SegmentId::ZERO, &mut FrameDecoder::new().unwrap()).is_err());
+        assert!(Segment::zero().encode(&mut FrameEncoder::new().unwrap()).is_err());
+        let zeros = [0; SEGMENT_BYTES];
+        let frame = FrameEncoder::new().unwrap().encode(&zeros).unwrap();
+        for id in [SegmentId::ZERO, SegmentId::of(&zeros)] {
+            assert!(Segment::decode(&frame, id, &mut FrameDecoder::new().unwrap()).is_err(), "{id}");
+        }
     }
 
     #[test]

@@ -155,9 +155,9 @@ impl ChunkIndex {
         Self(offset_bytes >> chunk_size.log2())
     }
 
-    /// Offset of the chunk's first byte on the disk.
+    /// Offset of the chunk's first byte on the disk; the end of all disks for an index beyond them.
     pub fn offset_bytes(self, chunk_size: ChunkSize) -> u64 {
-        self.0 << chunk_size.log2()
+        self.0.saturating_mul(chunk_size.bytes_u64())
     }
 
     /// The segment the chunk is in, and its position there (0 to 1023).
@@ -215,5 +215,12 @@ mod tests {
         assert_eq!(ChunkIndex(1025).in_segment(), (SegmentIndex(1), 1));
         assert_eq!(SegmentIndex(1).first_chunk(), ChunkIndex(1024));
         assert_eq!(ChunkIndex::containing(65_536, ChunkSize::DEFAULT), ChunkIndex(1));
+        assert_eq!(ChunkIndex(3).offset_bytes(ChunkSize::DEFAULT), 196_608);
+    }
+
+    #[test]
+    fn an_index_beyond_all_disks_stays_beyond_them() {
+        assert_eq!(ChunkIndex(u64::MAX).offset_bytes(ChunkSize::DEFAULT), u64::MAX);
+        assert_eq!(ChunkIndex(u64::MAX).in_segment().0, SegmentIndex(u32::MAX));
     }
 }

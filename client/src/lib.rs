@@ -1,1 +1,4 @@
-//! The client of Satchel: publishes, mounts, runs and syncs desktops.
+//! The client of Satchel: publishes images, mounts desktops lazily as copy-on-write disks, runs and syncs them.
+
+pub mod overlay;
+pub mod volume;

@@ -97,12 +97,12 @@ pub enum FormatError {
         reason: String,
     },
     /// The bytes are not the JSON this structure is written in.
-    #[error("{what} is not valid: {source}")]
+    #[error("{what} is not valid: {reason}")]
     Json {
         /// The structure being read.
         what: &'static str,
-        /// The parser's reason, with line and column.
-        source: serde_json::Error,
+        /// The parser's reason, with line and column, cut to a length and escaped: it quotes the bytes refused.
+        reason: String,
     },
     /// The signature was not made by this key over these bytes.
     #[error("{what} is not signed by {key}")]

@@ -10,26 +10,31 @@
 //! | 32       | segment         | the segment's id                                               |
 //! | 2        | packs           | entries in the pack table, at most 1,024                       |
 //! | packs x  | pack table      | u8 name_len, u8 kind (0 image, 1 user), name, 32 id, u32 len   |
-//! | 1024 x 2 | pack of chunk   | position in the pack table; 0xffff: not stored (zero chunk)    |
+//! | 1024 x 2 | pack of chunk   | position in the pack table; 0xffff: not stored (zero chunk), gap and length then 0 |
 //! | 1024 x 4 | gap of chunk    | frame offset minus the end of the frame before it in that pack, modulo 2^32 |
-//! | 1024 x 4 | length of chunk | bytes of the frame                                             |
+//! | 1024 x 4 | length of chunk | bytes of the frame, 2 to 4,194,305 (4 MiB + 1)                 |
 //!
 //! Columns, and gaps instead of offsets, because neighbours on disk are neighbours in a pack: the gaps are nearly all
 //! zero and vanish in the frame's compression.
+//!
+//! A locator does not know its disk's chunk size; its reader does, and checks the lengths against it with
+//! [`Locator::check_frame_lens`] before it fetches anything.
 
 use crate::error::FormatError;
-use crate::frame::{FrameDecoder, FrameEncoder};
+use crate::frame::{FrameDecoder, FrameEncoder, frame_len_max};
 use crate::id::{PackId, SegmentId};
 use crate::namespace::{MAX_NAME_BYTES, Name, Namespace};
 use crate::pack::{MAX_PACK_BYTES, PACK_HEADER_BYTES};
 use crate::reader::Reader;
 use crate::segment::SEGMENT_CHUNKS;
+use crate::units::ChunkSize;
 
 const WHAT: &str = "locator";
 const MAGIC: &[u8; 8] = b"SATLOCA\x1a";
 const VERSION: u16 = 1;
 const NOT_STORED: u16 = 0xffff;
 const MAX_PACKS: usize = SEGMENT_CHUNKS;
+const MIN_FRAME_BYTES: u32 = 2;
 
 /// The longest locator before it is framed, bytes: every chunk in a pack of its own, every name of full length.
 pub const MAX_LOCATOR_BYTES: usize =
@@ -95,6 +100,22 @@ impl Locator {
             check_place(place, &packs)?;
         }
         Ok(Self { segment, packs, places })
+    }
+
+    /// Checks that no frame is longer than one of a chunk of this size can be: a locator is not signed, and what it
+    /// says must not decide how much is fetched.
+    ///
+    /// # Errors
+    /// `Field` naming the first frame that is too long.
+    pub fn check_frame_lens(&self, chunk_size: ChunkSize) -> Result<(), FormatError> {
+        let longest = frame_len_max(chunk_size.bytes());
+        match self.places.iter().flatten().find(|place| place.frame_len as usize > longest) {
+            None => Ok(()),
+            Some(place) => {
+                let expected = format!("at most {longest} for chunks of {} bytes", chunk_size.bytes());
+                Err(FormatError::field(WHAT, "length of chunk", place.frame_len, expected))
+            }
+        }
     }
 
     /// The segment whose chunks these are.
@@ -182,6 +203,10 @@ impl Locator {
         for _ in 0..SEGMENT_CHUNKS {
             let (pack, gap, frame_len) = (chunk_packs.u16()?, gaps.u32()?, lengths.u32()?);
             if pack == NOT_STORED {
+                if gap != 0 || frame_len != 0 {
+                    let found = format!("gap {gap} and length {frame_len}");
+                    return Err(FormatError::field(WHAT, "place", found, "0 and 0 for a chunk not stored"));
+                }
                 places.push(None);
                 continue;
             }
@@ -228,7 +253,12 @@ fn check_place(place: &ChunkPlace, packs: &[PackRef]) -> Result<(), FormatError>
     };
     let end = u64::from(place.offset) + u64::from(place.frame_len);
     let starts_in_frames = place.offset as usize >= PACK_HEADER_BYTES;
-    if place.frame_len == 0 || !starts_in_frames || end > u64::from(pack.pack_len) {
+    let longest = frame_len_max(ChunkSize::MAX.bytes());
+    if place.frame_len < MIN_FRAME_BYTES || place.frame_len as usize > longest {
+        let expected = format!("{MIN_FRAME_BYTES} to {longest}");
+        return Err(FormatError::field(WHAT, "length of chunk", place.frame_len, expected));
+    }
+    if !starts_in_frames || end > u64::from(pack.pack_len) {
         let found = format!("{} bytes at {}", place.frame_len, place.offset);
         return Err(FormatError::field(
             WHAT,
@@ -241,57 +271,4 @@ fn check_place(place: &ChunkPlace, packs: &[PackRef]) -> Result<(), FormatError>
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn sample() -> Locator {
-        let pack = |name: &str, namespace: fn(Name) -> Namespace| PackRef {
-            namespace: namespace(name.parse().unwrap()),
-            pack: PackId::of(name.as_bytes()),
-            pack_len: 1 << 20,
-        };
-        let packs = vec![pack("debian", Namespace::Image), pack("alice", Namespace::User)];
-        let mut places = vec![None; SEGMENT_CHUNKS];
-        places[0] = Some(ChunkPlace { pack: 0, offset: 16, frame_len: 100 });
-        places[1] = Some(ChunkPlace { pack: 0, offset: 116, frame_len: 200 });
-        places[2] = Some(ChunkPlace { pack: 1, offset: 5000, frame_len: 300 });
-        places[9] = Some(ChunkPlace { pack: 0, offset: 16, frame_len: 100 });
-        places[1023] = Some(ChunkPlace { pack: 0, offset: (1 << 20) - 1, frame_len: 1 });
-        Locator::new(SegmentId::of(b"s"), packs, places).unwrap()
-    }
-
-    #[test]
-    fn a_locator_reads_back_and_is_small() {
-        let locator = sample();
-        let frame = locator.encode(&mut FrameEncoder::new().unwrap()).unwrap();
-        assert!(frame.len() < 400, "{} bytes", frame.len());
-        let decoded = Locator::decode(&frame, locator.segment(), &mut FrameDecoder::new().unwrap()).unwrap();
-        assert_eq!(decoded, locator);
-        assert_eq!(decoded.pack(&decoded.place(2).unwrap()).unwrap().namespace.to_string(), "user/alice");
-    }
-
-    #[test]
-    fn a_locator_of_another_segment_is_refused() {
-        let frame = sample().encode(&mut FrameEncoder::new().unwrap()).unwrap();
-        let error =
-            Locator::decode(&frame, SegmentId::of(b"other"), &mut FrameDecoder::new().unwrap()).unwrap_err();
-        assert!(matches!(error, FormatError::Field { field: "segment", .. }), "{error}");
-    }
-
-    #[test]
-    fn places_outside_their_pack_are_refused() {
-        let packs =
-            vec![PackRef { namespace: "image/a".parse().unwrap(), pack: PackId::of(b"p"), pack_len: 1000 }];
-        for (offset, frame_len) in [(16, 985), (15, 10), (16, 0), (u32::MAX, u32::MAX)] {
-            let mut places = vec![None; SEGMENT_CHUNKS];
-            places[5] = Some(ChunkPlace { pack: 0, offset, frame_len });
-            assert!(
-                Locator::new(SegmentId::of(b"s"), packs.clone(), places).is_err(),
-                "{offset} {frame_len}"
-            );
-        }
-        let mut places = vec![None; SEGMENT_CHUNKS];
-        places[0] = Some(ChunkPlace { pack: 1, offset: 16, frame_len: 10 });
-        assert!(Locator::new(SegmentId::of(b"s"), packs, places).is_err());
-    }
-}
+mod tests;

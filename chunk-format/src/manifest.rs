@@ -5,70 +5,29 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::FormatError;
 use crate::id::{ManifestId, SegmentId, preview};
-use crate::namespace::{Name, Namespace};
+use crate::namespace::Name;
 use crate::units::{ChunkSize, DiskSize, MAX_SEGMENTS_PER_DISK};
+
+mod features;
+mod json;
+mod subject;
+
+pub use features::Features;
+pub use subject::Subject;
 
 const WHAT: &str = "manifest";
 const FORMAT: &str = "satchel-manifest";
 const VERSION: u64 = 1;
-const MAX_DISKS: usize = 4;
+pub(crate) const MAX_DISKS: usize = 4;
 const MAX_MACHINE_BYTES: usize = 128;
+const MAX_SEGMENTS: usize = MAX_SEGMENTS_PER_DISK as usize;
+/// The largest number every JSON reader keeps exact.
+const MAX_EXACT: u64 = (1 << 53) - 1;
 
 /// The longest manifest anyone accepts, bytes: two disks of the most segments fit.
 pub const MAX_MANIFEST_BYTES: usize = 12 << 20;
 /// The longest note, bytes.
 pub const MAX_NOTE_BYTES: usize = 1000;
-
-/// Names of what a manifest uses beyond version 1, in three classes (as ext4 and composefs do): a reader may ignore
-/// unknown `compatible` ones, may read but not write upon unknown `read_only_compatible` ones, and refuses unknown
-/// `incompatible` ones.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Features {
-    /// May be ignored.
-    pub compatible: Vec<String>,
-    /// May be read, must not be written upon.
-    pub read_only_compatible: Vec<String>,
-    /// Must be understood.
-    pub incompatible: Vec<String>,
-}
-
-impl Features {
-    /// Features this library understands: none yet beyond version 1.
-    const KNOWN: &[&str] = &[];
-
-    fn unknown(names: &[String]) -> Vec<String> {
-        names.iter().filter(|name| !Self::KNOWN.contains(&name.as_str())).map(|name| preview(name)).collect()
-    }
-}
-
-/// What a manifest is a version of.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "lowercase")]
-pub enum Subject {
-    /// A golden version of an image.
-    Image {
-        /// The image.
-        image: Name,
-    },
-    /// A version of one person's desktop.
-    Desktop {
-        /// The user it belongs to.
-        owner: Name,
-        /// The desktop's name, unique for its owner.
-        desktop: Name,
-    },
-}
-
-impl Subject {
-    /// The namespace the version's manifest, and what it adds, lie in.
-    pub fn namespace(&self) -> Namespace {
-        match self {
-            Self::Image { image } => Namespace::Image(image.clone()),
-            Self::Desktop { owner, .. } => Namespace::User(owner.clone()),
-        }
-    }
-}
 
 /// The golden version a desktop's system disk stands on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -111,6 +70,7 @@ impl std::fmt::Display for DiskRole {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Disk {
     /// What it is for; each role appears once.
+    #[serde(deserialize_with = "json::name")]
     pub role: DiskRole,
     /// Its size.
     #[serde(rename = "size_bytes")]
@@ -119,6 +79,7 @@ pub struct Disk {
     #[serde(rename = "chunk_size_bytes")]
     pub chunk_size: ChunkSize,
     /// Its segments in order; as many as cover the disk.
+    #[serde(deserialize_with = "json::list::<_, _, MAX_SEGMENTS>")]
     pub segments: Vec<SegmentId>,
 }
 
@@ -145,8 +106,10 @@ pub enum Architecture {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BootFacts {
     /// How its boot code is started.
+    #[serde(deserialize_with = "json::name")]
     pub firmware: Firmware,
     /// The processor it needs.
+    #[serde(deserialize_with = "json::name")]
     pub architecture: Architecture,
 }
 
@@ -161,9 +124,11 @@ pub struct Manifest {
     pub base: Option<Base>,
     /// The version before this one; none for the first.
     pub parent: Option<ManifestId>,
-    /// 1 for the first version, then one more than the parent's: clients refuse to go back in it unless told.
+    /// 1 for the first version, then one more than the parent's, below 2^53: clients refuse to go back in it unless
+    /// told.
     pub sequence: u64,
-    /// When it was made, by the maker's clock, milliseconds since 1970 UTC. For people; nothing is decided by it.
+    /// When it was made, by the maker's clock, milliseconds since 1970 UTC, below 2^53. For people; nothing is decided by
+    /// it.
     pub created_ms: u64,
     /// The machine it was made on, for people; at most 128 bytes.
     pub machine: String,
@@ -180,16 +145,20 @@ pub struct Manifest {
 struct Document {
     format: String,
     version: u64,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "json::object")]
     features: Features,
+    #[serde(deserialize_with = "json::object")]
     subject: Subject,
+    #[serde(default, deserialize_with = "json::optional_object")]
     base: Option<Base>,
     parent: Option<ManifestId>,
     sequence: u64,
     created_ms: u64,
     machine: String,
     note: Option<String>,
+    #[serde(deserialize_with = "json::objects::<_, _, MAX_DISKS>")]
     disks: Vec<Disk>,
+    #[serde(deserialize_with = "json::object")]
     boot: BootFacts,
 }
 
@@ -198,7 +167,7 @@ struct Document {
 struct Preamble {
     format: String,
     version: u64,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "json::object")]
     features: Features,
 }
 
@@ -224,7 +193,7 @@ impl Manifest {
             boot: self.boot,
         };
         let mut bytes = serde_json::to_vec_pretty(&document)
-            .map_err(|source| FormatError::Json { what: WHAT, source })?;
+            .map_err(|error| FormatError::Json { what: WHAT, reason: error.to_string() })?;
         bytes.push(b'\n');
         check_length(&bytes)?;
         Ok(bytes)
@@ -236,8 +205,7 @@ impl Manifest {
     /// `TooLong`, `Json`, `UnsupportedVersion`, `UnsupportedFeatures`, or `Field` naming what is out of range.
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
         check_length(bytes)?;
-        let json = |source| FormatError::Json { what: WHAT, source };
-        let preamble: Preamble = serde_json::from_slice(bytes).map_err(json)?;
+        let preamble: Preamble = json::read(WHAT, bytes)?;
         if preamble.format != FORMAT {
             return Err(FormatError::field(WHAT, "format", preview(&preamble.format), FORMAT));
         }
@@ -249,7 +217,7 @@ impl Manifest {
         if !features.is_empty() {
             return Err(FormatError::UnsupportedFeatures { what: WHAT, features });
         }
-        let document: Document = serde_json::from_slice(bytes).map_err(json)?;
+        let document: Document = json::read(WHAT, bytes)?;
         let manifest = Self {
             features: document.features,
             subject: document.subject,
@@ -284,6 +252,7 @@ impl Manifest {
     }
 
     fn check(&self) -> Result<(), FormatError> {
+        self.features.check()?;
         match (&self.subject, &self.base) {
             (Subject::Image { .. }, Some(_)) => {
                 return Err(FormatError::field(WHAT, "base", "present", "absent for an image"));
@@ -297,6 +266,11 @@ impl Manifest {
             let found =
                 format!("{} with {} parent", self.sequence, if self.parent.is_some() { "a" } else { "no" });
             return Err(FormatError::field(WHAT, "sequence", found, "1 without a parent, more with one"));
+        }
+        for (field, number) in [("sequence", self.sequence), ("created_ms", self.created_ms)] {
+            if number > MAX_EXACT {
+                return Err(FormatError::field(WHAT, field, number, format!("at most {MAX_EXACT}")));
+            }
         }
         check_text("machine", &self.machine, MAX_MACHINE_BYTES)?;
         check_text("note", self.note.as_deref().unwrap_or(""), MAX_NOTE_BYTES)?;
@@ -333,11 +307,21 @@ fn check_length(bytes: &[u8]) -> Result<(), FormatError> {
 }
 
 fn check_text(field: &'static str, text: &str, limit_bytes: usize) -> Result<(), FormatError> {
-    if text.len() > limit_bytes || text.chars().any(char::is_control) {
-        let expected = format!("at most {limit_bytes} bytes without control characters");
+    if text.len() > limit_bytes || text.chars().any(misleads) {
+        let expected = format!("at most {limit_bytes} bytes without control or direction characters");
         return Err(FormatError::field(WHAT, field, preview(text), expected));
     }
     Ok(())
+}
+
+/// Whether a character could make a listing show something else than what is written: control characters, line and
+/// paragraph separators, marks that turn the direction of the text around.
+fn misleads(character: char) -> bool {
+    character.is_control()
+        || matches!(
+            character,
+            '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}'
+        )
 }
 
 #[cfg(test)]

@@ -8,11 +8,14 @@
 //! | 32           | manifest   | the version it was recorded on                                     |
 //! | 4            | entries    | at most 1,048,576                                                  |
 //! | 2            | streams    | at most 1,024                                                      |
-//! | streams x 40 | stream     | 32 id, u32 bytes, u32 entries: the streams hold the entries in order |
-//! | entries x 5  | entry      | u8 disk (position in the manifest), u32 chunk index                |
+//! | streams x 40 | stream     | 32 id, u32 bytes, u32 entries, both above 0: the streams hold the entries in order |
+//! | entries x 5  | entry      | u8 disk (position in the manifest, below 4), u32 chunk index; each chunk once |
+
+use std::collections::HashSet;
 
 use crate::error::FormatError;
 use crate::id::{ManifestId, StreamId};
+use crate::manifest::MAX_DISKS;
 use crate::reader::Reader;
 use crate::units::{ChunkIndex, MAX_SEGMENTS_PER_DISK};
 
@@ -128,6 +131,19 @@ impl Profile {
         if let Some(entry) = self.entries.iter().find(|entry| entry.chunk.0 >= MAX_CHUNK_INDEX) {
             return Err(FormatError::field(WHAT, "chunk", entry.chunk, format!("below {MAX_CHUNK_INDEX}")));
         }
+        if let Some(entry) = self.entries.iter().find(|entry| usize::from(entry.disk) >= MAX_DISKS) {
+            return Err(FormatError::field(WHAT, "disk", entry.disk, format!("below {MAX_DISKS}")));
+        }
+        let mut seen = HashSet::with_capacity(self.entries.len());
+        if let Some(entry) = self.entries.iter().find(|entry| !seen.insert(**entry)) {
+            let found = format!("{} of disk {} again", entry.chunk, entry.disk);
+            return Err(FormatError::field(WHAT, "chunk", found, "in the profile once"));
+        }
+        if let Some(stream) = self.streams.iter().find(|stream| stream.entries == 0 || stream.len_bytes == 0)
+        {
+            let found = format!("{} entries in {} bytes", stream.entries, stream.len_bytes);
+            return Err(FormatError::field(WHAT, "stream", found, "not empty"));
+        }
         let streamed: u64 = self.streams.iter().map(|stream| u64::from(stream.entries)).sum();
         if !self.streams.is_empty() && streamed != self.entries.len() as u64 {
             let expected = format!("{} entries in all streams", self.entries.len());
@@ -170,5 +186,40 @@ mod tests {
         let mut profile = sample();
         profile.streams[0].entries = 1;
         assert!(profile.encode().is_err());
+    }
+
+    #[test]
+    fn a_chunk_is_in_a_profile_once() {
+        let mut profile = sample();
+        profile.entries[2] = profile.entries[0];
+        assert!(profile.encode().is_err());
+        let mut bytes = sample().encode().unwrap();
+        let last = bytes.len() - 5;
+        bytes.copy_within(last - 5..last, last);
+        let error = Profile::decode(&bytes).unwrap_err();
+        assert!(matches!(error, FormatError::Field { field: "chunk", .. }), "{error}");
+    }
+
+    #[test]
+    fn entries_and_streams_out_of_range_are_named() {
+        type Edit = fn(&mut Profile);
+        let cases: [(&str, Edit); 5] = [
+            ("disk", |profile| profile.entries[1].disk = 4),
+            ("chunk", |profile| profile.entries[1].chunk = ChunkIndex(MAX_CHUNK_INDEX)),
+            ("stream", |profile| profile.streams[1].len_bytes = 0),
+            ("stream", |profile| {
+                profile.streams[0].entries = 3;
+                profile.streams[1].entries = 0;
+            }),
+            ("stream entries", |profile| profile.streams[0].entries = u32::MAX),
+        ];
+        for (expected, edit) in cases {
+            let mut profile = sample();
+            edit(&mut profile);
+            match profile.encode().unwrap_err() {
+                FormatError::Field { field, .. } => assert_eq!(field, expected),
+                other => panic!("{other}"),
+            }
+        }
     }
 }

@@ -20,7 +20,8 @@ const ALGORITHM: &str = "ed25519:";
 /// The longest stored signature, bytes.
 pub const MAX_SIGNATURE_BYTES: usize = 256;
 
-/// Who may sign: the public half of an Ed25519 key. Written `ed25519:` and 64 hex digits.
+/// Who may sign: the public half of an Ed25519 key. Written `ed25519:` and 64 hex digits; never one of the few weak
+/// points that verify what nobody signed.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct PublicKey([u8; 32]);
@@ -52,7 +53,7 @@ impl FromStr for PublicKey {
         let key = text
             .strip_prefix(ALGORITHM)
             .and_then(parse_hex)
-            .filter(|key| VerifyingKey::from_bytes(key).is_ok());
+            .filter(|key| VerifyingKey::from_bytes(key).is_ok_and(|point| !point.is_weak()));
         key.map(Self).ok_or_else(|| {
             FormatError::field(WHAT, "key", preview(text), "ed25519: and the 64 hex digits of a public key")
         })
@@ -195,6 +196,35 @@ mod tests {
         ] {
             assert!(Signature::decode(bad.as_bytes()).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn weak_keys_are_refused() {
+        let identity = format!("ed25519:01{}", "0".repeat(62));
+        let order_four = format!("ed25519:{}", "0".repeat(64));
+        let order_eight = "ed25519:c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a";
+        for key in [&identity, &order_four, order_eight] {
+            assert!(key.parse::<PublicKey>().is_err(), "{key}");
+        }
+    }
+
+    #[test]
+    fn a_signature_has_one_form() {
+        let good = SecretKey::from_bytes(&[7; 32]).sign(b"bytes");
+        // Adding the group's order to the second half gives the same number, which RFC 8032 forbids.
+        let order = [
+            0xed, 0xd3, 0xf5, 0x5c, 0x1a, 0x63, 0x12, 0x58, 0xd6, 0x9c, 0xf7, 0xa2, 0xde, 0xf9, 0xde, 0x14,
+            0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x10u8,
+        ];
+        let mut other = good;
+        let mut carry = 0u16;
+        for (byte, add) in other.signature[32..].iter_mut().zip(order) {
+            carry += u16::from(*byte) + u16::from(add);
+            *byte = carry.to_le_bytes()[0];
+            carry >>= 8;
+        }
+        assert_ne!(other, good);
+        assert!(other.verify("manifest", b"bytes").is_err());
     }
 
     #[test]

@@ -23,6 +23,8 @@ pub struct ChunkSize {
 impl ChunkSize {
     /// 64 KiB: see DESIGN notes in `docs/design/` for the measurements behind it.
     pub const DEFAULT: Self = Self { log2: 16 };
+    /// The largest: 4 MiB.
+    pub const MAX: Self = Self { log2: Self::MAX_LOG2 };
     const MIN_LOG2: u8 = 12;
     const MAX_LOG2: u8 = 22;
 

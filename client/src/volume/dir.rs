@@ -126,7 +126,7 @@ impl VolumeFile for DirFile {
 
 impl DirFile {
     fn write_zeros(&self, mut offset: u64, mut len_bytes: u64) -> io::Result<()> {
-        const ZEROS: [u8; 65_536] = [0; 65_536];
+        static ZEROS: [u8; 65_536] = [0; 65_536];
         while len_bytes > 0 {
             let step = len_bytes.min(ZEROS.len() as u64);
             self.0.write_all_at(&ZEROS[..usize::try_from(step).unwrap_or(ZEROS.len())], offset)?;

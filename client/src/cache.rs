@@ -1,0 +1,431 @@
+//! The cache: chunks that were fetched once, decoded, in fixed slots of one file, so that a hit is one `pread`.
+//!
+//! Nothing in it is trusted: the first read of a chunk in each process checks it against its id, and what does not
+//! match is a miss. So the cache needs no syncs and survives crashes, full disks and bit rot as nothing worse than a
+//! slower disk. It is bounded, evicts what was read longest ago, keeps what is pinned, and yields its space to the
+//! overlay when the disk runs full.
+
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use chunk_format::{ChunkId, ChunkSize};
+use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock, fstatvfs};
+
+mod record;
+mod slot;
+
+pub use slot::SlotRef;
+
+use record::{HEADER_BYTES, RECORD_BYTES, Record, encode_header};
+use slot::Slot;
+
+/// A share of the slots is evicted at once, so that the search for the oldest is paid rarely.
+const EVICTION_SHARE: usize = 64;
+/// The cache leaves this share of the disk alone, so that the overlay never fails for its sake.
+const DISK_SHARE_KEPT_FREE: u64 = 20;
+/// The most that is kept free, bytes, however large the disk.
+const KEPT_FREE_MAX_BYTES: u64 = 2 << 30;
+/// Insertions between two looks at the free space of the disk.
+const SPACE_CHECK_INTERVAL: u32 = 64;
+
+/// What can go wrong with opening the cache; later errors are misses.
+#[derive(Debug, thiserror::Error)]
+pub enum CacheError {
+    /// A file operation failed.
+    #[error("cannot open the cache file {}", path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// What the file system said.
+        #[source]
+        source: io::Error,
+    },
+    /// Another process uses this cache.
+    #[error("the cache {} is in use by another process", path.display())]
+    InUse {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+/// How large a cache may be, and whose it is.
+#[derive(Clone, Copy, Debug)]
+pub struct CacheConfig {
+    /// Bytes per slot.
+    pub chunk_size: ChunkSize,
+    /// Most bytes of chunks to keep; at least one slot.
+    pub limit_bytes: u64,
+    /// Whose cache it is; one of another owner is begun anew.
+    pub owner: [u8; 32],
+}
+
+/// How a read went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CacheRead {
+    /// The buffer holds the bytes.
+    Hit,
+    /// The chunk is not, or no longer, there.
+    Miss,
+    /// What was there did not match its id and is gone now.
+    Corrupt,
+}
+
+/// Counts since the cache was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CacheStats {
+    /// Slots that hold a chunk.
+    pub occupied: u64,
+    /// Slots there are.
+    pub slots: u64,
+    /// Slots whose chunk is never evicted.
+    pub pinned: u64,
+    /// Chunks evicted.
+    pub evicted: u64,
+    /// Chunks found not to match their id.
+    pub corrupt: u64,
+    /// Chunks not kept for want of space.
+    pub refused: u64,
+}
+
+/// A bounded store of decoded chunks.
+///
+/// Reads take no lock; `index` guards which slot is whose, is held over no I/O but punching, and is taken last.
+pub struct Cache {
+    chunk_size: ChunkSize,
+    data: File,
+    index_file: File,
+    slots: Box<[Slot]>,
+    index: Mutex<Index>,
+    /// Counts insertions: the clock by which "longest ago" is told.
+    tick: AtomicU32,
+    evicted: AtomicU64,
+    corrupt: AtomicU64,
+    refused: AtomicU64,
+}
+
+struct Index {
+    by_id: HashMap<ChunkId, u32>,
+    records: Vec<Record>,
+    /// Slots to use next, from the end.
+    free: Vec<u32>,
+    /// Slots emptied while someone was still reading them.
+    condemned: Vec<u32>,
+    /// Slots whose record on disk is out of date.
+    unsaved: Vec<u32>,
+    /// No more of the disk is to be taken.
+    tight: bool,
+}
+
+impl Cache {
+    /// Opens the cache in a directory, or begins one; shrinks or grows it to the configured size.
+    ///
+    /// # Errors
+    /// `Open`, or `InUse` when another process has it open.
+    pub fn open(dir: &Path, config: &CacheConfig) -> Result<Self, CacheError> {
+        let (data_path, index_path) = (dir.join("cache.data"), dir.join("cache.index"));
+        let open = |path: &Path| {
+            let mut options = OpenOptions::new();
+            options.read(true).write(true).create(true).truncate(false).mode(0o600);
+            options.open(path).map_err(|source| CacheError::Open { path: path.to_owned(), source })
+        };
+        let (data, index_file) = (open(&data_path)?, open(&index_path)?);
+        match flock(&index_file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => return Err(CacheError::InUse { path: index_path }),
+            Err(error) => return Err(CacheError::Open { path: index_path, source: error.into() }),
+        }
+        let slots = (config.limit_bytes / config.chunk_size.bytes_u64()).clamp(1, u64::from(u32::MAX / 2));
+        let slots = u32::try_from(slots).unwrap_or(1);
+        let index_failed = |source| CacheError::Open { path: index_path.clone(), source };
+        let data_failed = |source| CacheError::Open { path: data_path.clone(), source };
+        let header = encode_header(config.chunk_size, &config.owner);
+        let mut found = vec![0; HEADER_BYTES];
+        if index_file.read_exact_at(&mut found, 0).is_err() || found != header {
+            data.set_len(0).map_err(data_failed)?;
+            index_file.set_len(0).map_err(index_failed)?;
+        }
+        index_file
+            .set_len((HEADER_BYTES + slots as usize * RECORD_BYTES) as u64)
+            .and_then(|()| index_file.write_all_at(&header, 0))
+            .map_err(index_failed)?;
+        data.set_len(u64::from(slots) * config.chunk_size.bytes_u64()).map_err(data_failed)?;
+        let mut cache = Self {
+            chunk_size: config.chunk_size,
+            data,
+            index_file,
+            slots: (0..slots).map(|_| Slot::default()).collect(),
+            index: Mutex::new(Index {
+                by_id: HashMap::new(),
+                records: vec![Record::EMPTY; slots as usize],
+                free: Vec::new(),
+                condemned: Vec::new(),
+                unsaved: Vec::new(),
+                tight: false,
+            }),
+            tick: AtomicU32::new(1),
+            evicted: AtomicU64::new(0),
+            corrupt: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+        };
+        cache.load().map_err(index_failed)?;
+        Ok(cache)
+    }
+
+    fn load(&mut self) -> io::Result<()> {
+        let mut bytes = vec![0; self.slots.len() * RECORD_BYTES];
+        self.index_file.read_exact_at(&mut bytes, HEADER_BYTES as u64)?;
+        let index = self.index.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let mut newest = 0;
+        for (slot, stored) in (0u32..).zip(bytes.as_chunks::<RECORD_BYTES>().0) {
+            let Some(record) = Record::decode(stored, slot) else { continue };
+            if index.by_id.contains_key(&record.chunk) {
+                continue;
+            }
+            self.slots[slot as usize].occupy(false, record.used);
+            index.by_id.insert(record.chunk, slot);
+            index.records[slot as usize] = record;
+            newest = newest.max(record.used);
+        }
+        // Lowest slots first: neighbours in time become neighbours in the file.
+        let slots = u32::try_from(self.slots.len()).unwrap_or(u32::MAX);
+        index.free = (0..slots).rev().filter(|slot| index.records[*slot as usize].chunk.is_zero()).collect();
+        *self.tick.get_mut() = newest.wrapping_add(1);
+        Ok(())
+    }
+
+    /// Where a chunk is, if it is there.
+    pub fn lookup(&self, id: &ChunkId) -> Option<SlotRef> {
+        let index = self.lock();
+        let slot = *index.by_id.get(id)?;
+        Some(SlotRef { slot, generation: self.slots[slot as usize].generation() })
+    }
+
+    /// Reads part of a chunk. `id` is the chunk looked up: its first read in this process is checked against it.
+    pub fn read(&self, at: SlotRef, id: &ChunkId, within: usize, buf: &mut [u8]) -> CacheRead {
+        let Some(slot) = self.slots.get(at.slot as usize) else { return CacheRead::Miss };
+        let Some(reading) = slot.enter(at.generation, self.tick.load(Ordering::Relaxed)) else {
+            return CacheRead::Miss;
+        };
+        let offset = u64::from(at.slot) * self.chunk_size.bytes_u64();
+        if reading.is_verified() {
+            return match self.data.read_exact_at(buf, offset + within as u64) {
+                Ok(()) => CacheRead::Hit,
+                Err(_) => self.condemn(at.slot, id),
+            };
+        }
+        let mut chunk = vec![0; self.chunk_size.bytes()];
+        let Some(part) = within.checked_add(buf.len()).and_then(|end| {
+            self.data.read_exact_at(&mut chunk, offset).ok()?;
+            (ChunkId::of_chunk(&chunk) == *id).then(|| chunk.get(within..end)).flatten()
+        }) else {
+            return self.condemn(at.slot, id);
+        };
+        buf.copy_from_slice(part);
+        reading.set_verified();
+        CacheRead::Hit
+    }
+
+    /// Keeps a chunk whose bytes are known to match its id. `None` when there is no place for it.
+    pub fn insert(&self, id: ChunkId, chunk: &[u8]) -> Option<SlotRef> {
+        if chunk.len() != self.chunk_size.bytes() || id.is_zero() {
+            return None;
+        }
+        let tick = self.tick.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
+        let slot = {
+            let mut index = self.lock();
+            if let Some(slot) = index.by_id.get(&id) {
+                return Some(SlotRef { slot: *slot, generation: self.slots[*slot as usize].generation() });
+            }
+            if tick.is_multiple_of(SPACE_CHECK_INTERVAL) {
+                index.tight = self.disk_is_tight();
+            }
+            self.take_slot(&mut index)
+        };
+        let Some(slot) = slot else {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+            return None;
+        };
+        // Nobody reads an unoccupied slot, and only we have it off the free list.
+        let written = self.data.write_all_at(chunk, u64::from(slot) * self.chunk_size.bytes_u64());
+        let mut index = self.lock();
+        if written.is_err() || index.by_id.contains_key(&id) {
+            index.tight |= written.is_err();
+            index.free.push(slot);
+            if written.is_err() {
+                self.refused.fetch_add(1, Ordering::Relaxed);
+                return None;
+            }
+            let slot = *index.by_id.get(&id)?;
+            return Some(SlotRef { slot, generation: self.slots[slot as usize].generation() });
+        }
+        index.by_id.insert(id, slot);
+        index.records[slot as usize] = Record { chunk: id, pinned: false, used: tick };
+        index.unsaved.push(slot);
+        let generation = self.slots[slot as usize].occupy(true, tick);
+        Some(SlotRef { slot, generation })
+    }
+
+    /// Pins or unpins chunks that are there; returns how many of them are.
+    pub fn set_pinned(&self, ids: impl Iterator<Item = ChunkId>, pinned: bool) -> u64 {
+        let mut index = self.lock();
+        let mut found = 0;
+        for id in ids {
+            let Some(slot) = index.by_id.get(&id).copied() else { continue };
+            found += 1;
+            if index.records[slot as usize].pinned != pinned {
+                index.records[slot as usize].pinned = pinned;
+                index.unsaved.push(slot);
+            }
+        }
+        found
+    }
+
+    /// Whether a chunk is there; its content was not looked at.
+    pub fn contains(&self, id: &ChunkId) -> bool {
+        self.lock().by_id.contains_key(id)
+    }
+
+    /// Gives up to this many bytes of disk space back, of the chunks read longest ago; returns how many.
+    pub fn give_back(&self, bytes: u64) -> u64 {
+        let wanted = usize::try_from(bytes.div_ceil(self.chunk_size.bytes_u64())).unwrap_or(usize::MAX);
+        let mut index = self.lock();
+        index.tight = true;
+        let emptied = self.evict(&mut index, wanted);
+        for slot in &emptied {
+            let offset = u64::from(*slot) * self.chunk_size.bytes_u64();
+            let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            // Where holes are not supported the space stays taken, and the overlay's write fails as it would have.
+            let _ = fallocate(&self.data, flags, offset, self.chunk_size.bytes_u64());
+        }
+        let given = emptied.len() as u64 * self.chunk_size.bytes_u64();
+        // At the front: used last, so that the space stays free as long as it can.
+        index.free.splice(0..0, emptied);
+        given
+    }
+
+    /// Writes the index: a hint for the next process. Called now and then, and on drop.
+    ///
+    /// # Errors
+    /// What the file system says; the cache goes on all the same.
+    pub fn save_index(&self) -> io::Result<()> {
+        let records: Vec<(u32, Record)> = {
+            let mut index = self.lock();
+            let mut slots = std::mem::take(&mut index.unsaved);
+            slots.sort_unstable();
+            slots.dedup();
+            slots
+                .into_iter()
+                .map(|slot| {
+                    let used = self.slots[slot as usize].used();
+                    (slot, Record { used, ..index.records[slot as usize] })
+                })
+                .collect()
+        };
+        for run in records.chunk_by(|a, b| a.0 + 1 == b.0) {
+            let bytes: Vec<u8> = run.iter().flat_map(|(slot, record)| record.encode(*slot)).collect();
+            self.index_file.write_all_at(&bytes, (HEADER_BYTES + run[0].0 as usize * RECORD_BYTES) as u64)?;
+        }
+        Ok(())
+    }
+
+    /// Counts since the cache was opened.
+    pub fn stats(&self) -> CacheStats {
+        let index = self.lock();
+        CacheStats {
+            occupied: index.by_id.len() as u64,
+            slots: self.slots.len() as u64,
+            pinned: index.records.iter().filter(|record| record.pinned).count() as u64,
+            evicted: self.evicted.load(Ordering::Relaxed),
+            corrupt: self.corrupt.load(Ordering::Relaxed),
+            refused: self.refused.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Bytes per slot.
+    pub fn chunk_size(&self) -> ChunkSize {
+        self.chunk_size
+    }
+
+    fn condemn(&self, slot: u32, id: &ChunkId) -> CacheRead {
+        let mut index = self.lock();
+        if index.by_id.get(id) == Some(&slot) {
+            index.by_id.remove(id);
+            index.records[slot as usize] = Record::EMPTY;
+            index.unsaved.push(slot);
+            index.condemned.push(slot);
+            self.slots[slot as usize].condemn();
+            self.corrupt.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(chunk = %id, "a cached chunk does not match its id; it will be fetched again");
+        }
+        CacheRead::Corrupt
+    }
+
+    fn take_slot(&self, index: &mut Index) -> Option<u32> {
+        if !index.condemned.is_empty() {
+            let (idle, busy) = index.condemned.drain(..).partition(|slot| self.slots[*slot as usize].is_idle());
+            index.condemned = busy;
+            index.free.extend::<Vec<u32>>(idle);
+        }
+        // On a tight disk an unused slot would take more of it: reuse the oldest one instead.
+        if index.free.is_empty() || (index.tight && !index.by_id.is_empty()) {
+            let batch = if index.tight { 1 } else { self.slots.len().div_ceil(EVICTION_SHARE) };
+            let emptied = self.evict(index, batch);
+            index.free.extend(emptied);
+        }
+        index.free.pop()
+    }
+
+    /// Empties up to `count` slots, the longest unread first, and returns them.
+    fn evict(&self, index: &mut Index, count: usize) -> Vec<u32> {
+        let now = self.tick.load(Ordering::Relaxed);
+        let mut oldest: Vec<(u32, u32)> = index
+            .by_id
+            .values()
+            .filter(|slot| !index.records[**slot as usize].pinned)
+            .map(|slot| (now.wrapping_sub(self.slots[*slot as usize].used()), *slot))
+            .collect();
+        if count < oldest.len() {
+            oldest.select_nth_unstable_by(count, |a, b| b.cmp(a));
+            oldest.truncate(count);
+        }
+        let mut emptied = Vec::with_capacity(oldest.len());
+        for (_, slot) in oldest {
+            if self.slots[slot as usize].vacate() {
+                let id = index.records[slot as usize].chunk;
+                index.by_id.remove(&id);
+                index.records[slot as usize] = Record::EMPTY;
+                index.unsaved.push(slot);
+                emptied.push(slot);
+            }
+        }
+        self.evicted.fetch_add(emptied.len() as u64, Ordering::Relaxed);
+        emptied
+    }
+
+    fn disk_is_tight(&self) -> bool {
+        fstatvfs(&self.data).is_ok_and(|disk| {
+            let kept = (disk.f_blocks / DISK_SHARE_KEPT_FREE).saturating_mul(disk.f_frsize).min(KEPT_FREE_MAX_BYTES);
+            disk.f_bavail.saturating_mul(disk.f_frsize) < kept
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Index> {
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Cache {
+    fn drop(&mut self) {
+        if let Err(error) = self.save_index() {
+            tracing::warn!(%error, "the cache's index was not saved; some chunks will be fetched again");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,171 @@
+use std::sync::Arc;
+
+use super::*;
+
+const SIZE: usize = 4096;
+
+fn config(slots: u64) -> CacheConfig {
+    CacheConfig { chunk_size: ChunkSize::new(SIZE as u64).unwrap(), limit_bytes: slots * SIZE as u64, owner: [1; 32] }
+}
+
+fn chunk(value: u32) -> (ChunkId, Vec<u8>) {
+    let bytes: Vec<u8> = value.to_le_bytes().iter().copied().cycle().take(SIZE).collect();
+    (ChunkId::of(&bytes), bytes)
+}
+
+fn read(cache: &Cache, value: u32) -> CacheRead {
+    let (id, bytes) = chunk(value);
+    let Some(at) = cache.lookup(&id) else { return CacheRead::Miss };
+    let mut buf = [0; 100];
+    let result = cache.read(at, &id, 50, &mut buf);
+    if result == CacheRead::Hit {
+        assert_eq!(buf, bytes[50..150]);
+    }
+    result
+}
+
+fn fill(cache: &Cache, values: std::ops::Range<u32>) {
+    for value in values {
+        let (id, bytes) = chunk(value);
+        cache.insert(id, &bytes);
+    }
+}
+
+#[test]
+fn what_was_inserted_is_there_also_for_the_next_process() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::open(dir.path(), &config(10)).unwrap();
+    fill(&cache, 1..6);
+    assert!((1..6).all(|value| read(&cache, value) == CacheRead::Hit));
+    assert_eq!(read(&cache, 9), CacheRead::Miss);
+    drop(cache);
+    let cache = Cache::open(dir.path(), &config(10)).unwrap();
+    assert!((1..6).all(|value| read(&cache, value) == CacheRead::Hit));
+    assert_eq!(cache.stats().occupied, 5);
+}
+
+#[test]
+fn what_was_read_longest_ago_goes_first_and_pins_stay() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::open(dir.path(), &config(4)).unwrap();
+    fill(&cache, 1..5);
+    cache.set_pinned([chunk(1).0].into_iter(), true);
+    read(&cache, 2);
+    fill(&cache, 5..7);
+    assert_eq!(read(&cache, 1), CacheRead::Hit, "pinned");
+    assert_eq!(read(&cache, 3), CacheRead::Miss);
+    assert_eq!(read(&cache, 4), CacheRead::Miss);
+    assert_eq!(read(&cache, 2), CacheRead::Hit, "read later than 3 and 4");
+    assert_eq!(cache.stats().evicted, 2);
+}
+
+#[test]
+fn when_everything_is_pinned_nothing_more_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::open(dir.path(), &config(2)).unwrap();
+    fill(&cache, 1..3);
+    assert_eq!(cache.set_pinned((1..9).map(|value| chunk(value).0), true), 2);
+    let (id, bytes) = chunk(3);
+    assert_eq!(cache.insert(id, &bytes), None);
+    assert_eq!(cache.stats().refused, 1);
+    drop(cache);
+    assert_eq!(Cache::open(dir.path(), &config(2)).unwrap().stats().pinned, 2);
+}
+
+#[test]
+fn a_damaged_chunk_is_a_miss_and_its_slot_is_used_again() {
+    let dir = tempfile::tempdir().unwrap();
+    drop({
+        let cache = Cache::open(dir.path(), &config(3)).unwrap();
+        fill(&cache, 1..4);
+        cache
+    });
+    let data = OpenOptions::new().write(true).open(dir.path().join("cache.data")).unwrap();
+    data.write_all_at(&[0xee], SIZE as u64 + 4000).unwrap();
+    let cache = Cache::open(dir.path(), &config(3)).unwrap();
+    assert_eq!(read(&cache, 2), CacheRead::Corrupt);
+    assert_eq!(read(&cache, 2), CacheRead::Miss);
+    assert_eq!(read(&cache, 1), CacheRead::Hit);
+    fill(&cache, 2..3);
+    assert!((1..4).all(|value| read(&cache, value) == CacheRead::Hit));
+    assert_eq!(cache.stats(), CacheStats { occupied: 3, slots: 3, corrupt: 1, ..CacheStats::default() });
+}
+
+#[test]
+fn a_damaged_index_costs_fetches_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    drop({
+        let cache = Cache::open(dir.path(), &config(8)).unwrap();
+        fill(&cache, 1..9);
+        cache
+    });
+    let path = dir.path().join("cache.index");
+    let good = std::fs::read(&path).unwrap();
+    for at in (0..good.len()).step_by(29) {
+        let mut bytes = good.clone();
+        bytes[at] ^= 0x11;
+        std::fs::write(&path, &bytes).unwrap();
+        let cache = Cache::open(dir.path(), &config(8)).unwrap();
+        for value in 1..9 {
+            assert_ne!(read(&cache, value), CacheRead::Corrupt);
+        }
+        drop(cache);
+        fill(&Cache::open(dir.path(), &config(8)).unwrap(), 1..9);
+    }
+}
+
+#[test]
+fn another_owner_begins_anew_and_another_process_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::open(dir.path(), &config(4)).unwrap();
+    fill(&cache, 1..3);
+    assert!(matches!(Cache::open(dir.path(), &config(4)), Err(CacheError::InUse { .. })));
+    drop(cache);
+    let cache = Cache::open(dir.path(), &CacheConfig { owner: [2; 32], ..config(4) }).unwrap();
+    assert_eq!(cache.stats().occupied, 0);
+}
+
+#[test]
+fn it_shrinks_grows_and_gives_space_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::open(dir.path(), &config(64)).unwrap();
+    fill(&cache, 0..64);
+    assert_eq!(cache.give_back(10 * SIZE as u64 - 1), 10 * SIZE as u64);
+    assert_eq!(cache.stats().occupied, 54);
+    drop(cache);
+    let cache = Cache::open(dir.path(), &config(32)).unwrap();
+    assert!(cache.stats().occupied <= 32);
+    drop(cache);
+    let cache = Cache::open(dir.path(), &config(64)).unwrap();
+    fill(&cache, 0..64);
+    assert!((0..64).all(|value| read(&cache, value) == CacheRead::Hit));
+}
+
+#[test]
+fn readers_never_see_a_reused_slot() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Arc::new(Cache::open(dir.path(), &config(8)).unwrap());
+    let threads: Vec<_> = (0..4)
+        .map(|thread| {
+            let cache = Arc::clone(&cache);
+            std::thread::spawn(move || {
+                let mut hits = 0;
+                for round in 0..4000u32 {
+                    let value = round.wrapping_mul(2_654_435_761).wrapping_add(thread) % 24;
+                    match read(&cache, value) {
+                        CacheRead::Hit => hits += 1,
+                        CacheRead::Miss => {
+                            let (id, bytes) = chunk(value);
+                            cache.insert(id, &bytes);
+                        }
+                        CacheRead::Corrupt => panic!("a slot was read while it was being written"),
+                    }
+                }
+                hits
+            })
+        })
+        .collect();
+    let hits: u32 = threads.into_iter().map(|thread| thread.join().unwrap()).sum();
+    assert!(hits > 0);
+    assert!(cache.stats().occupied <= 8);
+}

@@ -151,16 +151,48 @@ class Fields:
         check(self.at == len(self.data), "too long")
 
 
+def zstd_content_size(body):
+    """Checks that bytes are one zstd frame of the kind stored here (RFC 8878, section 3.1.1)."""
+    fields = Fields(body)
+    check(fields.bytes(4) == b"\x28\xb5\x2f\xfd", "not a zstd frame")
+    descriptor, = fields.numbers("B")
+    single_segment = descriptor & 0x20
+    check(descriptor & 0x08 == 0 and descriptor & 0x03 == 0, "a reserved bit or a dictionary")
+    if not single_segment:
+        window, = fields.numbers("B")
+        base = 1 << (10 + (window >> 3))
+        check(base + base // 8 * (window & 7) <= 8 << 20, "a window above 8 MiB")
+    size_layout = {0: "B" if single_segment else "", 1: "H", 2: "I", 3: "Q"}[descriptor >> 6]
+    check(size_layout, "no content size")
+    size, = fields.numbers(size_layout)
+    last = False
+    while not last:
+        header = int.from_bytes(fields.bytes(3), "little")
+        last, kind, length = header & 1, header >> 1 & 3, header >> 3
+        fields.bytes(1 if kind == 1 else length)
+    fields.bytes(4 if descriptor & 0x04 else 0)
+    fields.end()
+    return size + 256 if size_layout == "H" else size
+
+
 def decode_frame(frame, max_payload):
     check(1 <= len(frame) <= max_payload + 1, "a frame has a length no payload gives it")
     coding, body = frame[0], frame[1:]
     if coding == 0:
         return body
     check(coding == 1, "unknown coding")
-    check(body[:4] == b"\x28\xb5\x2f\xfd", "not a zstd frame")
+    size = zstd_content_size(body)
+    check(size <= max_payload, "a frame holds too much")
     payload = zstd_decompress(body)
-    check(len(payload) <= max_payload, "a frame holds too much")
+    check(len(payload) == size, "a frame does not hold what it says")
     return payload
+
+
+def decode_chunk(frame, chunk_id, chunk_size):
+    chunk = decode_frame(frame, chunk_size)
+    check(len(chunk) == chunk_size and any(chunk), "not a chunk of this disk, or the zero chunk")
+    check(sha256(chunk) == chunk_id, "the chunk does not have its id")
+    return chunk
 
 
 def decode_segment(frame, segment_id):
@@ -220,8 +252,7 @@ def decode_pack(pack):
     check(offset == 16 + frames_length, "the frames do not add up")
     check(len({chunk_id for chunk_id, _, _ in entries}) == chunks, "a chunk is there twice")
     for chunk_id, offset, length in entries:
-        payload = decode_frame(pack[offset : offset + length], 1 << log2)
-        check(len(payload) == 1 << log2 and sha256(payload) == chunk_id, "a chunk does not have its id")
+        decode_chunk(pack[offset : offset + length], chunk_id, 1 << log2)
     return entries
 
 
@@ -284,9 +315,7 @@ class Store:
         check(length <= chunk_size + 1, "a frame is longer than a chunk's can be")
         pack = self.packs.get(pack_id)
         check(pack is not None and len(pack) == pack_length, "no such pack")
-        chunk = decode_frame(pack[offset : offset + length], chunk_size)
-        check(len(chunk) == chunk_size and sha256(chunk) == chunk_id, "a chunk does not have its id")
-        return chunk
+        return decode_chunk(pack[offset : offset + length], chunk_id, chunk_size)
 
 
 def read_disk(store, disk):

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use chunk_format::{
-    ChunkId, Disk, FrameDecoder, Locator, Manifest, ManifestId, PackFooter, Profile, ProfileId,
+    ChunkId, ChunkIndex, Disk, FrameDecoder, Locator, Manifest, ManifestId, PackFooter, Profile, ProfileId,
     SEGMENT_CHUNKS, Segment, Signature, Subject,
 };
 
@@ -122,6 +122,39 @@ fn a_reader_written_from_the_specification_finds_the_same() {
     let Some(output) = read_independently(&golden_dir()) else { return };
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(String::from_utf8_lossy(&output.stdout), report());
+}
+
+#[test]
+fn the_worked_example_in_the_specification_is_true() {
+    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/format.md")).unwrap();
+    let example = page.split("## Reading a byte of a disk").nth(1).unwrap().split("\n## ").next().unwrap();
+    let read = |name: &str| fs::read(golden_dir().join(name)).unwrap();
+    let manifest = Manifest::decode(&read("manifest-image-1.json")).unwrap();
+    let (offset, disk) = (9000, &manifest.disks[0]);
+    let (segment_at, position) = ChunkIndex::containing(offset, disk.chunk_size).in_segment();
+    let segment_id = disk.segments[segment_at.0 as usize];
+    let mut decoder = FrameDecoder::new().unwrap();
+    let segment = Segment::decode(&read("segment-1.bin"), segment_id, &mut decoder).unwrap();
+    let locator = Locator::decode(&read("locator-1.bin"), segment_id, &mut decoder).unwrap();
+    let place = locator.place(position).unwrap();
+    let mut chunk = vec![0; disk.chunk_size.bytes()];
+    let frame = &read("pack-1.bin")[place.offset as usize..][..place.frame_len as usize];
+    decoder.decode_chunk(frame, segment.chunks()[position], &mut chunk).unwrap();
+    for fact in [
+        ManifestId::of(&read("manifest-image-1.json")).to_string(),
+        signer("manifest-image-1.json", &read("manifest-image-1.json")),
+        segment_id.to_string(),
+        segment.chunks()[position].to_string(),
+        locator.pack(&place).unwrap().pack.to_string(),
+        format!("bytes={}-{}", place.offset, place.offset + place.frame_len - 1),
+        format!("{} bytes, coding 1", read("segment-1.bin").len()),
+        format!("{} bytes, which decompress", read("locator-1.bin").len()),
+        format!("is {:#04x}", chunk[usize::try_from(offset).unwrap() % chunk.len()]),
+    ] {
+        assert!(example.contains(&fact), "{fact}");
+    }
+    let desktop = String::from_utf8(read("manifest-desktop-1.json")).unwrap();
+    assert!(page.contains(&desktop), "the example of a manifest is the golden one");
 }
 
 #[test]

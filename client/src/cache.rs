@@ -367,7 +367,8 @@ impl Cache {
 
     fn take_slot(&self, index: &mut Index) -> Option<u32> {
         if !index.condemned.is_empty() {
-            let (idle, busy) = index.condemned.drain(..).partition(|slot| self.slots[*slot as usize].is_idle());
+            let (idle, busy) =
+                index.condemned.drain(..).partition(|slot| self.slots[*slot as usize].is_idle());
             index.condemned = busy;
             index.free.extend::<Vec<u32>>(idle);
         }
@@ -409,7 +410,8 @@ impl Cache {
 
     fn disk_is_tight(&self) -> bool {
         fstatvfs(&self.data).is_ok_and(|disk| {
-            let kept = (disk.f_blocks / DISK_SHARE_KEPT_FREE).saturating_mul(disk.f_frsize).min(KEPT_FREE_MAX_BYTES);
+            let kept =
+                (disk.f_blocks / DISK_SHARE_KEPT_FREE).saturating_mul(disk.f_frsize).min(KEPT_FREE_MAX_BYTES);
             disk.f_bavail.saturating_mul(disk.f_frsize) < kept
         })
     }

@@ -57,7 +57,8 @@ impl Record {
     pub(super) fn decode(bytes: &[u8; RECORD_BYTES], slot: u32) -> Option<Self> {
         let checksum = crc32fast::hash(&bytes[..RECORD_BYTES - 4]).to_le_bytes();
         let chunk = ChunkId::from_bytes(bytes[..ID_BYTES].try_into().ok()?);
-        let valid = bytes[RECORD_BYTES - 4..] == checksum && bytes[40..44] == slot.to_le_bytes() && !chunk.is_zero();
+        let valid =
+            bytes[RECORD_BYTES - 4..] == checksum && bytes[40..44] == slot.to_le_bytes() && !chunk.is_zero();
         let number = |at: usize| Some(u32::from_le_bytes(bytes[at..at + 4].try_into().ok()?));
         valid.then_some(Self { chunk, pinned: number(32)? & PINNED != 0, used: number(36)? })
     }

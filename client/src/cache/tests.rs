@@ -5,7 +5,11 @@ use super::*;
 const SIZE: usize = 4096;
 
 fn config(slots: u64) -> CacheConfig {
-    CacheConfig { chunk_size: ChunkSize::new(SIZE as u64).unwrap(), limit_bytes: slots * SIZE as u64, owner: [1; 32] }
+    CacheConfig {
+        chunk_size: ChunkSize::new(SIZE as u64).unwrap(),
+        limit_bytes: slots * SIZE as u64,
+        owner: [1; 32],
+    }
 }
 
 fn chunk(value: u32) -> (ChunkId, Vec<u8>) {

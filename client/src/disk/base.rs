@@ -1,0 +1,179 @@
+//! What lies below the overlays: one disk of a version, its segments loaded as they are touched.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use chunk_format::{
+    ChunkId, ChunkIndex, ChunkSize, Disk, DiskRole, DiskSize, Locator, Namespace, SEGMENT_CHUNKS, Segment,
+    SegmentId, SegmentIndex,
+};
+use tokio::sync::OnceCell;
+
+use crate::cache::SlotRef;
+
+/// One disk of a version: immutable but for what is loaded of it.
+#[derive(Debug)]
+pub struct Base {
+    role: DiskRole,
+    size: DiskSize,
+    chunk_size: ChunkSize,
+    segments: Vec<BaseSegment>,
+}
+
+/// A segment's place in a base. The same segment may stand in several bases; what is loaded of it is shared.
+#[derive(Clone, Debug)]
+pub struct BaseSegment {
+    /// The segment.
+    pub id: SegmentId,
+    /// Whose it is: the root it is fetched under.
+    pub namespace: Namespace,
+    loaded: Arc<Loaded>,
+}
+
+#[derive(Debug, Default)]
+struct Loaded {
+    chunks: OnceCell<SegmentChunks>,
+    locator: OnceCell<Arc<Locator>>,
+}
+
+/// The chunk ids of a segment, and where the cache last had each chunk.
+#[derive(Debug)]
+pub struct SegmentChunks {
+    segment: Segment,
+    slots: Box<[SlotHint]>,
+}
+
+/// What a base knows of a chunk without asking anyone.
+pub enum BaseChunk<'a> {
+    /// All zeros.
+    Zero,
+    /// This chunk, with the hint where the cache has it.
+    Known(&'a ChunkId, &'a SlotHint),
+    /// Its segment is not loaded yet.
+    Unloaded,
+}
+
+/// Where the cache last had a chunk: saves the lookup.
+#[derive(Debug, Default)]
+pub struct SlotHint(AtomicU64);
+
+impl SlotHint {
+    /// The hint, if there is one.
+    pub fn get(&self) -> Option<SlotRef> {
+        SlotRef::from_bits(self.0.load(Ordering::Acquire))
+    }
+
+    /// Sets or clears the hint.
+    pub fn set(&self, slot: Option<SlotRef>) {
+        self.0.store(slot.map_or(0, SlotRef::to_bits), Ordering::Release);
+    }
+}
+
+impl SegmentChunks {
+    fn new(segment: Segment) -> Self {
+        Self { segment, slots: (0..SEGMENT_CHUNKS).map(|_| SlotHint::default()).collect() }
+    }
+}
+
+impl BaseSegment {
+    /// A segment of which nothing is loaded.
+    pub fn new(id: SegmentId, namespace: Namespace) -> Self {
+        Self { id, namespace, loaded: Arc::default() }
+    }
+
+    /// A segment whose chunks are known.
+    pub fn loaded(segment: Segment, namespace: Namespace) -> Self {
+        let id = segment.id();
+        let loaded =
+            Loaded { chunks: OnceCell::new_with(Some(SegmentChunks::new(segment))), ..Loaded::default() };
+        Self { id, namespace, loaded: Arc::new(loaded) }
+    }
+
+    /// The segment's chunk ids, if they are loaded.
+    pub fn segment(&self) -> Option<&Segment> {
+        self.loaded.chunks.get().map(|chunks| &chunks.segment)
+    }
+
+    /// The segment's chunk ids; loads them at the first call, once however many call.
+    ///
+    /// # Errors
+    /// What `load` says.
+    pub async fn segment_or_load<E, F: Future<Output = Result<Segment, E>>>(
+        &self,
+        load: impl FnOnce() -> F,
+    ) -> Result<&Segment, E> {
+        let chunks =
+            self.loaded.chunks.get_or_try_init(|| async { load().await.map(SegmentChunks::new) }).await?;
+        Ok(&chunks.segment)
+    }
+
+    /// The segment's locator; loads it at the first call, once however many call.
+    ///
+    /// # Errors
+    /// What `load` says.
+    pub async fn locator_or_load<E, F: Future<Output = Result<Locator, E>>>(
+        &self,
+        load: impl FnOnce() -> F,
+    ) -> Result<&Arc<Locator>, E> {
+        self.loaded.locator.get_or_try_init(|| async { load().await.map(Arc::new) }).await
+    }
+}
+
+impl Base {
+    /// Takes a disk of a manifest; `namespace_of` says whose each segment is.
+    pub fn new(disk: &Disk, namespace_of: impl Fn(&SegmentId) -> Namespace) -> Self {
+        let segments = disk.segments.iter().map(|id| BaseSegment::new(*id, namespace_of(id))).collect();
+        Self { role: disk.role, size: disk.size, chunk_size: disk.chunk_size, segments }
+    }
+
+    /// The same disk with some segments replaced; shares what is loaded of the others.
+    #[must_use]
+    pub fn with_segments(&self, replaced: impl IntoIterator<Item = (SegmentIndex, BaseSegment)>) -> Self {
+        let mut segments = self.segments.clone();
+        for (index, segment) in replaced {
+            if let Some(place) = segments.get_mut(index.0 as usize) {
+                *place = segment;
+            }
+        }
+        Self { role: self.role, size: self.size, chunk_size: self.chunk_size, segments }
+    }
+
+    /// What the disk is for.
+    pub fn role(&self) -> DiskRole {
+        self.role
+    }
+
+    /// The disk's size.
+    pub fn size(&self) -> DiskSize {
+        self.size
+    }
+
+    /// Bytes per chunk.
+    pub fn chunk_size(&self) -> ChunkSize {
+        self.chunk_size
+    }
+
+    /// The disk's segments.
+    pub fn segments(&self) -> &[BaseSegment] {
+        &self.segments
+    }
+
+    /// The segment a chunk is in, and the chunk's position there; `None` past the end.
+    pub fn segment_of(&self, chunk: ChunkIndex) -> Option<(&BaseSegment, usize)> {
+        let (segment, at) = chunk.in_segment();
+        Some((self.segments.get(segment.0 as usize)?, at))
+    }
+
+    /// What is known of a chunk without asking anyone; zeros past the end.
+    pub fn chunk(&self, chunk: ChunkIndex) -> BaseChunk<'_> {
+        let Some((segment, at)) = self.segment_of(chunk) else { return BaseChunk::Zero };
+        if segment.id.is_zero() {
+            return BaseChunk::Zero;
+        }
+        let Some(chunks) = segment.loaded.chunks.get() else { return BaseChunk::Unloaded };
+        match (chunks.segment.chunks().get(at), chunks.slots.get(at)) {
+            (Some(id), Some(hint)) if !id.is_zero() => BaseChunk::Known(id, hint),
+            _ => BaseChunk::Zero,
+        }
+    }
+}

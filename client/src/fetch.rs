@@ -1,0 +1,496 @@
+//! The fetcher: gets chunks that are not here, each once however many ask, the urgent ones first.
+//!
+//! A fetch goes on until it succeeds, whoever stops waiting. Losing the sources is a pause: requests wait and go on by
+//! themselves. Every chunk is decoded within bounds and checked against its id before anyone sees it; bytes that do
+//! not match are a miss of that source. Neighbours in a pack come in one request.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use chunk_format::{
+    ChunkId, ChunkIndex, FormatError, FrameDecoder, Locator, MAX_LOCATOR_BYTES, SEGMENT_BYTES, Segment,
+    frame_len_max,
+};
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+mod flight;
+mod queue;
+mod run;
+mod segments;
+mod silence;
+mod sources;
+
+pub use queue::Class;
+pub use segments::SegmentStore;
+pub use sources::LinkState;
+
+use crate::cache::Cache;
+use crate::disk::{Base, BaseSegment};
+use crate::source::{ChunkSource, FailureKind, Object, ObjectPath, SourceError, get_whole};
+use flight::Flight;
+use queue::{Job, Queue};
+use silence::SilenceLimited;
+use sources::{Sources, backoff};
+
+/// Requests at once for chunks someone waits for.
+const WAITING_REQUESTS: usize = 32;
+/// Requests at once for everything else: few and long, so that they fill the link without crowding it.
+const OTHER_REQUESTS: usize = 4;
+/// Decoded bytes under way or on their way to the cache.
+const ROOM_BYTES: usize = 64 << 20;
+/// Silence after which a source counts as lost.
+const SILENCE_LIMIT: Duration = Duration::from_secs(5);
+/// Rounds through all sources before an object counts as not to be had.
+const ROUNDS: u32 = 3;
+
+/// What to do when every source answers and none has the right bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnMissing {
+    /// Go on trying: whoever asked waits until the source is repaired. A guest's file system survives a pause.
+    Wait,
+    /// Give up after a few rounds: whoever asked gets an error.
+    Fail,
+}
+
+/// Why a chunk cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// Every source was asked several times and none has the right bytes.
+    #[error("no source has {what}")]
+    NotToBeHad {
+        /// The object.
+        what: String,
+        /// The last source's failure.
+        #[source]
+        source: SourceError,
+    },
+    /// The fetcher was shut down.
+    #[error("the disk is being closed")]
+    Stopped,
+    /// zstd could not get its memory.
+    #[error("cannot decode")]
+    Decoder(#[source] FormatError),
+}
+
+/// Counts since the fetcher was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FetchStats {
+    /// Bytes that arrived, as bodies of answers.
+    pub fetched_bytes: u64,
+    /// Chunks that arrived and matched their id.
+    pub chunks: u64,
+    /// Requests made.
+    pub requests: u64,
+    /// Bytes or objects that did not match their id.
+    pub damaged: u64,
+    /// Requests that failed otherwise.
+    pub failures: u64,
+}
+
+#[derive(Default)]
+struct Counters {
+    fetched_bytes: AtomicU64,
+    chunks: AtomicU64,
+    requests: AtomicU64,
+    damaged: AtomicU64,
+    failures: AtomicU64,
+}
+
+/// What became of a wish for a chunk.
+pub(crate) enum Wish {
+    /// It is on its way.
+    Flight(Arc<Flight>),
+    /// It is in the cache by now, or was all zeros: read again.
+    Here,
+}
+
+/// Gets chunks that are not here. Cheap to clone; stops when told, or when the last clone is dropped.
+#[derive(Clone)]
+pub struct Fetcher {
+    shared: Arc<Shared>,
+    _stop: Arc<StopOnDrop>,
+}
+
+struct StopOnDrop(CancellationToken);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
+}
+
+/// Lock order: `flights` before `queue`; neither is held over I/O or an await.
+struct Shared {
+    sources: Sources,
+    cache: Arc<Cache>,
+    segments: SegmentStore,
+    on_missing: OnMissing,
+    flights: Mutex<HashMap<ChunkId, Arc<Flight>>>,
+    queue: Mutex<Queue>,
+    queued: Notify,
+    room: Arc<Semaphore>,
+    decoders: Mutex<Vec<FrameDecoder>>,
+    arrived: mpsc::Sender<Arrival>,
+    counters: Counters,
+    stop: CancellationToken,
+}
+
+/// A chunk on its way to the cache.
+struct Arrival {
+    id: ChunkId,
+    chunk: Bytes,
+    _room: Option<OwnedSemaphorePermit>,
+}
+
+impl Fetcher {
+    /// Starts a fetcher on a runtime; `sources` in the order of preference.
+    pub fn new(
+        runtime: &Handle,
+        sources: Vec<Arc<dyn ChunkSource>>,
+        cache: Arc<Cache>,
+        segments: SegmentStore,
+        on_missing: OnMissing,
+    ) -> Self {
+        let (arrived, arrivals) = mpsc::channel(256);
+        let stop = CancellationToken::new();
+        let shared = Arc::new(Shared {
+            sources: Sources::new(
+                sources
+                    .into_iter()
+                    .map(|source| {
+                        Arc::new(SilenceLimited::new(source, SILENCE_LIMIT)) as Arc<dyn ChunkSource>
+                    })
+                    .collect(),
+            ),
+            room: Arc::new(Semaphore::new(ROOM_BYTES / cache.chunk_size().bytes())),
+            cache,
+            segments,
+            on_missing,
+            flights: Mutex::default(),
+            queue: Mutex::default(),
+            queued: Notify::new(),
+            decoders: Mutex::default(),
+            arrived,
+            counters: Counters::default(),
+            stop: stop.clone(),
+        });
+        runtime.spawn(dispatch(Arc::clone(&shared), Class::Waiting, WAITING_REQUESTS));
+        runtime.spawn(dispatch(Arc::clone(&shared), Class::Background, OTHER_REQUESTS));
+        let writer = Arc::downgrade(&shared);
+        runtime.spawn_blocking(move || keep_arrivals(arrivals, &writer));
+        Self { shared, _stop: Arc::new(StopOnDrop(stop)) }
+    }
+
+    /// Whether the sources answer; changes are told to whoever watches.
+    pub fn link(&self) -> watch::Receiver<LinkState> {
+        self.shared.sources.watch()
+    }
+
+    /// Counts since the fetcher was made.
+    pub fn stats(&self) -> FetchStats {
+        let counters = &self.shared.counters;
+        FetchStats {
+            fetched_bytes: counters.fetched_bytes.load(Ordering::Relaxed),
+            chunks: counters.chunks.load(Ordering::Relaxed),
+            requests: counters.requests.load(Ordering::Relaxed),
+            damaged: counters.damaged.load(Ordering::Relaxed),
+            failures: counters.failures.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Chunks waiting for a request, by class, the most urgent first.
+    pub fn queued(&self) -> [u64; Class::ALL.len()] {
+        self.shared.lock_queue().waiting()
+    }
+
+    /// Stops: requests under way are dropped and everyone who waits gets [`FetchError::Stopped`].
+    pub fn stop(&self) {
+        self.shared.stop.cancel();
+        for (_, flight) in self.shared.lock_flights().drain() {
+            flight.finish(Err(Arc::new(FetchError::Stopped)));
+        }
+    }
+
+    /// The chunk ids of a segment, from where it was loaded before or from the sources.
+    ///
+    /// # Errors
+    /// [`FetchError`].
+    pub async fn segment<'a>(&self, segment: &'a BaseSegment) -> Result<&'a Segment, FetchError> {
+        segment.segment_or_load(|| self.shared.load_segment(segment)).await
+    }
+
+    /// Fetches a whole object that `decode` accepts, for as long as it takes.
+    ///
+    /// # Errors
+    /// [`FetchError`].
+    pub async fn object<T>(
+        &self,
+        path: &ObjectPath,
+        limit_bytes: usize,
+        decode: impl Fn(&[u8]) -> Result<T, FormatError>,
+    ) -> Result<T, FetchError> {
+        self.shared.object(path, limit_bytes, decode).await
+    }
+
+    /// Sees to it that chunks of a disk come; answers, for each, where it will be.
+    ///
+    /// # Errors
+    /// [`FetchError`], when the segments or locators cannot be had.
+    pub(crate) async fn want(
+        &self,
+        base: &Base,
+        chunks: &[ChunkIndex],
+        class: Class,
+    ) -> Result<Vec<Wish>, FetchError> {
+        let mut wishes = Vec::with_capacity(chunks.len());
+        let mut new = Vec::new();
+        for chunk in chunks {
+            let Some((segment, at)) = base.segment_of(*chunk).filter(|(segment, _)| !segment.id.is_zero())
+            else {
+                wishes.push(Wish::Here);
+                continue;
+            };
+            let id = self.segment(segment).await?.chunks().get(at).copied().unwrap_or(ChunkId::ZERO);
+            if id.is_zero() {
+                wishes.push(Wish::Here);
+                continue;
+            }
+            let (wish, is_new) = self.shared.join_or_open(id, class);
+            if is_new && let Wish::Flight(flight) = &wish {
+                new.push((id, segment, at, Arc::clone(flight)));
+            }
+            wishes.push(wish);
+        }
+        let mut jobs = Vec::with_capacity(new.len());
+        for (id, segment, at, flight) in new {
+            match self.shared.locate(segment, at).await {
+                Ok((pack, offset, frame_len)) => {
+                    jobs.push(Job { id, pack, offset, frame_len, class, flight, room: None });
+                }
+                Err(error) => {
+                    self.shared.lock_flights().remove(&id);
+                    flight.finish(Err(Arc::new(error)));
+                }
+            }
+        }
+        if !jobs.is_empty() {
+            let mut queue = self.shared.lock_queue();
+            jobs.into_iter().for_each(|job| queue.push(job));
+            drop(queue);
+            self.shared.queued.notify_waiters();
+        }
+        Ok(wishes)
+    }
+}
+
+impl Shared {
+    /// Joins the flight of a chunk, or opens one; the second value says which.
+    fn join_or_open(&self, id: ChunkId, class: Class) -> (Wish, bool) {
+        let mut flights = self.lock_flights();
+        if let Some(flight) = flights.get(&id) {
+            self.lock_queue().promote(&id, class);
+            return (Wish::Flight(Arc::clone(flight)), false);
+        }
+        // Looked at under the lock: an arrival is first kept and then leaves `flights`, so it is in one of the two.
+        if self.cache.contains(&id) {
+            return (Wish::Here, false);
+        }
+        let flight = Arc::<Flight>::default();
+        if self.stop.is_cancelled() {
+            flight.finish(Err(Arc::new(FetchError::Stopped)));
+            return (Wish::Flight(flight), false);
+        }
+        flights.insert(id, Arc::clone(&flight));
+        (Wish::Flight(flight), true)
+    }
+
+    async fn locate(
+        &self,
+        segment: &BaseSegment,
+        at: usize,
+    ) -> Result<(Arc<chunk_format::PackRef>, u32, u32), FetchError> {
+        let locator = segment.locator_or_load(|| self.load_locator(segment)).await?;
+        // `load_locator` takes none that lacks a stored chunk.
+        let place = locator.place(at).ok_or(FetchError::Stopped)?;
+        let pack = locator.pack(&place).ok_or(FetchError::Stopped)?;
+        Ok((Arc::new(pack.clone()), place.offset, place.frame_len))
+    }
+
+    async fn load_segment(&self, wanted: &BaseSegment) -> Result<Segment, FetchError> {
+        if let Some(segment) = self.segments.load(wanted.id) {
+            return Ok(segment);
+        }
+        let path = ObjectPath { namespace: wanted.namespace.clone(), object: Object::Segment(wanted.id) };
+        let (segment, frame) = self
+            .object(&path, frame_len_max(SEGMENT_BYTES), |frame| {
+                self.with_decoder(|decoder| Segment::decode(frame, wanted.id, decoder))
+                    .map(|segment| (segment, frame.to_vec()))
+            })
+            .await?;
+        self.segments.keep(wanted.id, &frame);
+        Ok(segment)
+    }
+
+    async fn load_locator(&self, wanted: &BaseSegment) -> Result<Locator, FetchError> {
+        let segment = wanted.segment_or_load(|| self.load_segment(wanted)).await?;
+        let path = ObjectPath { namespace: wanted.namespace.clone(), object: Object::Locator(wanted.id) };
+        self.object(&path, frame_len_max(MAX_LOCATOR_BYTES), |frame| {
+            let locator = self.with_decoder(|decoder| Locator::decode(frame, wanted.id, decoder))?;
+            let unplaced =
+                (0..).zip(segment.chunks()).filter(|(at, id)| !id.is_zero() && locator.place(*at).is_none());
+            match unplaced.count() {
+                0 => Ok(locator),
+                count => Err(FormatError::Field {
+                    what: "locator",
+                    field: "places",
+                    found: format!("{count} short"),
+                    expected: "one for each stored chunk".to_owned(),
+                }),
+            }
+        })
+        .await
+    }
+
+    /// Fetches a whole object that `decode` accepts, for as long as it takes.
+    async fn object<T>(
+        &self,
+        path: &ObjectPath,
+        limit_bytes: usize,
+        decode: impl Fn(&[u8]) -> Result<T, FormatError>,
+    ) -> Result<T, FetchError> {
+        let attempt = |source: Arc<dyn ChunkSource>| {
+            let decode = &decode;
+            async move {
+                let bytes = get_whole(&*source, path, limit_bytes).await?;
+                self.counters.fetched_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                decode(&bytes).map_err(|error| crate::source::damaged(&*source, path, error))
+            }
+        };
+        tokio::select! {
+            object = self.try_sources(path, attempt) => object,
+            () = self.stop.cancelled() => Err(FetchError::Stopped),
+        }
+    }
+
+    /// Asks one source after the other until `attempt` succeeds, with the patience of [`OnMissing`].
+    async fn try_sources<T, F: Future<Output = Result<T, SourceError>>>(
+        &self,
+        path: &ObjectPath,
+        mut attempt: impl FnMut(Arc<dyn ChunkSource>) -> F,
+    ) -> Result<T, FetchError> {
+        let (mut passed_over, mut rounds, mut last) = (Vec::new(), 0, None);
+        loop {
+            let Some((at, entry)) = self.sources.pick(&passed_over).await else {
+                rounds += 1;
+                if rounds == ROUNDS {
+                    if let Some(error) = &last {
+                        tracing::error!(object = %path, %error, "no source has the right bytes");
+                    }
+                    if let (OnMissing::Fail, Some(source)) = (self.on_missing, last.take()) {
+                        return Err(FetchError::NotToBeHad { what: path.to_string(), source });
+                    }
+                }
+                tokio::time::sleep(backoff(rounds)).await;
+                passed_over.clear();
+                continue;
+            };
+            self.counters.requests.fetch_add(1, Ordering::Relaxed);
+            match attempt(Arc::clone(&entry.source)).await {
+                Ok(value) => {
+                    self.sources.succeeded(entry);
+                    return Ok(value);
+                }
+                Err(error) => {
+                    tracing::debug!(object = %path, error = &error as &dyn std::error::Error, "a fetch failed");
+                    self.sources.failed(entry, &error);
+                    match error.kind {
+                        FailureKind::Unreachable | FailureKind::Refused => {
+                            self.counters.failures.fetch_add(1, Ordering::Relaxed);
+                        }
+                        FailureKind::NotFound | FailureKind::Damaged => {
+                            self.sources.succeeded(entry);
+                            self.counters.damaged.fetch_add(1, Ordering::Relaxed);
+                            passed_over.push(at);
+                        }
+                    }
+                    last = Some(error);
+                }
+            }
+        }
+    }
+
+    fn with_decoder<T>(
+        &self,
+        work: impl FnOnce(&mut FrameDecoder) -> Result<T, FormatError>,
+    ) -> Result<T, FormatError> {
+        let kept = self.decoders.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let mut decoder = kept.map_or_else(FrameDecoder::new, Ok)?;
+        let result = work(&mut decoder);
+        self.decoders.lock().unwrap_or_else(PoisonError::into_inner).push(decoder);
+        result
+    }
+
+    fn lock_flights(&self) -> MutexGuard<'_, HashMap<ChunkId, Arc<Flight>>> {
+        self.flights.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Turns queued chunks of a class and all more urgent ones into requests, as many at once as told.
+async fn dispatch(shared: Arc<Shared>, least_urgent: Class, requests: usize) {
+    let slots = Arc::new(Semaphore::new(requests));
+    loop {
+        let queued = shared.queued.notified();
+        tokio::pin!(queued);
+        queued.as_mut().enable();
+        if !shared.lock_queue().has(least_urgent) {
+            tokio::select! {
+                () = queued => {}
+                () = shared.stop.cancelled() => return,
+            }
+            continue;
+        }
+        let slot = tokio::select! {
+            slot = Arc::clone(&slots).acquire_owned() => slot,
+            () = shared.stop.cancelled() => return,
+        };
+        let Ok(slot) = slot else { return };
+        let run = shared.lock_queue().pop_run(least_urgent);
+        let Some(mut run) = run else { continue };
+        let wanted = u32::try_from(run.jobs.len()).unwrap_or(u32::MAX);
+        let room = tokio::select! {
+            room = Arc::clone(&shared.room).acquire_many_owned(wanted) => room,
+            () = shared.stop.cancelled() => return,
+        };
+        let Ok(mut room) = room else { return };
+        run.jobs.iter_mut().for_each(|job| job.room = room.split(1));
+        let shared = Arc::clone(&shared);
+        tokio::spawn(async move {
+            tokio::select! {
+                () = shared.fetch_run(run) => {}
+                () = shared.stop.cancelled() => {}
+            }
+            drop(slot);
+        });
+    }
+}
+
+/// Puts arrived chunks into the cache, off the threads that serve requests; a chunk leaves `flights` once it is kept.
+fn keep_arrivals(mut arrivals: mpsc::Receiver<Arrival>, shared: &std::sync::Weak<Shared>) {
+    while let Some(arrival) = arrivals.blocking_recv() {
+        let Some(shared) = shared.upgrade() else { return };
+        shared.cache.insert(arrival.id, &arrival.chunk);
+        shared.lock_flights().remove(&arrival.id);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,241 @@
+//! Chunks waiting to be fetched: strictly by class, neighbours in a pack together.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+
+use chunk_format::{ChunkId, PackId, PackRef};
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::flight::Flight;
+
+/// How urgent a fetch is; a lower one never goes before a higher.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Class {
+    /// The guest waits for it.
+    Waiting,
+    /// The guest will probably ask for it next.
+    Readahead,
+    /// A start of this version touches it.
+    Profile,
+    /// To have it all.
+    Background,
+}
+
+impl Class {
+    /// All classes, the most urgent first.
+    pub const ALL: [Self; 4] = [Self::Waiting, Self::Readahead, Self::Profile, Self::Background];
+
+    /// The longest run of neighbours fetched in one request, bytes. Short where someone waits for its end.
+    fn run_limit_bytes(self) -> u64 {
+        match self {
+            Self::Waiting => 1 << 20,
+            Self::Readahead => 2 << 20,
+            Self::Profile | Self::Background => 8 << 20,
+        }
+    }
+}
+
+/// Bytes of a pack between two wanted frames that are fetched and dropped rather than asked around: less than what
+/// another request costs.
+const GAP_LIMIT_BYTES: u64 = 16 << 10;
+
+/// A chunk to fetch, and who waits for it.
+pub(super) struct Job {
+    pub(super) id: ChunkId,
+    pub(super) pack: Arc<PackRef>,
+    pub(super) offset: u32,
+    pub(super) frame_len: u32,
+    pub(super) class: Class,
+    pub(super) flight: Arc<Flight>,
+    /// Room for its decoded bytes; taken when it leaves the queue.
+    pub(super) room: Option<OwnedSemaphorePermit>,
+}
+
+impl Job {
+    fn end(&self) -> u64 {
+        u64::from(self.offset) + u64::from(self.frame_len)
+    }
+
+    fn place(&self) -> (PackId, u32) {
+        (self.pack.pack, self.offset)
+    }
+}
+
+/// Frames of one pack, in its order, to be fetched in one request.
+pub(super) struct Run {
+    pub(super) pack: Arc<PackRef>,
+    pub(super) jobs: Vec<Job>,
+}
+
+#[derive(Default)]
+pub(super) struct Queue {
+    jobs: HashMap<ChunkId, Job>,
+    order: [VecDeque<ChunkId>; Class::ALL.len()],
+    by_place: BTreeMap<(PackId, u32), ChunkId>,
+}
+
+impl Queue {
+    pub(super) fn push(&mut self, job: Job) {
+        self.order[job.class as usize].push_back(job.id);
+        self.by_place.insert(job.place(), job.id);
+        self.jobs.insert(job.id, job);
+    }
+
+    /// Makes a waiting chunk more urgent; nothing happens when it is on its way already.
+    pub(super) fn promote(&mut self, id: &ChunkId, class: Class) {
+        if let Some(job) = self.jobs.get_mut(id)
+            && class < job.class
+        {
+            // Its old entry in the order is skipped when it comes up.
+            job.class = class;
+            self.order[class as usize].push_back(*id);
+        }
+    }
+
+    /// How many chunks of each class wait.
+    pub(super) fn waiting(&self) -> [u64; Class::ALL.len()] {
+        let mut counts = [0; Class::ALL.len()];
+        self.jobs.values().for_each(|job| counts[job.class as usize] += 1);
+        counts
+    }
+
+    /// Whether a chunk of this class, or of a more urgent one, waits.
+    pub(super) fn has(&mut self, least_urgent: Class) -> bool {
+        Class::ALL.into_iter().filter(|class| *class <= least_urgent).any(|class| self.front(class).is_some())
+    }
+
+    /// Takes the first chunk of the most urgent class, with its neighbours in the pack of the same or a more urgent
+    /// class, or of the next one.
+    pub(super) fn pop_run(&mut self, least_urgent: Class) -> Option<Run> {
+        let classes = Class::ALL.into_iter().filter(|class| *class <= least_urgent);
+        let first = classes.into_iter().find_map(|class| self.front(class))?;
+        let first = self.take(first)?;
+        let class = first.class;
+        let limit = class.run_limit_bytes();
+        let pack = Arc::clone(&first.pack);
+        let (mut start, mut end) = (u64::from(first.offset), first.end());
+        let mut jobs = VecDeque::from([first]);
+        while let Some(next) = self.neighbour_after(pack.pack, end, class) {
+            let Some(next) = self.take_if(next, |job| job.end() - start <= limit) else { break };
+            end = next.end();
+            jobs.push_back(next);
+        }
+        while let Some(before) = self.neighbour_before(pack.pack, start, class) {
+            let Some(before) = self.take_if(before, |job| end - u64::from(job.offset) <= limit) else {
+                break;
+            };
+            start = u64::from(before.offset);
+            jobs.push_front(before);
+        }
+        Some(Run { pack, jobs: jobs.into() })
+    }
+
+    fn front(&mut self, class: Class) -> Option<ChunkId> {
+        let order = &mut self.order[class as usize];
+        while let Some(id) = order.front() {
+            if self.jobs.get(id).is_some_and(|job| job.class == class) {
+                return Some(*id);
+            }
+            order.pop_front();
+        }
+        None
+    }
+
+    fn neighbour_after(&self, pack: PackId, end: u64, class: Class) -> Option<ChunkId> {
+        let from = (pack, u32::try_from(end).ok()?);
+        let to = (pack, u32::try_from(end + GAP_LIMIT_BYTES).unwrap_or(u32::MAX));
+        let (_, id) = self.by_place.range(from..=to).next()?;
+        self.joins(id, class).then_some(*id)
+    }
+
+    fn neighbour_before(&self, pack: PackId, start: u64, class: Class) -> Option<ChunkId> {
+        let (place, id) = self.by_place.range(..(pack, u32::try_from(start).ok()?)).next_back()?;
+        let job = self.jobs.get(id)?;
+        let near = place.0 == pack && job.end() + GAP_LIMIT_BYTES >= start;
+        (near && self.joins(id, class)).then_some(*id)
+    }
+
+    fn joins(&self, id: &ChunkId, class: Class) -> bool {
+        self.jobs.get(id).is_some_and(|job| job.class as usize <= class as usize + 1)
+    }
+
+    fn take_if(&mut self, id: ChunkId, fits: impl FnOnce(&Job) -> bool) -> Option<Job> {
+        if self.jobs.get(&id).is_some_and(fits) { self.take(id) } else { None }
+    }
+
+    fn take(&mut self, id: ChunkId) -> Option<Job> {
+        let job = self.jobs.remove(&id)?;
+        self.by_place.remove(&job.place());
+        Some(job)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job(pack: &str, offset: u32, class: Class) -> Job {
+        let pack = Arc::new(PackRef {
+            namespace: "image/a".parse().unwrap(),
+            pack: PackId::of(pack.as_bytes()),
+            pack_len: 32 << 20,
+        });
+        let id = ChunkId::of(format!("{}{offset}", pack.pack).as_bytes());
+        Job { id, pack, offset, frame_len: 1000, class, flight: Arc::default(), room: None }
+    }
+
+    fn offsets(run: &Run) -> Vec<u32> {
+        run.jobs.iter().map(|job| job.offset).collect()
+    }
+
+    #[test]
+    fn the_urgent_go_first_and_neighbours_go_along() {
+        let mut queue = Queue::default();
+        for offset in [10_000, 11_000, 12_000] {
+            queue.push(job("a", offset, Class::Background));
+        }
+        queue.push(job("b", 5000, Class::Waiting));
+        queue.push(job("b", 4000, Class::Waiting));
+        queue.push(job("b", 7000, Class::Readahead));
+        queue.push(job("b", 60_000, Class::Waiting));
+        assert_eq!(offsets(&queue.pop_run(Class::Waiting).unwrap()), [4000, 5000, 7000]);
+        assert_eq!(offsets(&queue.pop_run(Class::Waiting).unwrap()), [60_000]);
+        assert!(queue.pop_run(Class::Waiting).is_none());
+        assert!(!queue.has(Class::Profile));
+        assert_eq!(offsets(&queue.pop_run(Class::Background).unwrap()), [10_000, 11_000, 12_000]);
+        assert_eq!(queue.waiting(), [0; 4]);
+    }
+
+    #[test]
+    fn a_waiting_run_does_not_drag_the_background_along() {
+        let mut queue = Queue::default();
+        queue.push(job("a", 1000, Class::Waiting));
+        queue.push(job("a", 2000, Class::Background));
+        assert_eq!(offsets(&queue.pop_run(Class::Background).unwrap()), [1000]);
+        assert_eq!(offsets(&queue.pop_run(Class::Background).unwrap()), [2000]);
+    }
+
+    #[test]
+    fn a_run_is_bounded() {
+        let mut queue = Queue::default();
+        for at in 0..2000 {
+            queue.push(job("a", 16 + at * 1000, Class::Waiting));
+        }
+        let run = queue.pop_run(Class::Waiting).unwrap();
+        assert_eq!(run.jobs.len(), 1048);
+    }
+
+    #[test]
+    fn a_promoted_chunk_goes_first_and_once() {
+        let mut queue = Queue::default();
+        let (first, second) = (job("a", 0, Class::Background), job("b", 0, Class::Background));
+        let id = second.id;
+        queue.push(first);
+        queue.push(second);
+        queue.promote(&id, Class::Waiting);
+        assert_eq!(queue.waiting(), [1, 0, 0, 1]);
+        assert_eq!(queue.pop_run(Class::Background).unwrap().jobs[0].id, id);
+        assert!(queue.pop_run(Class::Background).is_some());
+        assert!(queue.pop_run(Class::Background).is_none());
+    }
+}

@@ -1,0 +1,117 @@
+//! One request for neighbouring frames of a pack.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::{Bytes, BytesMut};
+use chunk_format::FormatError;
+use futures_util::stream::TryStreamExt;
+use tokio::sync::Mutex;
+
+use super::queue::{Job, Run};
+use super::{Arrival, Shared};
+use crate::source::{ChunkSource, FailureKind, Object, ObjectPath, SourceError, damaged};
+
+impl Shared {
+    /// Fetches every chunk of a run, in as many requests as it takes.
+    pub(super) async fn fetch_run(&self, run: Run) {
+        let path = ObjectPath { namespace: run.pack.namespace.clone(), object: Object::Pack(run.pack.pack) };
+        // Jobs leave it as their chunks arrive, so that another request asks for the rest only. One attempt holds it
+        // at a time.
+        let left = Mutex::new(VecDeque::from(run.jobs));
+        let fetched = self
+            .try_sources(&path, |source| {
+                let (path, left) = (&path, &left);
+                async move { self.fetch_frames(&*source, path, &mut *left.lock().await).await }
+            })
+            .await;
+        if let Err(error) = fetched {
+            let error = Arc::new(error);
+            for job in left.into_inner() {
+                self.lock_flights().remove(&job.id);
+                job.flight.finish(Err(Arc::clone(&error)));
+            }
+        }
+    }
+
+    /// Makes one request. Chunks of a broken answer that came whole and right are kept, whatever follows them.
+    async fn fetch_frames(
+        &self,
+        source: &dyn ChunkSource,
+        path: &ObjectPath,
+        left: &mut VecDeque<Job>,
+    ) -> Result<(), SourceError> {
+        let mut wrong = VecDeque::new();
+        let mut outcome = self.stream_frames(source, path, left, &mut wrong).await;
+        if let Some((_, error)) = wrong.front() {
+            outcome = outcome.and(Err(damaged(source, path, error.to_string())));
+        }
+        wrong.into_iter().rev().for_each(|(job, _)| left.push_front(job));
+        outcome
+    }
+
+    async fn stream_frames(
+        &self,
+        source: &dyn ChunkSource,
+        path: &ObjectPath,
+        left: &mut VecDeque<Job>,
+        wrong: &mut VecDeque<(Job, FormatError)>,
+    ) -> Result<(), SourceError> {
+        let Some(range) = span(left) else { return Ok(()) };
+        let mut body = source.get(path, Some(range.clone())).await?;
+        let mut buffer = BytesMut::new();
+        // Where in the pack the buffer's first byte lies.
+        let mut at = range.start;
+        while let Some(job) = left.front() {
+            let start = u64::from(job.offset);
+            let end = start + u64::from(job.frame_len);
+            let arrived = at + buffer.len() as u64;
+            if arrived < end {
+                let Some(part) = body.try_next().await? else {
+                    let cause = format!("the answer ended {} bytes early", range.end - arrived);
+                    return Err(SourceError {
+                        kind: FailureKind::Unreachable,
+                        ..damaged(source, path, cause)
+                    });
+                };
+                self.counters.fetched_bytes.fetch_add(part.len() as u64, Ordering::Relaxed);
+                buffer.extend_from_slice(&part);
+                continue;
+            }
+            let gap = start.saturating_sub(at);
+            drop(buffer.split_to(usize::try_from(gap).unwrap_or(usize::MAX).min(buffer.len())));
+            let frame = buffer.split_to((job.frame_len as usize).min(buffer.len()));
+            at = end;
+            let decoded = self.decode(job, &frame);
+            let Some(job) = left.pop_front() else { break };
+            match decoded {
+                Ok(chunk) => self.land(job, chunk).await,
+                Err(error) => wrong.push_back((job, error)),
+            }
+        }
+        Ok(())
+    }
+
+    fn decode(&self, job: &Job, frame: &[u8]) -> Result<Bytes, FormatError> {
+        let mut chunk = vec![0; self.cache.chunk_size().bytes()];
+        self.with_decoder(|decoder| decoder.decode_chunk(frame, job.id, &mut chunk))?;
+        Ok(chunk.into())
+    }
+
+    async fn land(&self, mut job: Job, chunk: Bytes) {
+        self.counters.chunks.fetch_add(1, Ordering::Relaxed);
+        job.flight.finish(Ok(chunk.clone()));
+        let arrival = Arrival { id: job.id, chunk, _room: job.room.take() };
+        // Waits when the cache's disk is slower than the link; the readers have been told already. It fails only when
+        // the fetcher is gone, and the cache with it.
+        let _ = self.arrived.send(arrival).await;
+    }
+}
+
+/// The range of the pack that holds all these frames, which are in its order.
+fn span(jobs: &VecDeque<Job>) -> Option<Range<u64>> {
+    let (first, last) = (jobs.front()?, jobs.back()?);
+    Some(u64::from(first.offset)..u64::from(last.offset) + u64::from(last.frame_len))
+}

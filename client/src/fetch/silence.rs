@@ -1,0 +1,96 @@
+//! A source that has fallen silent counts as lost.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use futures_util::stream::{StreamExt, TryStreamExt, unfold};
+
+use crate::source::{ChunkSource, FailureKind, ObjectBody, ObjectPath, SourceError};
+
+/// While other answers of the source still come in, a silent one is only being outrun by them: it may be silent for
+/// this many limits.
+const OUTRUN_LIMITS: u32 = 6;
+
+/// Gives up on an answer whose source has said nothing for a while.
+pub(super) struct SilenceLimited {
+    inner: Arc<dyn ChunkSource>,
+    limit: Duration,
+    /// Counts what arrives in all answers.
+    progress: Arc<AtomicU64>,
+}
+
+impl SilenceLimited {
+    pub(super) fn new(inner: Arc<dyn ChunkSource>, limit: Duration) -> Self {
+        Self { inner, limit, progress: Arc::default() }
+    }
+}
+
+impl ChunkSource for SilenceLimited {
+    fn origin(&self) -> String {
+        self.inner.origin()
+    }
+
+    fn get<'a>(
+        &'a self,
+        path: &'a ObjectPath,
+        range: Option<Range<u64>>,
+    ) -> BoxFuture<'a, Result<ObjectBody, SourceError>> {
+        Box::pin(async move {
+            let watch = Watch {
+                limit: self.limit,
+                progress: Arc::clone(&self.progress),
+                origin: self.inner.origin(),
+                object: path.to_string(),
+            };
+            let body = watch.over(self.inner.get(path, range)).await?;
+            let watched = unfold(Some((body, watch)), |state| async move {
+                let (mut body, watch) = state?;
+                match watch.over(body.try_next()).await {
+                    Ok(Some(part)) => Some((Ok(part), Some((body, watch)))),
+                    Ok(None) => None,
+                    Err(error) => Some((Err(error), None)),
+                }
+            });
+            Ok(watched.boxed())
+        })
+    }
+}
+
+struct Watch {
+    limit: Duration,
+    progress: Arc<AtomicU64>,
+    origin: String,
+    object: String,
+}
+
+impl Watch {
+    async fn over<T>(&self, step: impl Future<Output = Result<T, SourceError>>) -> Result<T, SourceError> {
+        tokio::pin!(step);
+        let mut silent_limits = 0;
+        loop {
+            let before = self.progress.load(Ordering::Relaxed);
+            if let Ok(result) = tokio::time::timeout(self.limit, &mut step).await {
+                self.progress.fetch_add(1, Ordering::Relaxed);
+                return result;
+            }
+            silent_limits += 1;
+            let outrun = self.progress.load(Ordering::Relaxed) != before;
+            if !outrun || silent_limits == OUTRUN_LIMITS {
+                return Err(SourceError {
+                    origin: self.origin.clone(),
+                    object: self.object.clone(),
+                    kind: FailureKind::Unreachable,
+                    retry_after: None,
+                    cause: format!(
+                        "it has been silent for {} s",
+                        self.limit.as_secs() * u64::from(silent_limits)
+                    )
+                    .into(),
+                });
+            }
+        }
+    }
+}

@@ -1,0 +1,148 @@
+use chunk_format::{ChunkSize, Disk, DiskRole, DiskSize, Namespace};
+
+use super::*;
+use crate::cache::CacheConfig;
+use crate::upstream::MemoryServer;
+
+const CHUNK: usize = 4096;
+
+struct Rig {
+    fetcher: Fetcher,
+    server: MemoryServer,
+    base: Arc<Base>,
+    content: Vec<u8>,
+    _dir: tempfile::TempDir,
+}
+
+impl Rig {
+    fn new(chunks: usize, on_missing: OnMissing) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let server = MemoryServer::default();
+        let namespace: Namespace = "image/debian".parse().unwrap();
+        let content: Vec<u8> = (0..chunks)
+            .flat_map(|chunk| u32::try_from(chunk + 1).unwrap().to_le_bytes().repeat(CHUNK / 4))
+            .collect();
+        let template = Disk {
+            role: DiskRole::System,
+            size: DiskSize::new(content.len() as u64).unwrap(),
+            chunk_size: ChunkSize::new(CHUNK as u64).unwrap(),
+            segments: Vec::new(),
+        };
+        let disk = server.store_disk(&namespace, &template, &content);
+        let base = Arc::new(Base::new(&disk, |_| namespace.clone()));
+        let config = CacheConfig { chunk_size: template.chunk_size, limit_bytes: 1 << 20, owner: [0; 32] };
+        let cache = Arc::new(Cache::open(dir.path(), &config).unwrap());
+        let fetcher = Fetcher::new(
+            &Handle::current(),
+            vec![Arc::new(server.clone())],
+            cache,
+            SegmentStore::new(dir.path().join("segments")),
+            on_missing,
+        );
+        Self { fetcher, server, base, content, _dir: dir }
+    }
+
+    fn pack(&self) -> ObjectPath {
+        let name = self.server.objects().into_iter().find(|name| name.contains("/packs/")).unwrap();
+        let (namespace, id) = name.split_once("/packs/").unwrap();
+        ObjectPath { namespace: namespace.parse().unwrap(), object: Object::Pack(id.parse().unwrap()) }
+    }
+
+    async fn get(&self, chunk: u64) -> Result<Bytes, Arc<FetchError>> {
+        let wish = self.fetcher.want(&self.base, &[ChunkIndex(chunk)], Class::Waiting).await?.pop();
+        match wish {
+            Some(Wish::Flight(flight)) => flight.land().await,
+            _ => Ok(Bytes::new()),
+        }
+    }
+
+    fn expected(&self, chunk: usize) -> &[u8] {
+        &self.content[chunk * CHUNK..(chunk + 1) * CHUNK]
+    }
+}
+
+#[tokio::test]
+async fn a_chunk_wanted_by_many_is_fetched_once() {
+    let rig = Arc::new(Rig::new(8, OnMissing::Fail));
+    let tasks: Vec<_> = (0..50)
+        .map(|_| {
+            let rig = Arc::clone(&rig);
+            tokio::spawn(async move { rig.get(3).await.unwrap() })
+        })
+        .collect();
+    for task in tasks {
+        let bytes = task.await.unwrap();
+        assert!(bytes.is_empty() || bytes == rig.expected(3));
+    }
+    assert_eq!(rig.fetcher.stats().chunks, 1);
+    assert_eq!(rig.server.requests(), 3, "segment, locator, pack");
+}
+
+#[tokio::test]
+async fn neighbours_come_in_one_request() {
+    let rig = Rig::new(100, OnMissing::Fail);
+    let chunks: Vec<ChunkIndex> = (0..100).map(ChunkIndex).collect();
+    let wishes = rig.fetcher.want(&rig.base, &chunks, Class::Waiting).await.unwrap();
+    for (chunk, wish) in wishes.into_iter().enumerate() {
+        let Wish::Flight(flight) = wish else { panic!("chunk {chunk} cannot be here yet") };
+        assert_eq!(flight.land().await.unwrap(), rig.expected(chunk));
+    }
+    assert_eq!(rig.server.requests(), 3);
+}
+
+#[tokio::test]
+async fn damaged_bytes_reach_nobody() {
+    let rig = Rig::new(4, OnMissing::Fail);
+    let first_frame = chunk_format::PACK_HEADER_BYTES + 3;
+    rig.server.damage(&rig.pack(), first_frame);
+    let error = rig.get(0).await.unwrap_err();
+    assert!(matches!(*error, FetchError::NotToBeHad { .. }), "{error}");
+    assert!(rig.fetcher.stats().damaged >= u64::from(ROUNDS));
+    assert_eq!(rig.get(1).await.unwrap(), rig.expected(1), "its neighbour is whole");
+}
+
+#[tokio::test]
+async fn a_damaged_frame_does_not_spoil_its_neighbours() {
+    let rig = Rig::new(4, OnMissing::Fail);
+    rig.server.damage(&rig.pack(), chunk_format::PACK_HEADER_BYTES + 3);
+    let chunks: Vec<ChunkIndex> = (0..4).map(ChunkIndex).collect();
+    let wishes = rig.fetcher.want(&rig.base, &chunks, Class::Waiting).await.unwrap();
+    let mut landed = Vec::new();
+    for wish in wishes {
+        let Wish::Flight(flight) = wish else { panic!("nothing can be here yet") };
+        landed.push(flight.land().await.is_ok());
+    }
+    assert_eq!(landed, [false, true, true, true]);
+}
+
+#[tokio::test]
+async fn a_lost_network_is_a_pause() {
+    let rig = Arc::new(Rig::new(4, OnMissing::Wait));
+    let mut link = rig.fetcher.link();
+    rig.server.lose_network_after(Some(1));
+    let reader = tokio::spawn({
+        let rig = Arc::clone(&rig);
+        async move { rig.get(2).await }
+    });
+    link.wait_for(|state| matches!(state, LinkState::Down { .. })).await.unwrap();
+    assert!(!reader.is_finished());
+    rig.server.lose_network_after(None);
+    assert_eq!(reader.await.unwrap().unwrap(), rig.expected(2));
+    assert_eq!(*link.borrow(), LinkState::Up);
+}
+
+#[tokio::test]
+async fn stopping_lets_everyone_go() {
+    let rig = Arc::new(Rig::new(4, OnMissing::Wait));
+    rig.get(0).await.unwrap();
+    rig.server.lose_network_after(Some(0));
+    let reader = tokio::spawn({
+        let rig = Arc::clone(&rig);
+        async move { rig.get(2).await }
+    });
+    let mut link = rig.fetcher.link();
+    link.wait_for(|state| matches!(state, LinkState::Down { .. })).await.unwrap();
+    rig.fetcher.stop();
+    assert!(matches!(*reader.await.unwrap().unwrap_err(), FetchError::Stopped));
+    assert!(matches!(*rig.get(3).await.unwrap_err(), FetchError::Stopped));
+}

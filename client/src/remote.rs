@@ -1,0 +1,178 @@
+//! The image server as the client sees it: one origin, one pinned certificate, one token.
+
+use std::time::Duration;
+
+use reqwest::{Method, RequestBuilder, Response, StatusCode};
+use serde::de::DeserializeOwned;
+
+mod api;
+mod error;
+mod tls;
+
+pub use api::{DesktopInfo, ImageInfo, PresentIn, ServerInfo, VersionInfo};
+pub use error::RemoteError;
+pub use tls::{Fingerprint, Trust};
+
+use tls::ClientTls;
+
+/// The interface version this client speaks.
+const API_VERSION: &str = "1";
+const API_HEADER: &str = "satchel-api";
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a response may stay silent before it counts as lost.
+const SILENCE_TIMEOUT: Duration = Duration::from_secs(20);
+/// Bytes under way at once: 100 Mbit/s at 150 ms needs 1.9 MB for one stream, 1 Gbit/s at 60 ms 7.5 MB for all.
+const STREAM_WINDOW_BYTES: u32 = 4 << 20;
+const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+/// The longest control-plane answer anyone reads, bytes.
+const MAX_JSON_BYTES: usize = 8 << 20;
+
+/// Where a server is and how it is trusted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// `https://HOST:PORT`, without a path.
+    pub url: String,
+    /// How its certificate is judged.
+    pub trust: Trust,
+}
+
+impl Endpoint {
+    /// Takes a URL as a person types it: `HOST`, `HOST:PORT` or `https://HOST:PORT/`.
+    ///
+    /// # Errors
+    /// `BadUrl` for another scheme, a path, a query, or what is no URL at all.
+    pub fn new(url: &str, trust: Trust) -> Result<Self, RemoteError> {
+        let bad = |reason: &str| RemoteError::BadUrl { url: url.to_owned(), reason: reason.to_owned() };
+        let full = if url.contains("://") { url.to_owned() } else { format!("https://{url}") };
+        let parsed = reqwest::Url::parse(&full).map_err(|error| bad(&error.to_string()))?;
+        if parsed.scheme() != "https" {
+            return Err(bad("Satchel speaks https only"));
+        }
+        if parsed.path() != "/" || parsed.query().is_some() || !parsed.username().is_empty() {
+            return Err(bad("give scheme, host and port only"));
+        }
+        Ok(Self { url: parsed.as_str().trim_end_matches('/').to_owned(), trust })
+    }
+}
+
+/// A server, ready to be asked. Cheap to clone; connections are shared.
+#[derive(Clone)]
+pub struct Remote {
+    endpoint: Endpoint,
+    token: String,
+    http: reqwest::Client,
+    tls: ClientTls,
+}
+
+impl Remote {
+    /// Prepares to ask a server; connects at the first request.
+    ///
+    /// # Errors
+    /// `Setup` when the machine's certificates or resolver cannot be used.
+    pub fn new(endpoint: Endpoint, token: String) -> Result<Self, RemoteError> {
+        let setup = |reason: String| RemoteError::Setup { reason };
+        let tls = ClientTls::new(&endpoint.trust).map_err(setup)?;
+        let http = reqwest::Client::builder()
+            .tls_backend_preconfigured(tls.config())
+            .https_only(true)
+            .redirect(reqwest::redirect::Policy::none())
+            .connect_timeout(CONNECT_TIMEOUT)
+            .read_timeout(SILENCE_TIMEOUT)
+            .tcp_nodelay(true)
+            .http2_initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .http2_initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .http2_keep_alive_interval(Duration::from_secs(10))
+            .http2_keep_alive_timeout(Duration::from_secs(10))
+            .user_agent(concat!("satchel/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .map_err(|error| setup(error::chain(&error)))?;
+        Ok(Self { endpoint, token, http, tls })
+    }
+
+    /// Where the server is.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// The certificate the server showed when it was last refused, if it was.
+    pub fn refused_certificate(&self) -> Option<Fingerprint> {
+        self.tls.refused()
+    }
+
+    fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.http
+            .request(method, format!("{}{path}", self.endpoint.url))
+            .bearer_auth(&self.token)
+            .header(API_HEADER, API_VERSION)
+    }
+
+    /// Sends a request and turns everything but success into an error.
+    async fn send(&self, request: RequestBuilder) -> Result<Response, RemoteError> {
+        let response = request.send().await.map_err(|error| self.transport_error(error))?;
+        let spoken = response.headers().get(API_HEADER).and_then(|value| value.to_str().ok());
+        if spoken != Some(API_VERSION) && response.status() != StatusCode::UPGRADE_REQUIRED {
+            let found = spoken.unwrap_or("none").to_owned();
+            return Err(RemoteError::NotThisInterface { url: self.endpoint.url.clone(), found });
+        }
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        Err(RemoteError::refused(&self.endpoint.url, response).await)
+    }
+
+    async fn json<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T, RemoteError> {
+        let mut response = self.send(request).await?;
+        let mut bytes = Vec::new();
+        while let Some(part) = response.chunk().await.map_err(|error| self.transport_error(error))? {
+            if bytes.len() + part.len() > MAX_JSON_BYTES {
+                return Err(self.unexpected(format!("an answer of more than {MAX_JSON_BYTES} bytes")));
+            }
+            bytes.extend_from_slice(&part);
+        }
+        serde_json::from_slice(&bytes)
+            .map_err(|error| self.unexpected(format!("an answer that is not valid: {error}")))
+    }
+
+    fn unexpected(&self, reason: String) -> RemoteError {
+        RemoteError::Unexpected { url: self.endpoint.url.clone(), reason }
+    }
+
+    fn transport_error(&self, source: reqwest::Error) -> RemoteError {
+        let url = self.endpoint.url.clone();
+        match self.tls.take_refused() {
+            Some(found) => match self.endpoint.trust {
+                Trust::Pinned(expected) => RemoteError::OtherCertificate { url, expected, found },
+                Trust::Authorities => RemoteError::UnknownCertificate { url, found },
+            },
+            // The URL of a request is our own business; its text would only lengthen the message.
+            None => RemoteError::Unreachable { url, source: source.without_url() },
+        }
+    }
+}
+
+impl std::fmt::Debug for Remote {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Remote").field("endpoint", &self.endpoint).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_are_taken_as_people_type_them() {
+        for (typed, url) in [
+            ("images.example.org", "https://images.example.org"),
+            ("https://images.example.org/", "https://images.example.org"),
+            ("127.0.0.1:7440", "https://127.0.0.1:7440"),
+            ("https://[::1]:7440", "https://[::1]:7440"),
+        ] {
+            assert_eq!(Endpoint::new(typed, Trust::Authorities).unwrap().url, url);
+        }
+        for typed in ["http://a", "https://a/path", "https://a/?q", "", "https://u:p@a", "ftp://a", "a b"] {
+            assert!(Endpoint::new(typed, Trust::Authorities).is_err(), "{typed}");
+        }
+    }
+}

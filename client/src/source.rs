@@ -1,0 +1,135 @@
+//! Sources: anywhere chunks come from.
+//!
+//! A source holds the objects of the data plane under one path each (`image/debian/packs/<id>`). It is trusted with
+//! nothing: whoever fetches checks what arrives against the id it was asked for by.
+
+use std::fmt;
+use std::ops::Range;
+use std::time::Duration;
+
+use bytes::Bytes;
+use chunk_format::{ManifestId, Namespace, PackId, SegmentId};
+use futures_util::future::BoxFuture;
+use futures_util::stream::{BoxStream, TryStreamExt};
+
+mod http;
+
+pub use http::HttpSource;
+
+/// Names an object of the data plane.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ObjectPath {
+    /// Whose it is.
+    pub namespace: Namespace,
+    /// What it is.
+    pub object: Object,
+}
+
+/// What an object is, and its id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Object {
+    /// A pack.
+    Pack(PackId),
+    /// A framed segment.
+    Segment(SegmentId),
+    /// The framed locator of a segment.
+    Locator(SegmentId),
+    /// A manifest.
+    Manifest(ManifestId),
+    /// The signature over a manifest.
+    ManifestSignature(ManifestId),
+}
+
+impl fmt::Display for ObjectPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/", self.namespace)?;
+        match &self.object {
+            Object::Pack(id) => write!(f, "packs/{id}"),
+            Object::Segment(id) => write!(f, "segments/{id}"),
+            Object::Locator(id) => write!(f, "locators/{id}"),
+            Object::Manifest(id) => write!(f, "manifests/{id}"),
+            Object::ManifestSignature(id) => write!(f, "manifests/{id}.sig"),
+        }
+    }
+}
+
+/// The bytes of an object, or of the range asked for, as they arrive.
+pub type ObjectBody = BoxStream<'static, Result<Bytes, SourceError>>;
+
+/// What kind of failure it was: decides whether to wait, to look elsewhere, or to say so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FailureKind {
+    /// No connection, or it broke, or the source is overloaded: waiting may help.
+    Unreachable,
+    /// The source does not have the object.
+    NotFound,
+    /// The source will not serve us: a token, a certificate or an interface version is wrong.
+    Refused,
+    /// What arrived is not what was asked for.
+    Damaged,
+}
+
+/// Why an object could not be had from a source.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot fetch {object} from {origin}")]
+pub struct SourceError {
+    /// The source.
+    pub origin: String,
+    /// The object.
+    pub object: String,
+    /// What kind of failure it was.
+    pub kind: FailureKind,
+    /// How long the source asks us to wait.
+    pub retry_after: Option<Duration>,
+    /// What went wrong.
+    #[source]
+    pub cause: Box<dyn std::error::Error + Send + Sync>,
+}
+
+/// Anywhere chunks come from.
+pub trait ChunkSource: Send + Sync + 'static {
+    /// What to call it in messages.
+    fn origin(&self) -> String;
+
+    /// Begins to fetch an object, or a range of it.
+    fn get<'a>(
+        &'a self,
+        path: &'a ObjectPath,
+        range: Option<Range<u64>>,
+    ) -> BoxFuture<'a, Result<ObjectBody, SourceError>>;
+}
+
+/// Fetches a whole object of at most `limit_bytes`.
+///
+/// # Errors
+/// What the source says; `Damaged` when the object is longer.
+pub async fn get_whole(
+    source: &dyn ChunkSource,
+    path: &ObjectPath,
+    limit_bytes: usize,
+) -> Result<Vec<u8>, SourceError> {
+    let mut body = source.get(path, None).await?;
+    let mut bytes = Vec::new();
+    while let Some(part) = body.try_next().await? {
+        if bytes.len() + part.len() > limit_bytes {
+            return Err(damaged(source, path, format!("it is longer than {limit_bytes} bytes")));
+        }
+        bytes.extend_from_slice(&part);
+    }
+    Ok(bytes)
+}
+
+/// The error for an object whose bytes are not what was asked for.
+pub fn damaged(
+    source: &dyn ChunkSource,
+    path: &ObjectPath,
+    cause: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+) -> SourceError {
+    SourceError {
+        origin: source.origin(),
+        object: path.to_string(),
+        kind: FailureKind::Damaged,
+        retry_after: None,
+        cause: cause.into(),
+    }
+}

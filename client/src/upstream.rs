@@ -1,0 +1,140 @@
+//! Where versions are committed to: the image server, or one in memory for tests.
+
+use bytes::Bytes;
+use chunk_format::{ChunkId, Name, Namespace, PackId, SegmentId, Signature, Subject};
+use futures_util::future::BoxFuture;
+
+use crate::remote::{PresentIn, Remote, RemoteError, VersionInfo};
+
+#[cfg(any(test, feature = "simulate"))]
+mod memory;
+
+#[cfg(any(test, feature = "simulate"))]
+pub use memory::MemoryServer;
+
+/// Why a version was not committed.
+#[derive(Debug, thiserror::Error)]
+pub enum CommitError {
+    /// Another version was committed on the same parent first. Nothing was changed.
+    #[error("the head has moved on to version {}, made on {}", head.sequence, head.machine)]
+    HeadMoved {
+        /// The head now.
+        head: Box<VersionInfo>,
+    },
+    /// The request failed; the version may or may not be committed.
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
+}
+
+/// The calls a publish or a sync makes. Each may be repeated without harm.
+pub trait Upstream: Send + Sync + 'static {
+    /// Which of these chunks are lacking; in the order given.
+    fn missing_chunks<'a>(
+        &'a self,
+        place: &'a PresentIn,
+        ids: &'a [ChunkId],
+    ) -> BoxFuture<'a, Result<Vec<bool>, RemoteError>>;
+
+    /// Which of these segments are lacking; in the order given.
+    fn missing_segments<'a>(
+        &'a self,
+        place: &'a PresentIn,
+        ids: &'a [SegmentId],
+    ) -> BoxFuture<'a, Result<Vec<bool>, RemoteError>>;
+
+    /// Uploads a pack.
+    fn put_pack<'a>(
+        &'a self,
+        namespace: &'a Namespace,
+        id: PackId,
+        pack: Bytes,
+    ) -> BoxFuture<'a, Result<(), RemoteError>>;
+
+    /// Uploads a framed segment whose chunks are all there.
+    fn put_segment<'a>(
+        &'a self,
+        place: &'a PresentIn,
+        id: SegmentId,
+        frame: Vec<u8>,
+    ) -> BoxFuture<'a, Result<(), RemoteError>>;
+
+    /// Commits a version on its parent, if that is still the head.
+    fn commit<'a>(
+        &'a self,
+        subject: &'a Subject,
+        channel: Option<&'a Name>,
+        manifest: Vec<u8>,
+        signature: &'a Signature,
+    ) -> BoxFuture<'a, Result<VersionInfo, CommitError>>;
+
+    /// The newest version; none when there is no such image or desktop.
+    fn head<'a>(&'a self, subject: &'a Subject) -> BoxFuture<'a, Result<Option<VersionInfo>, RemoteError>>;
+}
+
+impl Upstream for Remote {
+    fn missing_chunks<'a>(
+        &'a self,
+        place: &'a PresentIn,
+        ids: &'a [ChunkId],
+    ) -> BoxFuture<'a, Result<Vec<bool>, RemoteError>> {
+        Box::pin(Self::missing_chunks(self, place, ids))
+    }
+
+    fn missing_segments<'a>(
+        &'a self,
+        place: &'a PresentIn,
+        ids: &'a [SegmentId],
+    ) -> BoxFuture<'a, Result<Vec<bool>, RemoteError>> {
+        Box::pin(Self::missing_segments(self, place, ids))
+    }
+
+    fn put_pack<'a>(
+        &'a self,
+        namespace: &'a Namespace,
+        id: PackId,
+        pack: Bytes,
+    ) -> BoxFuture<'a, Result<(), RemoteError>> {
+        Box::pin(Self::put_pack(self, namespace, id, pack))
+    }
+
+    fn put_segment<'a>(
+        &'a self,
+        place: &'a PresentIn,
+        id: SegmentId,
+        frame: Vec<u8>,
+    ) -> BoxFuture<'a, Result<(), RemoteError>> {
+        Box::pin(Self::put_segment(self, place, id, frame))
+    }
+
+    fn commit<'a>(
+        &'a self,
+        subject: &'a Subject,
+        channel: Option<&'a Name>,
+        manifest: Vec<u8>,
+        signature: &'a Signature,
+    ) -> BoxFuture<'a, Result<VersionInfo, CommitError>> {
+        Box::pin(async move {
+            let error = match Self::commit(self, subject, channel, manifest, signature).await {
+                Ok(version) => return Ok(version),
+                Err(error) => error,
+            };
+            if let RemoteError::Refused { code, details, .. } = &error
+                && code == "head_moved"
+                && let Ok(head) = serde_json::from_value(details["head"].clone())
+            {
+                return Err(CommitError::HeadMoved { head });
+            }
+            Err(error.into())
+        })
+    }
+
+    fn head<'a>(&'a self, subject: &'a Subject) -> BoxFuture<'a, Result<Option<VersionInfo>, RemoteError>> {
+        Box::pin(async move {
+            match self.versions(subject, 1, None).await {
+                Ok(versions) => Ok(versions.into_iter().next()),
+                Err(error) if error.code() == Some("not_found") => Ok(None),
+                Err(error) => Err(error),
+            }
+        })
+    }
+}

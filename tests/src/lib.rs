@@ -1,1 +1,46 @@
-//! End-to-end harness, tests, benchmarks and the demo of Satchel.
+//! End-to-end harness of Satchel: the real programs, a network that misbehaves on command, and guests to talk to.
+//!
+//! A test reads as a story about machines:
+//!
+//! ```no_run
+//! use satchel_tests::{Client, TestServer, images, require};
+//!
+//! require!(fuse);
+//! let server = TestServer::start();
+//! let publisher = Client::new("build-machine");
+//! publisher.login(&server.access("it", "publisher"));
+//! publisher.publish(&images::tiny(), "debian");
+//!
+//! let laptop = Client::new("laptop");
+//! laptop.login(&server.access("alice", "user"));
+//! laptop.create("work", "debian", None);
+//! let mount = laptop.mount("work");
+//! satchel_tests::disk::assert_same(&images::tiny(), &mount.system());
+//! mount.unmount();
+//! ```
+//!
+//! The harness panics where a test could only fail, with what the programs last said. What it starts, it ends: child
+//! processes and mounts go with the test process, even when that is killed.
+
+mod client;
+pub mod disk;
+mod guest;
+pub mod images;
+mod process;
+mod programs;
+mod proxy;
+mod seed;
+mod server;
+pub mod skip;
+mod turn;
+pub mod wait;
+
+pub use client::{Client, Mount, Output, RunOptions, Running};
+pub use guest::{Guest, Machine, MachineOptions, ShellOutput};
+pub use process::{Process, Signal};
+pub use proxy::{
+    Class, Counts, Direction, Event, Exchange, Fault, FaultyHttps, Link, Policy, Rule, Shape, Way,
+};
+pub use seed::Rng;
+pub use server::{Access, TestServer};
+pub use turn::Turn;

@@ -1,0 +1,110 @@
+//! Guests in a QEMU of the test's own, to check disks and the harness itself without Satchel's machine.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use super::Guest;
+use crate::process::Process;
+use crate::skip;
+use crate::turn::Turn;
+
+/// How long a guest may take to boot, emulated on a loaded machine.
+const BOOT_LIMIT: Duration = Duration::from_secs(300);
+
+/// What a [`Machine`] is made of.
+#[derive(Clone, Debug)]
+pub struct MachineOptions {
+    /// Memory, MiB.
+    pub memory_mib: u32,
+    /// Processors.
+    pub cpus: u32,
+    /// Whether what the guest writes stays in the disks' files; otherwise it is gone with the machine.
+    pub keeps_writes: bool,
+}
+
+impl Default for MachineOptions {
+    fn default() -> Self {
+        Self { memory_mib: 1024, cpus: 2, keeps_writes: false }
+    }
+}
+
+/// A QEMU machine with virtio disks and a serial line; accelerated by KVM where that runs stock kernels.
+#[derive(Debug)]
+pub struct Machine {
+    process: Process,
+    guest: Guest,
+    started: Instant,
+    _turn: Turn,
+}
+
+impl Machine {
+    /// Starts a machine with `disks`, raw files, as `/dev/vda`, `/dev/vdb` and so on. Only one runs at a time.
+    pub fn start(disks: &[PathBuf], options: &MachineOptions) -> Self {
+        let turn = Turn::wait("guest");
+        let mut command = Command::new("qemu-system-x86_64");
+        command.args([
+            "-nodefaults",
+            "-no-reboot",
+            "-display",
+            "none",
+            "-machine",
+            "q35",
+            "-serial",
+            "stdio",
+        ]);
+        // TCG makes a processor with everything it can emulate; five-level paging among it only slows the guest.
+        let acceleration =
+            if skip::kvm().lack.is_none() { ["kvm", "host"] } else { ["tcg,thread=multi", "max,la57=off"] };
+        command.args(["-accel", acceleration[0], "-cpu", acceleration[1]]);
+        command.args(["-m", &options.memory_mib.to_string(), "-smp", &options.cpus.to_string()]);
+        command.args([
+            "-netdev",
+            "user,id=net",
+            "-device",
+            "virtio-net-pci,netdev=net",
+            "-device",
+            "virtio-rng-pci",
+        ]);
+        for disk in disks {
+            command.args(["-drive", &drive(disk, options.keeps_writes)]);
+        }
+        let started = Instant::now();
+        let (process, input, output) = Process::start_with_pipes("qemu", &mut command);
+        Self { process, guest: Guest::attach(output, input), started, _turn: turn }
+    }
+
+    /// Starts a machine and waits until its guest is up; the machine and how long that took.
+    #[track_caller]
+    pub fn boot(disks: &[PathBuf], options: &MachineOptions) -> (Self, Duration) {
+        let mut machine = Self::start(disks, options);
+        machine.guest.wait_ready(BOOT_LIMIT);
+        let taken = machine.started.elapsed();
+        (machine, taken)
+    }
+
+    /// Returns the guest in it.
+    pub fn guest(&mut self) -> &mut Guest {
+        &mut self.guest
+    }
+
+    /// Powers the guest off and waits until the machine has ended.
+    #[track_caller]
+    pub fn shut_down(mut self) {
+        self.guest.shut_down(BOOT_LIMIT);
+        let status = self.process.wait(BOOT_LIMIT);
+        assert!(status.success(), "qemu failed\n{}", self.process.report());
+    }
+
+    /// Ends the machine as a power cut does.
+    pub fn kill(mut self) {
+        self.process.kill();
+    }
+}
+
+/// Returns QEMU's description of a disk; a comma in a path is written twice.
+fn drive(disk: &Path, keeps_writes: bool) -> String {
+    let file = disk.display().to_string().replace(',', ",,");
+    let snapshot = if keeps_writes { "off" } else { "on" };
+    format!("file={file},format=raw,if=virtio,cache=writeback,discard=unmap,snapshot={snapshot}")
+}

@@ -1,0 +1,190 @@
+//! The real image server, in a directory and on a port of its own.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use crate::client::Output;
+use crate::process::{Process, Signal};
+use crate::programs;
+use crate::proxy::{FaultyHttps, Link};
+use crate::wait::PATIENCE;
+
+/// What a client needs to log in: where, as whom, and which certificate to expect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Access {
+    /// The origin, `https://HOST:PORT`.
+    pub url: String,
+    /// The token that says who asks.
+    pub token: String,
+    /// The certificate's fingerprint, `SHA256:` and hex digits.
+    pub fingerprint: String,
+}
+
+impl Access {
+    /// Returns the same access by way of a link.
+    #[must_use]
+    pub fn through(&self, link: &Link) -> Self {
+        Self { url: link.url(), ..self.clone() }
+    }
+
+    /// Returns the same access by way of a proxy that answers wrongly on purpose.
+    #[must_use]
+    pub fn through_faulty(&self, proxy: &FaultyHttps) -> Self {
+        Self { url: proxy.url(), fingerprint: proxy.fingerprint().to_owned(), ..self.clone() }
+    }
+}
+
+/// A running `satchel-server` with its store in a temporary directory.
+#[derive(Debug)]
+pub struct TestServer {
+    directory: TempDir,
+    admin_token: String,
+    fingerprint: String,
+    address: SocketAddr,
+    process: Option<Process>,
+}
+
+impl TestServer {
+    /// Makes a new store and serves it on a free port of 127.0.0.1.
+    ///
+    /// # Panics
+    /// When the server does not start, as every method does when the server does not do what it is told.
+    #[track_caller]
+    pub fn start() -> Self {
+        let directory =
+            tempfile::Builder::new().prefix("satchel-server-").tempdir().expect("a temporary directory");
+        let store = directory.path().join("store");
+        let mut init = command(directory.path());
+        init.arg("init").arg(&store);
+        let said = Output::of(&mut init).ok().stdout;
+        let word = |name: &str| -> String {
+            let value = said.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+            value
+                .unwrap_or_else(|| panic!("`satchel-server init` did not say its {name}:\n{said}"))
+                .to_owned()
+        };
+        let (admin_token, fingerprint) = (word("token"), word("fingerprint"));
+        let (process, address) = serve(directory.path(), &store, SocketAddr::from(([127, 0, 0, 1], 0)));
+        Self { directory, admin_token, fingerprint, address, process: Some(process) }
+    }
+
+    /// Returns the store's directory, what `satchel-server` is given as `DIR`.
+    pub fn store(&self) -> PathBuf {
+        self.directory.path().join("store")
+    }
+
+    /// Returns the address it listens on; it keeps it over restarts.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Returns its origin.
+    pub fn url(&self) -> String {
+        format!("https://{}", self.address)
+    }
+
+    /// Returns the fingerprint of its certificate.
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+
+    /// Returns the access of the administrator that `init` made.
+    pub fn admin(&self) -> Access {
+        self.access_with(self.admin_token.clone())
+    }
+
+    /// Makes a new token for `user` in `role`: `admin`, `publisher` or `user`.
+    #[track_caller]
+    pub fn token(&self, user: &str, role: &str) -> String {
+        let said = self.run(&["token"], &["--user", user, "--role", role]).ok().stdout;
+        said.trim_end().to_owned()
+    }
+
+    /// Makes a new token for `user` in `role`, and returns the access it gives.
+    #[track_caller]
+    pub fn access(&self, user: &str, role: &str) -> Access {
+        self.access_with(self.token(user, role))
+    }
+
+    fn access_with(&self, token: String) -> Access {
+        Access { url: self.url(), token, fingerprint: self.fingerprint.clone() }
+    }
+
+    /// Runs `satchel-server VERB DIR ARGUMENTS` beside the running server.
+    #[track_caller]
+    pub fn run(&self, verb: &[&str], arguments: &[&str]) -> Output {
+        let mut command = command(self.directory.path());
+        command.args(verb).arg(self.store()).args(arguments);
+        Output::of(&mut command)
+    }
+
+    /// Checks the whole store with `satchel-server verify`.
+    ///
+    /// # Panics
+    /// When it finds anything wrong, with what it found.
+    #[track_caller]
+    pub fn verify(&self) {
+        let _ = self.run(&["verify"], &[]).ok();
+    }
+
+    /// Collects garbage with `satchel-server gc`; what it said.
+    #[track_caller]
+    pub fn collect_garbage(&self) -> Output {
+        self.run(&["gc"], &[]).ok()
+    }
+
+    /// Stops the server in good order.
+    #[track_caller]
+    pub fn stop(&mut self) {
+        let mut process = self.process.take().expect("the server is running");
+        let status = process.stop(Signal::TERM, PATIENCE);
+        assert!(status.success(), "the server did not stop well\n{}", process.report());
+    }
+
+    /// Kills the server with SIGKILL, in the middle of whatever it does.
+    pub fn kill9(&mut self) {
+        self.process.take().expect("the server is running").kill();
+    }
+
+    /// Starts the server again, after [`stop`](Self::stop) or [`kill9`](Self::kill9), on the address it had.
+    #[track_caller]
+    pub fn start_again(&mut self) {
+        assert!(self.process.is_none(), "the server is running");
+        let (process, address) = serve(self.directory.path(), &self.store(), self.address);
+        assert_eq!(address, self.address, "the server listens elsewhere");
+        self.process = Some(process);
+    }
+
+    /// Stops the server in good order and starts it again.
+    #[track_caller]
+    pub fn restart(&mut self) {
+        self.stop();
+        self.start_again();
+    }
+
+    /// Returns the server's process, to look at its log or how it stands.
+    pub fn process(&mut self) -> &mut Process {
+        self.process.as_mut().expect("the server is running")
+    }
+}
+
+#[track_caller]
+fn serve(home: &Path, store: &Path, listen: SocketAddr) -> (Process, SocketAddr) {
+    let mut command = command(home);
+    command.arg("serve").arg(store).args(["--listen", &listen.to_string()]);
+    let mut process = Process::start("satchel-server", &mut command);
+    let address = process.wait_for_line("where it listens", PATIENCE + Duration::from_secs(60), |line| {
+        line.strip_prefix("listening on https://")?.trim().parse().ok()
+    });
+    (process, address)
+}
+
+/// Makes a command of the server that sees nothing of this machine's settings.
+#[track_caller]
+fn command(home: &Path) -> Command {
+    programs::hermetic(&programs::path("satchel-server"), home)
+}

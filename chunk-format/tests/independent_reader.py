@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Reads the golden store from docs/format.md alone, sharing no code with the Rust library.
+"""Reads the golden store as docs/format.md describes it, sharing no code with the Rust library.
 
 Usage: independent_reader.py DIRECTORY
 

@@ -118,7 +118,7 @@ fn report_disk(report: &mut String, disk: &Disk) {
 }
 
 #[test]
-fn a_reader_written_from_the_specification_finds_the_same() {
+fn a_reader_that_shares_no_code_finds_the_same() {
     let Some(output) = read_independently(&golden_dir()) else { return };
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(String::from_utf8_lossy(&output.stdout), report());

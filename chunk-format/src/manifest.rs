@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::FormatError;
 use crate::id::{ManifestId, SegmentId, preview};
 use crate::namespace::Name;
+use crate::signature::PublicKey;
 use crate::units::{ChunkSize, DiskSize, MAX_SEGMENTS_PER_DISK};
 
 mod features;
@@ -38,6 +39,8 @@ pub struct Base {
     pub channel: Option<Name>,
     /// The golden version.
     pub version: ManifestId,
+    /// The key that signs the image's versions: the owner's next machine learns it here, not from the server.
+    pub publisher: PublicKey,
 }
 
 /// What a disk is for.

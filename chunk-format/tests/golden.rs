@@ -131,6 +131,7 @@ fn desktop() -> Manifest {
         base: Some(Base {
             image: "debian".parse().unwrap(),
             channel: Some("stable".parse().unwrap()),
+            publisher: key().public(),
             version: ManifestId::of(&image().encode().unwrap()),
         }),
         parent: Some(ManifestId::of(b"the version before this one")),

@@ -8,6 +8,7 @@ pub(crate) fn sample() -> Manifest {
         base: Some(Base {
             image: "debian".parse().unwrap(),
             channel: Some("stable".parse().unwrap()),
+            publisher: crate::SecretKey::from_bytes(&[9; 32]).public(),
             version: ManifestId::of(b"golden"),
         }),
         parent: Some(ManifestId::of(b"parent")),

@@ -7,8 +7,8 @@ use std::collections::BTreeSet;
 use chunk_format::{
     Architecture, Base, BootFacts, BootStream, ChunkId, ChunkIndex, ChunkPlace, ChunkSize, Disk, DiskRole,
     DiskSize, Features, Firmware, FrameEncoder, Locator, Manifest, ManifestId, Name, Namespace, PackBuilder,
-    PackId, PackRef, Profile, ProfileEntry, SEGMENT_CHUNKS, SealedPack, Segment, SegmentId, StreamId,
-    Subject, is_zero,
+    PackId, PackRef, Profile, ProfileEntry, SEGMENT_CHUNKS, SealedPack, SecretKey, Segment, SegmentId,
+    StreamId, Subject, is_zero,
 };
 use proptest::collection::{btree_set, vec};
 use proptest::option;
@@ -130,7 +130,8 @@ pub(crate) fn manifest() -> impl Strategy<Value = Manifest> {
         name().prop_map(|image| (Subject::Image { image }, None)),
         (name(), name(), name(), option::of(name()), any::<[u8; 32]>()).prop_map(
             |(owner, desktop, image, channel, version)| {
-                let base = Base { image, channel, version: ManifestId::from_bytes(version) };
+                let publisher = SecretKey::from_bytes(&version).public();
+                let base = Base { image, channel, version: ManifestId::from_bytes(version), publisher };
                 (Subject::Desktop { owner, desktop }, Some(base))
             }
         ),

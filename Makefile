@@ -1,0 +1,48 @@
+# What people who work on Satchel run. Every target installs the Debian packages it lacks first (tests/packages).
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+SKIP_LOG := $(CURDIR)/target/skipped-tests
+FUZZ_SECONDS ?= 60
+
+.PHONY: help
+help: ## Show what there is to make
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 8
+
+.PHONY: test
+test: lint ## Check format and lints, build, run every test, list what was skipped and why
+	@tests/install-packages build test image tiny
+	cargo build --workspace --locked
+	@# Built before the tests, whose time limits are not meant for it.
+	@tests/images/build plain >/dev/null || echo "tests that boot a guest will be skipped" >&2
+	@tests/run "$(SKIP_LOG)"
+
+.PHONY: lint
+lint: ## Check format, lints and dependencies
+	@tests/install-packages build
+	@tests/install-components rustfmt clippy
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	@if command -v cargo-deny >/dev/null; then \
+	  cargo deny --offline --log-level error check licenses bans sources; \
+	else \
+	  echo "cargo-deny is not installed: licences and sources of dependencies are not checked" >&2; \
+	fi
+
+.PHONY: demo
+demo: ## Publish a desktop, carry it between two machines, and show it
+	@tests/install-packages build demo image
+	cargo build --release --workspace --locked
+	cargo run --release --locked -p satchel-tests --bin demo
+
+.PHONY: bench
+bench: ## Measure
+	@tests/install-packages build bench
+	cargo bench --workspace --locked
+
+.PHONY: fuzz
+fuzz: ## Feed every decoder with broken bytes, each for FUZZ_SECONDS (60)
+	@tests/install-packages build fuzz
+	chunk-format/fuzz/run $(FUZZ_SECONDS)

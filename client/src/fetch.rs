@@ -341,6 +341,7 @@ impl Shared {
         let path = ObjectPath { namespace: wanted.namespace.clone(), object: Object::Locator(wanted.id) };
         self.object(&path, frame_len_max(MAX_LOCATOR_BYTES), |frame| {
             let locator = self.with_decoder(|decoder| Locator::decode(frame, wanted.id, decoder))?;
+            locator.check_frame_lens(self.cache.chunk_size())?;
             let unplaced =
                 (0..).zip(segment.chunks()).filter(|(at, id)| !id.is_zero() && locator.place(*at).is_none());
             match unplaced.count() {

@@ -96,8 +96,11 @@ pub struct Overlay {
     map_file: Arc<dyn VolumeFile>,
     map_name: String,
     map: BlockMap,
-    /// Something was written or punched since the last data sync began.
+    /// Something was written or punched since the last data sync began. True after opening: an earlier process may
+    /// have left writes in the page cache, and whoever has read them may rely on them after a flush.
     unsynced: AtomicBool,
+    /// The same of the map file.
+    map_unsynced: AtomicBool,
     /// A sync failed: see [`OverlayError::Failed`].
     failed: AtomicBool,
     flushing: Mutex<()>,
@@ -143,6 +146,7 @@ impl Overlay {
             map_name,
             map: BlockMap::new(blocks),
             unsynced: AtomicBool::new(false),
+            map_unsynced: AtomicBool::new(false),
             failed: AtomicBool::new(false),
             flushing: Mutex::new(()),
         })
@@ -181,7 +185,8 @@ impl Overlay {
             map_file,
             map_name,
             map,
-            unsynced: AtomicBool::new(false),
+            unsynced: AtomicBool::new(true),
+            map_unsynced: AtomicBool::new(true),
             failed: AtomicBool::new(false),
             flushing: Mutex::new(()),
         })
@@ -310,7 +315,7 @@ impl Overlay {
         if self.unsynced.swap(false, Ordering::SeqCst) {
             self.data.sync_data().map_err(|e| io_error("sync", &self.data_name, e))?;
         }
-        if sectors.is_empty() {
+        if sectors.is_empty() && !self.map_unsynced.load(Ordering::SeqCst) {
             return Ok(());
         }
         for neighbours in sectors.chunk_by(|a, b| a.at + 1 == b.at) {
@@ -319,7 +324,9 @@ impl Overlay {
                 .write_all_at(&bytes, (HEADER_BYTES + neighbours[0].at * SECTOR_BYTES) as u64)
                 .map_err(|e| io_error("write", &self.map_name, e))?;
         }
-        self.map_file.sync_data().map_err(|e| io_error("sync", &self.map_name, e))
+        self.map_file.sync_data().map_err(|e| io_error("sync", &self.map_name, e))?;
+        self.map_unsynced.store(false, Ordering::SeqCst);
+        Ok(())
     }
 
     fn check_usable(&self) -> Result<(), OverlayError> {

@@ -244,3 +244,21 @@ fn file_names_are_recognised() {
         assert_eq!(parse_file_name(name), None, "{name}");
     }
 }
+
+/// A process killed between writing the map and syncing it leaves states in the page cache that the next process sees
+/// and relies on: its first flush must cover them.
+#[test]
+fn a_flush_covers_what_an_earlier_process_left_in_the_page_cache() {
+    let volume = SimulatedVolume::default();
+    let overlay = create(&volume).unwrap();
+    run(&overlay, &Op::Write { block: 0, len: 1, value: 5 }).unwrap();
+    volume.fail_sync(volume.syncs() + 2);
+    assert!(overlay.flush().is_err(), "the map's sync failed");
+    drop(overlay);
+
+    let reopened = Overlay::open(&volume, identity(1)).unwrap();
+    assert_eq!(observe(&reopened, 0), 5);
+    reopened.flush().unwrap();
+    let rebooted = volume.after_reboot(PowerCut::Never, &mut |_| 0);
+    assert_eq!(observe(&Overlay::open(&rebooted, identity(1)).unwrap(), 0), 5);
+}

@@ -18,7 +18,7 @@ const SECTOR: usize = 512;
 pub enum PowerCut {
     /// Never.
     Never,
-    /// In the nth sync from now (counted from 1): that sync fails, and everything after it.
+    /// In the nth sync of the volume, counted from 1: that sync fails, and everything after it.
     AtSync(u64),
 }
 
@@ -37,6 +37,7 @@ struct State {
     syncs: u64,
     cut: PowerCut,
     off: bool,
+    failing_sync: Option<u64>,
     full_after_bytes: Option<u64>,
     written_bytes: u64,
 }
@@ -66,6 +67,7 @@ impl SimulatedVolume {
                 syncs: 0,
                 cut,
                 off: false,
+                failing_sync: None,
                 full_after_bytes: None,
                 written_bytes: 0,
             })),
@@ -80,6 +82,16 @@ impl SimulatedVolume {
     /// Whether the power went.
     pub fn is_off(&self) -> bool {
         self.lock().off
+    }
+
+    /// Changes when the power goes.
+    pub fn cut_power_at(&self, cut: PowerCut) {
+        self.lock().cut = cut;
+    }
+
+    /// Lets the nth sync of the volume fail, with the power on and what it should have covered still unsynced.
+    pub fn fail_sync(&self, nth: u64) {
+        self.lock().failing_sync = Some(nth);
     }
 
     /// Takes the power away now: every later call fails.
@@ -131,6 +143,9 @@ impl State {
         {
             self.off = true;
             return Err(io::Error::other("the power went"));
+        }
+        if self.failing_sync == Some(self.syncs) {
+            return Err(io::Error::other("the disk failed"));
         }
         Ok(())
     }

@@ -1,0 +1,18 @@
+//! A desktop on this machine: its record, its overlays, its versions.
+//!
+//! ```text
+//! desktop.json         the record: what the desktop is made of
+//! MANIFEST-ID.json     the versions the record names, with their signatures beside them (.sig)
+//! overlay-ROLE-N.data  overlays, one pair of files a disk and generation (.map)
+//! segments/ cache/     what was fetched; worth nothing, may be deleted
+//! lock                 held by the process that has the desktop open
+//! control              the socket that process listens on
+//! ```
+
+mod open;
+mod record;
+mod store;
+
+pub use open::{OpenDesktop, Origins};
+pub use record::{DesktopRecord, Pending, Version};
+pub use store::{DesktopError, DesktopStore, DiskLayout, NewDesktop};

@@ -1,0 +1,165 @@
+//! An open desktop: its record and its disks, put together.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use chunk_format::{ChunkSize, Disk as ManifestDisk, DiskRole, Manifest, Namespace, SegmentId, SegmentIndex};
+use tokio::runtime::Handle;
+
+use super::record::Version;
+use super::store::{DesktopError, DesktopStore, DiskLayout};
+use crate::cache::Cache;
+use crate::disk::{Base, BaseSegment, Disk, DiskError, View};
+use crate::fetch::Fetcher;
+
+/// A desktop's disks, ready to be read and written.
+pub struct OpenDesktop {
+    pub(crate) store: DesktopStore,
+    pub(crate) disks: Vec<Arc<Disk>>,
+    pub(crate) cache: Arc<Cache>,
+    pub(crate) fetcher: Fetcher,
+    pub(crate) runtime: Handle,
+    pub(crate) origins: Origins,
+    /// One sync at a time.
+    pub(crate) syncing: tokio::sync::Mutex<()>,
+}
+
+/// Whose each segment of a desktop's disks is.
+#[derive(Clone, Debug)]
+pub struct Origins {
+    /// The desktop's owner: what the desktop changed.
+    pub owner: Namespace,
+    /// The image below.
+    pub image: Namespace,
+    image_segments: Arc<HashSet<SegmentId>>,
+}
+
+impl Origins {
+    /// Tells the segments of a desktop's version from those of the golden version it stands on.
+    pub fn new(head: &Manifest, base: &Manifest) -> Self {
+        let image_segments = base.disks.iter().flat_map(|disk| disk.segments.iter().copied()).collect();
+        Self {
+            owner: head.subject.namespace(),
+            image: base.subject.namespace(),
+            image_segments: Arc::new(image_segments),
+        }
+    }
+
+    /// Whose a segment is.
+    pub fn namespace_of(&self, segment: &SegmentId) -> Namespace {
+        if self.image_segments.contains(segment) { self.image.clone() } else { self.owner.clone() }
+    }
+}
+
+impl OpenDesktop {
+    /// Puts a desktop's disks together from its files. The caller holds the desktop's lock.
+    ///
+    /// # Errors
+    /// [`DesktopError`].
+    pub fn assemble(
+        store: DesktopStore,
+        cache: Arc<Cache>,
+        fetcher: Fetcher,
+        runtime: Handle,
+    ) -> Result<Self, DesktopError> {
+        let record = store.record();
+        let head = store.version(record.head)?;
+        let base = store.version(record.base)?;
+        let origins = Origins::new(&head.manifest, &base.manifest);
+        if record.generations.is_empty() {
+            store.add_generation(&layouts(&head.manifest))?;
+        }
+        let disks = head
+            .manifest
+            .disks
+            .iter()
+            .map(|disk| {
+                check_chunk_size(disk, cache.chunk_size())?;
+                let overlays = store.open_overlays(DiskLayout { role: disk.role, size: disk.size })?;
+                let base = Arc::new(Base::new(disk, |segment| origins.namespace_of(segment)));
+                let view = View { overlays, base };
+                Ok(Arc::new(Disk::new(view, Arc::clone(&cache), fetcher.clone(), runtime.clone())))
+            })
+            .collect::<Result<_, DesktopError>>()?;
+        Ok(Self { store, disks, cache, fetcher, runtime, origins, syncing: tokio::sync::Mutex::default() })
+    }
+
+    /// The desktop's files.
+    pub fn store(&self) -> &DesktopStore {
+        &self.store
+    }
+
+    /// The disks, the system disk first.
+    pub fn disks(&self) -> &[Arc<Disk>] {
+        &self.disks
+    }
+
+    /// The disk with this role.
+    pub fn disk(&self, role: DiskRole) -> Option<&Arc<Disk>> {
+        self.disks.iter().find(|disk| disk.role() == role)
+    }
+
+    /// The cache below the disks.
+    pub fn cache(&self) -> &Arc<Cache> {
+        &self.cache
+    }
+
+    /// What fetches for the disks.
+    pub fn fetcher(&self) -> &Fetcher {
+        &self.fetcher
+    }
+
+    /// Whether something was written that no committed version holds.
+    pub fn has_changes(&self) -> bool {
+        self.disks.iter().any(|disk| disk.view().overlays.iter().any(|overlay| !overlay.is_empty()))
+    }
+
+    /// Makes everything written before the call durable.
+    ///
+    /// # Errors
+    /// [`DiskError`].
+    pub fn flush(&self) -> Result<(), DiskError> {
+        self.disks.iter().try_for_each(|disk| disk.flush())
+    }
+
+    /// Freezes all disks at one instant; what is written from now on is in a new generation.
+    pub(crate) fn freeze(&self) -> Result<(), DesktopError> {
+        let layouts: Vec<DiskLayout> =
+            self.disks.iter().map(|disk| DiskLayout { role: disk.role(), size: disk.size() }).collect();
+        // Durable and named by the record before the first write can reach it.
+        let overlays = self.store.add_generation(&layouts)?;
+        Disk::freeze(self.disks.iter().map(AsRef::as_ref).zip(overlays).collect());
+        Ok(())
+    }
+
+    /// Puts the disks on a version that holds the generations up to one, and lets go of those. `loaded` are segments
+    /// of it whose chunks are known.
+    pub(crate) fn stand_on(&self, version: &Version, loaded: &[BaseSegment], through_generation: u64) {
+        for (disk, described) in self.disks.iter().zip(&version.manifest.disks) {
+            let old = Arc::clone(&disk.view().base);
+            let segments = (0..).map(SegmentIndex).zip(described.segments.iter().zip(old.segments()));
+            let changed = segments.filter(|(_, (id, old))| **id != old.id).map(|(index, (id, _))| {
+                let known = loaded.iter().find(|segment| segment.id == *id).cloned();
+                (index, known.unwrap_or_else(|| BaseSegment::new(*id, self.origins.namespace_of(id))))
+            });
+            disk.fold(Arc::new(old.with_segments(changed)), through_generation);
+        }
+    }
+}
+
+impl std::fmt::Debug for OpenDesktop {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OpenDesktop").field("store", &self.store).finish_non_exhaustive()
+    }
+}
+
+fn layouts(manifest: &Manifest) -> Vec<DiskLayout> {
+    manifest.disks.iter().map(|disk| DiskLayout { role: disk.role, size: disk.size }).collect()
+}
+
+fn check_chunk_size(disk: &ManifestDisk, cached: ChunkSize) -> Result<(), DesktopError> {
+    if disk.chunk_size == cached {
+        return Ok(());
+    }
+    Err(DesktopError::MixedChunkSizes { role: disk.role })
+}

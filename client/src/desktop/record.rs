@@ -1,0 +1,68 @@
+//! The record: the one small file that says what a desktop is made of. Every step of a freeze, a sync or a fold is
+//! one replacement of it.
+
+use chunk_format::{Manifest, ManifestId, Name, PublicKey, Signature};
+use serde::{Deserialize, Serialize};
+
+pub(super) const FILE_NAME: &str = "desktop.json";
+pub(super) const VERSION: u32 = 1;
+
+/// What a desktop is made of on this machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DesktopRecord {
+    pub(super) version: u32,
+    /// The server it belongs to.
+    pub server: PublicKey,
+    /// The user it belongs to.
+    pub owner: Name,
+    /// Its name.
+    pub desktop: Name,
+    /// Its first version: names it for ever.
+    pub id: ManifestId,
+    /// The version below the overlays.
+    pub head: ManifestId,
+    /// The golden version the head stands on.
+    pub base: ManifestId,
+    /// The key that signs the image's versions.
+    pub publisher: PublicKey,
+    /// The generations of overlays above the head, oldest first; writes go to the last, the others are frozen.
+    pub generations: Vec<u64>,
+    /// The generation the next overlay gets; never used twice.
+    pub next_generation: u64,
+    /// A version that was about to be committed: it may be the server's head or not.
+    pub pending: Option<Pending>,
+}
+
+/// A version about to be committed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pending {
+    /// The version.
+    pub manifest: ManifestId,
+    /// The newest generation it holds.
+    pub through_generation: u64,
+}
+
+/// A version with the bytes it was signed by.
+#[derive(Clone, Debug)]
+pub struct Version {
+    /// Its id.
+    pub id: ManifestId,
+    /// What it says.
+    pub manifest: Manifest,
+    /// The bytes it was read from.
+    pub bytes: Vec<u8>,
+    /// The signature over them, checked.
+    pub signature: Signature,
+}
+
+impl Version {
+    /// Reads a version and checks its signature; whose key it is, is the caller's to judge.
+    ///
+    /// # Errors
+    /// What the formats say.
+    pub fn decode(bytes: Vec<u8>, signature: Signature) -> Result<Self, chunk_format::FormatError> {
+        signature.verify("manifest", &bytes)?;
+        let manifest = Manifest::decode(&bytes)?;
+        Ok(Self { id: ManifestId::of(&bytes), manifest, bytes, signature })
+    }
+}

@@ -1,0 +1,389 @@
+//! The state directory: everything this machine knows, in one place a person can move or delete.
+//!
+//! ```text
+//! server.json   where the server is, its certificate, its identity, who we are there
+//! token         the server token (0600)
+//! machine.key   signs this machine's desktop versions; made on first use (0600)
+//! publisher.key signs the images published from here; made on first use (0600)
+//! pins.json     for each image: its publisher's key and the newest version seen
+//! desktops/NAME one directory a desktop: see `desktop`
+//! ```
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use chunk_format::{Name, PublicKey, SecretKey};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::remote::{Endpoint, Fingerprint, Remote, RemoteError, Trust};
+use crate::volume::{DirVolume, Volume};
+
+/// The longest file of this directory anyone reads, bytes.
+const MAX_FILE_BYTES: usize = 1 << 20;
+const FORMAT_VERSION: u32 = 1;
+
+/// Why the state directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// A file operation failed.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// What was being done.
+        action: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// What the file system said.
+        #[source]
+        source: io::Error,
+    },
+    /// A file holds what no Satchel wrote.
+    #[error("{} is damaged: {reason}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A file was written by another version of the program.
+    #[error("{} has format version {found}; this program reads version {FORMAT_VERSION}: update Satchel", path.display())]
+    UnsupportedVersion {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: u32,
+    },
+    /// No server is known yet.
+    #[error("this machine is not logged in to any server")]
+    NotLoggedIn,
+    /// The directory belongs to another server.
+    #[error("the desktops in {} belong to the server {known}, and {url} is {found}", path.display())]
+    OtherServer {
+        /// The state directory.
+        path: PathBuf,
+        /// The server that was logged in to.
+        url: String,
+        /// The server the desktops belong to.
+        known: PublicKey,
+        /// The identity of the server logged in to.
+        found: PublicKey,
+    },
+    /// The operating system gave no randomness for a key.
+    #[error("cannot make a key: {reason}")]
+    NoRandomness {
+        /// Why.
+        reason: String,
+    },
+    /// The server cannot be asked as the directory says.
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
+}
+
+/// Where the server is and who we are there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Login {
+    version: u32,
+    /// The server's URL.
+    pub url: String,
+    /// Its pinned certificate; none when an authority vouches for it.
+    pub fingerprint: Option<Fingerprint>,
+    /// Its identity.
+    pub server: PublicKey,
+    /// The user the token stands for.
+    pub user: Name,
+}
+
+impl Login {
+    /// A login as it is stored.
+    pub fn new(endpoint: &Endpoint, server: PublicKey, user: Name) -> Self {
+        let fingerprint = match endpoint.trust {
+            Trust::Pinned(fingerprint) => Some(fingerprint),
+            Trust::Authorities => None,
+        };
+        Self { version: FORMAT_VERSION, url: endpoint.url.clone(), fingerprint, server, user }
+    }
+}
+
+/// What is known of an image: later versions must be signed with the same key and not be older.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pin {
+    /// The key its versions are signed with.
+    pub publisher: PublicKey,
+    /// The sequence of the newest version seen.
+    pub newest_sequence: u64,
+}
+
+#[derive(Default, Serialize, Deserialize)]
+struct Pins {
+    version: u32,
+    images: BTreeMap<Name, Pin>,
+}
+
+/// An open state directory.
+#[derive(Debug)]
+pub struct StateDir {
+    path: PathBuf,
+    volume: DirVolume,
+}
+
+impl StateDir {
+    /// Opens the directory, making it (0700) when there is none.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn open(path: &Path) -> Result<Self, StateError> {
+        make_private_dir(path)?;
+        let volume = DirVolume::open(path).map_err(|source| io_error("open", path, source))?;
+        Ok(Self { path: path.to_owned(), volume })
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where a desktop's own directory is, or will be.
+    pub fn desktop_path(&self, desktop: &Name) -> PathBuf {
+        self.path.join("desktops").join(desktop.as_str())
+    }
+
+    /// The desktops that have a directory here.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn desktops(&self) -> Result<Vec<Name>, StateError> {
+        let path = self.path.join("desktops");
+        let entries = match std::fs::read_dir(&path) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(source) => return Err(io_error("list", &path, source)),
+        };
+        let mut names: Vec<Name> =
+            entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+        names.sort();
+        Ok(names)
+    }
+
+    /// The login, if there is one.
+    ///
+    /// # Errors
+    /// `Io`, `Damaged`, `UnsupportedVersion`.
+    pub fn login(&self) -> Result<Option<Login>, StateError> {
+        let login: Option<Login> = self.read_json("server.json")?;
+        if let Some(login) = &login {
+            self.check_version("server.json", login.version)?;
+        }
+        Ok(login)
+    }
+
+    /// Stores a login and its token.
+    ///
+    /// # Errors
+    /// `OtherServer` when there are desktops of another one here; `Io`.
+    pub fn store_login(&self, login: &Login, token: &str) -> Result<(), StateError> {
+        if let Some(known) = self.login()?
+            && known.server != login.server
+            && !self.desktops()?.is_empty()
+        {
+            return Err(StateError::OtherServer {
+                path: self.path.clone(),
+                url: login.url.clone(),
+                known: known.server,
+                found: login.server,
+            });
+        }
+        // The token first: a token without its server is ignored, a server without its token is an error.
+        self.write("token", format!("{token}\n").as_bytes())?;
+        self.write_json("server.json", login)
+    }
+
+    /// The server, ready to be asked.
+    ///
+    /// # Errors
+    /// `NotLoggedIn`, `Io`, `Damaged`, `Remote`.
+    pub fn remote(&self) -> Result<(Login, Remote), StateError> {
+        let login = self.login()?.ok_or(StateError::NotLoggedIn)?;
+        let token = self.read("token")?.ok_or(StateError::NotLoggedIn)?;
+        let token = String::from_utf8(token).map_err(|_| self.damaged("token", "it is not text"))?;
+        let trust = login.fingerprint.map_or(Trust::Authorities, Trust::Pinned);
+        let endpoint = Endpoint::new(&login.url, trust)?;
+        Ok((login, Remote::new(endpoint, token.trim().to_owned())?))
+    }
+
+    /// The key that signs this machine's desktop versions; made on first use.
+    ///
+    /// # Errors
+    /// `Io`, `Damaged`, `NoRandomness`.
+    pub fn machine_key(&self) -> Result<SecretKey, StateError> {
+        self.key("machine.key")
+    }
+
+    /// The key that signs the images published from here; made on first use.
+    ///
+    /// # Errors
+    /// `Io`, `Damaged`, `NoRandomness`.
+    pub fn publisher_key(&self) -> Result<SecretKey, StateError> {
+        self.key("publisher.key")
+    }
+
+    /// What is known of an image.
+    ///
+    /// # Errors
+    /// `Io`, `Damaged`, `UnsupportedVersion`.
+    pub fn pin(&self, image: &Name) -> Result<Option<Pin>, StateError> {
+        Ok(self.pins()?.images.remove(image))
+    }
+
+    /// Notes what is known of an image.
+    ///
+    /// # Errors
+    /// `Io`, `Damaged`, `UnsupportedVersion`.
+    pub fn set_pin(&self, image: &Name, pin: Pin) -> Result<(), StateError> {
+        let mut pins = self.pins()?;
+        if pins.images.get(image) == Some(&pin) {
+            return Ok(());
+        }
+        pins.images.insert(image.clone(), pin);
+        self.write_json("pins.json", &pins)
+    }
+
+    fn pins(&self) -> Result<Pins, StateError> {
+        let pins =
+            self.read_json("pins.json")?.unwrap_or(Pins { version: FORMAT_VERSION, images: BTreeMap::new() });
+        self.check_version("pins.json", pins.version)?;
+        Ok(pins)
+    }
+
+    fn key(&self, name: &'static str) -> Result<SecretKey, StateError> {
+        if let Some(text) = self.read(name)? {
+            let bytes = std::str::from_utf8(&text).ok().and_then(|text| parse_hex(text.trim()));
+            return Ok(SecretKey::from_bytes(
+                &bytes.ok_or_else(|| self.damaged(name, "it is not 64 hex digits"))?,
+            ));
+        }
+        let mut bytes = [0; 32];
+        getrandom::fill(&mut bytes)
+            .map_err(|error| StateError::NoRandomness { reason: error.to_string() })?;
+        let text: String = bytes.iter().map(|byte| format!("{byte:02x}")).chain(["\n".to_owned()]).collect();
+        self.write(name, text.as_bytes())?;
+        Ok(SecretKey::from_bytes(&bytes))
+    }
+
+    fn read_json<T: DeserializeOwned>(&self, name: &'static str) -> Result<Option<T>, StateError> {
+        let Some(bytes) = self.read(name)? else { return Ok(None) };
+        serde_json::from_slice(&bytes).map(Some).map_err(|error| self.damaged(name, &error.to_string()))
+    }
+
+    fn write_json(&self, name: &'static str, value: &impl Serialize) -> Result<(), StateError> {
+        let mut bytes =
+            serde_json::to_vec_pretty(value).map_err(|error| self.damaged(name, &error.to_string()))?;
+        bytes.push(b'\n');
+        self.write(name, &bytes)
+    }
+
+    fn read(&self, name: &'static str) -> Result<Option<Vec<u8>>, StateError> {
+        match self.volume.read(name, MAX_FILE_BYTES) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(io_error("read", &self.path.join(name), source)),
+        }
+    }
+
+    fn write(&self, name: &'static str, bytes: &[u8]) -> Result<(), StateError> {
+        self.volume.replace(name, bytes).map_err(|source| io_error("write", &self.path.join(name), source))
+    }
+
+    fn check_version(&self, name: &str, found: u32) -> Result<(), StateError> {
+        if found == FORMAT_VERSION {
+            return Ok(());
+        }
+        Err(StateError::UnsupportedVersion { path: self.path.join(name), found })
+    }
+
+    fn damaged(&self, name: &str, reason: &str) -> StateError {
+        StateError::Damaged { path: self.path.join(name), reason: reason.to_owned() }
+    }
+}
+
+/// Makes a directory and its parents, readable by their owner only; no error when it is there.
+///
+/// # Errors
+/// `Io`.
+pub fn make_private_dir(path: &Path) -> Result<(), StateError> {
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.map_err(|source| io_error("make the directory", path, source))
+}
+
+fn io_error(action: &'static str, path: &Path, source: io::Error) -> StateError {
+    StateError::Io { action, path: path.to_owned(), source }
+}
+
+fn parse_hex(text: &str) -> Option<[u8; 32]> {
+    let mut bytes = [0; 32];
+    if text.len() != 64 || !text.is_ascii() {
+        return None;
+    }
+    for (at, byte) in bytes.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&text[at * 2..at * 2 + 2], 16).ok()?;
+    }
+    Some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn login(key: u8) -> Login {
+        let endpoint =
+            Endpoint::new("127.0.0.1:7440", Trust::Pinned("ab".repeat(32).parse().unwrap())).unwrap();
+        Login::new(&endpoint, SecretKey::from_bytes(&[key; 32]).public(), "alice".parse().unwrap())
+    }
+
+    #[test]
+    fn secrets_are_for_their_owner_only_and_keys_stay_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("deep/state");
+        let state = StateDir::open(&path).unwrap();
+        assert!(matches!(state.remote(), Err(StateError::NotLoggedIn)));
+        state.store_login(&login(1), "satchel_secret").unwrap();
+        let machine = state.machine_key().unwrap().public();
+        assert_eq!(state.machine_key().unwrap().public(), machine);
+        assert_ne!(state.publisher_key().unwrap().public(), machine);
+        assert_eq!(state.login().unwrap(), Some(login(1)));
+        state.remote().unwrap();
+        for name in ["", "token", "machine.key", "publisher.key", "server.json"] {
+            let mode = std::fs::metadata(path.join(name)).unwrap().permissions().mode();
+            assert_eq!(mode & 0o077, 0, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_directory_with_desktops_stays_with_its_server() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open(dir.path()).unwrap();
+        state.store_login(&login(1), "t").unwrap();
+        state.store_login(&login(2), "t").unwrap();
+        make_private_dir(&state.desktop_path(&"work".parse().unwrap())).unwrap();
+        state.store_login(&login(2), "t2").unwrap();
+        assert!(matches!(state.store_login(&login(1), "t"), Err(StateError::OtherServer { .. })));
+    }
+
+    #[test]
+    fn damaged_and_newer_files_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open(dir.path()).unwrap();
+        std::fs::write(dir.path().join("pins.json"), "{").unwrap();
+        let error = state.pin(&"debian".parse().unwrap()).unwrap_err().to_string();
+        assert!(error.contains("pins.json"), "{error}");
+        std::fs::write(dir.path().join("pins.json"), r#"{"version":9,"images":{}}"#).unwrap();
+        assert!(matches!(
+            state.pin(&"debian".parse().unwrap()),
+            Err(StateError::UnsupportedVersion { found: 9, .. })
+        ));
+        std::fs::write(dir.path().join("machine.key"), "short").unwrap();
+        assert!(matches!(state.machine_key(), Err(StateError::Damaged { .. })));
+    }
+}

@@ -1,0 +1,346 @@
+//! Sync: turns what was written since the head into a new version and commits it.
+//!
+//! Freeze, upload, note, commit, fold. Each step may be the last one before a crash, and the next sync goes on from
+//! what it finds: frozen generations are uploaded again (what arrived is not sent twice), a noted version is
+//! committed again (a commit that already happened answers the same), a committed one is folded. Only the server's
+//! compare-and-swap moves the head. The disks stay in use throughout; the guest waits for the freeze alone. The order
+//! of every durable step is in `docs/semantics.md`.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+
+use chunk_format::{
+    ChunkId, ChunkIndex, Features, FormatError, Manifest, SecretKey, Segment, SegmentId, SegmentIndex,
+};
+use tokio::runtime::Handle;
+
+use crate::cache::Cache;
+use crate::desktop::{DesktopError, OpenDesktop, Pending, Version};
+use crate::disk::{BaseSegment, Disk, View};
+use crate::fetch::FetchError;
+use crate::overlay::{BLOCK_BYTES, BlockIndex, BlockState, Overlay};
+use crate::remote::{PresentIn, RemoteError, VersionInfo};
+use crate::upload::{Patience, ReadChunk, SegmentDone, SegmentWork, Upload, UploadError, UploadProgress};
+use crate::upstream::{CommitError, Upstream};
+
+/// Why a sync did not finish. What was written is safe on this machine, and the next sync goes on.
+#[derive(Debug, thiserror::Error)]
+pub enum SyncError {
+    /// Another machine committed a version first.
+    #[error(
+        "this desktop has moved on to version {}, made on {}; what was changed here is kept and was not merged",
+        head.sequence, head.machine
+    )]
+    HeadMoved {
+        /// The head now.
+        head: Box<VersionInfo>,
+    },
+    /// The desktop's files failed.
+    #[error(transparent)]
+    Desktop(#[from] DesktopError),
+    /// What lies below a changed block could not be read.
+    #[error("cannot read what lies below the changes")]
+    Fetch(#[from] FetchError),
+    /// The upload failed.
+    #[error(transparent)]
+    Upload(#[from] UploadError),
+    /// The commit failed; the next sync finds out whether it happened.
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
+    /// The new version could not be written down.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+}
+
+/// What a sync needs.
+#[derive(Clone)]
+pub struct Syncer {
+    /// The server.
+    pub upstream: Arc<dyn Upstream>,
+    /// Signs the versions made on this machine.
+    pub key: Arc<SecretKey>,
+    /// What to call this machine in the history.
+    pub machine: String,
+    /// Told how far it is.
+    pub progress: Arc<UploadProgress>,
+    /// Threads that read, hash and compress.
+    pub threads: usize,
+    /// How requests that fail are repeated.
+    pub patience: Patience,
+    /// The time, milliseconds since 1970 UTC, for people.
+    pub now_ms: fn() -> u64,
+}
+
+/// What a sync did.
+#[derive(Clone, Debug, Default)]
+pub struct SyncReport {
+    /// The version the desktop is at now, when one was committed.
+    pub version: Option<VersionInfo>,
+    /// Chunks that were written to.
+    pub dirty_chunks: u64,
+}
+
+impl Syncer {
+    /// Commits everything that was written to the desktop before the call.
+    ///
+    /// # Errors
+    /// [`SyncError`].
+    pub async fn sync(&self, desktop: &OpenDesktop, note: Option<String>) -> Result<SyncReport, SyncError> {
+        let _one_at_a_time = desktop.syncing.lock().await;
+        let mut report = SyncReport::default();
+        if let Some(pending) = desktop.store.record().pending {
+            self.resume(desktop, pending, &mut report).await?;
+        }
+        // Left frozen by a sync that did not finish; then what came after it.
+        if desktop.store.record().generations.len() > 1 {
+            self.commit_frozen(desktop, note.clone(), &mut report).await?;
+        }
+        if desktop.has_changes() {
+            desktop.freeze()?;
+            self.commit_frozen(desktop, note, &mut report).await?;
+        }
+        Ok(report)
+    }
+
+    /// Commits a noted version again: it may have been committed before the answer was lost.
+    async fn resume(
+        &self,
+        desktop: &OpenDesktop,
+        pending: Pending,
+        report: &mut SyncReport,
+    ) -> Result<(), SyncError> {
+        let version = desktop.store.version(pending.manifest)?;
+        match self.commit(&version).await {
+            Ok(committed) => {
+                report.version = Some(committed);
+                fold(desktop, &version, &[], pending)
+            }
+            // Pruned on the server since: uploaded anew below.
+            Err(SyncError::Remote(error))
+                if matches!(error.code(), Some("segments_missing" | "chunks_missing")) =>
+            {
+                Ok(desktop.store.clear_pending()?)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Uploads all generations but the last as one version, commits and folds it.
+    async fn commit_frozen(
+        &self,
+        desktop: &OpenDesktop,
+        note: Option<String>,
+        report: &mut SyncReport,
+    ) -> Result<(), SyncError> {
+        let record = desktop.store.record();
+        let Some((_, [.., through_generation])) = record.generations.split_last() else { return Ok(()) };
+        let head = desktop.store.version(record.head)?;
+        head.manifest.check_writable()?;
+        let frozen: Vec<View> =
+            desktop.disks.iter().map(|disk| frozen_view(disk, *through_generation)).collect();
+        flush(&frozen).await?;
+        let work = self.plan(desktop, &frozen).await?;
+        report.dirty_chunks += work.iter().map(|work| work.positions.len() as u64).sum::<u64>();
+        let done = self.upload(desktop, &head.manifest, frozen, work).await?;
+
+        let pending = |manifest| Pending { manifest, through_generation: *through_generation };
+        let manifest = self.next_manifest(&head, &done, note);
+        if manifest.disks == head.manifest.disks {
+            // Written over with what was there before: nothing to commit.
+            return fold(desktop, &head, &[], pending(head.id));
+        }
+        let bytes = manifest.encode()?;
+        let version = Version::decode(bytes.clone(), self.key.sign(&bytes))?;
+        desktop.store.set_pending(&version, *through_generation)?;
+        report.version = Some(self.commit(&version).await?);
+        let loaded: Vec<BaseSegment> = done
+            .into_iter()
+            .map(|done| BaseSegment::loaded(done.segment, desktop.origins.owner.clone()))
+            .collect();
+        fold(desktop, &version, &loaded, pending(version.id))
+    }
+
+    /// The segments the frozen overlays touch, with the chunks to read of each.
+    async fn plan(&self, desktop: &OpenDesktop, frozen: &[View]) -> Result<Vec<SegmentWork>, SyncError> {
+        let mut work = Vec::new();
+        for (disk, view) in frozen.iter().enumerate() {
+            for (index, positions) in dirty_chunks(view) {
+                let Some(segment) = view.base.segments().get(index.0 as usize) else { continue };
+                let before = if segment.id.is_zero() {
+                    Segment::zero()
+                } else {
+                    desktop.fetcher.segment(segment).await?.clone()
+                };
+                work.push(SegmentWork { disk, index, before, positions });
+            }
+        }
+        Ok(work)
+    }
+
+    async fn upload(
+        &self,
+        desktop: &OpenDesktop,
+        head: &Manifest,
+        frozen: Vec<View>,
+        work: Vec<SegmentWork>,
+    ) -> Result<Vec<SegmentDone>, SyncError> {
+        let known: HashSet<SegmentId> =
+            head.disks.iter().flat_map(|disk| disk.segments.iter().copied()).collect();
+        let upload = Upload {
+            upstream: Arc::clone(&self.upstream),
+            place: PresentIn {
+                namespace: desktop.origins.owner.clone(),
+                also: Some(desktop.origins.image.clone()),
+            },
+            chunk_size: desktop.cache.chunk_size(),
+            known_segments: Arc::new(known),
+            progress: Arc::clone(&self.progress),
+            threads: self.threads,
+            patience: self.patience,
+        };
+        let disks = frozen
+            .into_iter()
+            .map(|view| {
+                let (cache, fetcher) = (Arc::clone(&desktop.cache), desktop.fetcher.clone());
+                Disk::new(view, cache, fetcher, desktop.runtime.clone())
+            })
+            .collect();
+        let reader =
+            FrozenDisks { disks, cache: Arc::clone(&desktop.cache), runtime: desktop.runtime.clone() };
+        Ok(upload.run(work, Arc::new(reader)).await?)
+    }
+
+    fn next_manifest(&self, head: &Version, done: &[SegmentDone], note: Option<String>) -> Manifest {
+        let mut disks = head.manifest.disks.clone();
+        for done in done {
+            let disk = disks.get_mut(done.disk);
+            if let Some(id) = disk.and_then(|disk| disk.segments.get_mut(done.index.0 as usize)) {
+                *id = done.segment.id();
+            }
+        }
+        Manifest {
+            features: Features::default(),
+            parent: Some(head.id),
+            sequence: head.manifest.sequence + 1,
+            created_ms: (self.now_ms)(),
+            machine: self.machine.clone(),
+            note,
+            disks,
+            ..head.manifest.clone()
+        }
+    }
+
+    async fn commit(&self, version: &Version) -> Result<VersionInfo, SyncError> {
+        let commit = || {
+            self.upstream.commit(&version.manifest.subject, None, version.bytes.clone(), &version.signature)
+        };
+        match self.patience.retry(commit).await {
+            Ok(committed) => Ok(committed),
+            Err(CommitError::HeadMoved { head }) => Err(SyncError::HeadMoved { head }),
+            Err(CommitError::Remote(error)) => Err(error.into()),
+        }
+    }
+}
+
+fn fold(
+    desktop: &OpenDesktop,
+    version: &Version,
+    loaded: &[BaseSegment],
+    committed: Pending,
+) -> Result<(), SyncError> {
+    // Durable first: from here on a crash finds the version below and the overlays gone.
+    desktop.store.fold(committed)?;
+    desktop.stand_on(version, loaded, committed.through_generation);
+    Ok(())
+}
+
+/// Makes frozen overlays durable before they are read for upload: after a power cut this machine must hold what the
+/// server holds, or folding would change the disk under a guest that has started again.
+async fn flush(frozen: &[View]) -> Result<(), SyncError> {
+    let overlays: Vec<Arc<Overlay>> = frozen.iter().flat_map(|view| view.overlays.iter().cloned()).collect();
+    let flushed =
+        tokio::task::spawn_blocking(move || overlays.iter().try_for_each(|overlay| overlay.flush())).await;
+    flushed.unwrap_or(Ok(())).map_err(|error| DesktopError::from(error).into())
+}
+
+/// A disk as it was when its generations up to one were frozen.
+fn frozen_view(disk: &Disk, through_generation: u64) -> View {
+    let view = disk.view();
+    let overlays = view
+        .overlays
+        .iter()
+        .filter(|overlay| overlay.identity().generation <= through_generation)
+        .cloned()
+        .collect();
+    View { overlays, base: Arc::clone(&view.base) }
+}
+
+/// The chunks that hold a block some overlay has, by segment.
+fn dirty_chunks(view: &View) -> BTreeMap<SegmentIndex, Vec<usize>> {
+    let chunk_size = view.base.chunk_size();
+    let mut chunks = std::collections::BTreeSet::new();
+    for overlay in &view.overlays {
+        for (start, end) in written_runs(overlay) {
+            let first = ChunkIndex::containing(start * BLOCK_BYTES, chunk_size);
+            let last = ChunkIndex::containing(end * BLOCK_BYTES - 1, chunk_size);
+            chunks.extend(first.0..=last.0);
+        }
+    }
+    let mut segments = BTreeMap::<SegmentIndex, Vec<usize>>::new();
+    for chunk in chunks {
+        let (segment, at) = ChunkIndex(chunk).in_segment();
+        segments.entry(segment).or_default().push(at);
+    }
+    segments
+}
+
+/// The runs of blocks an overlay has, as first block and the one after the last.
+fn written_runs(overlay: &Overlay) -> impl Iterator<Item = (u64, u64)> + '_ {
+    let blocks = overlay.blocks();
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        while at < blocks {
+            let (state, len) = overlay.run(BlockIndex(at), BlockIndex(blocks));
+            let start = at;
+            at += len.max(1);
+            if state != BlockState::Base {
+                return Some((start, at));
+            }
+        }
+        None
+    })
+}
+
+/// Frozen disks as an upload reads them.
+struct FrozenDisks {
+    disks: Vec<Disk>,
+    cache: Arc<Cache>,
+    runtime: Handle,
+}
+
+impl ReadChunk for FrozenDisks {
+    fn read_chunk(
+        &self,
+        disk: usize,
+        chunk: ChunkIndex,
+        buf: &mut [u8],
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let disk = self.disks.get(disk).ok_or("there is no such disk")?;
+        let start = chunk.offset_bytes(self.cache.chunk_size());
+        let len = usize::try_from(disk.size().bytes().saturating_sub(start))?.min(buf.len());
+        let (inside, padding) = buf.split_at_mut(len);
+        padding.fill(0);
+        match disk.begin_read(start, inside)? {
+            None => Ok(()),
+            Some(pending) => Ok(self.runtime.block_on(disk.finish_read(pending, inside))?),
+        }
+    }
+
+    /// Keeps what is about to lie below: after the fold it is read from the cache, not from the network.
+    fn seen(&self, id: &ChunkId, chunk: &[u8]) {
+        self.cache.insert(*id, chunk);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,505 @@
+//! The client's core against a plain byte array: writes, crashes, freezes, syncs over a failing network, evictions.
+//!
+//! Case count: `SATCHEL_MODEL_CASES`, default 500.
+
+use chunk_format::{
+    Architecture, Base as ManifestBase, BootFacts, ChunkSize, Disk as ManifestDisk, DiskRole, DiskSize,
+    Firmware, Name, Namespace, SegmentId, Subject,
+};
+use proptest::prelude::*;
+use proptest::test_runner::TestCaseError;
+use tempfile::TempDir;
+
+use super::*;
+use crate::cache::CacheConfig;
+use crate::desktop::{DesktopStore, NewDesktop};
+use crate::fetch::{Fetcher, OnMissing, SegmentStore};
+use crate::upstream::MemoryServer;
+use crate::volume::{PowerCut, SimulatedVolume};
+
+const CHUNK: usize = 16 << 10;
+const SECTOR: usize = 512;
+const SYSTEM_SECTORS: usize = 20 * CHUNK / SECTOR + 3;
+const HOME_SECTORS: usize = 6 * CHUNK / SECTOR;
+/// A tag stands for a sector's content: its four bytes repeated; tag 0 is zeros.
+type Tag = u32;
+
+#[derive(Clone, Debug)]
+enum Op {
+    Write {
+        home: bool,
+        sector: usize,
+        len: usize,
+    },
+    Zero {
+        home: bool,
+        sector: usize,
+        len: usize,
+    },
+    Read {
+        home: bool,
+        sector: usize,
+        len: usize,
+    },
+    Flush {
+        home: bool,
+    },
+    /// Syncs; the network goes away after so many requests, if it does.
+    Sync {
+        network: Option<u64>,
+    },
+    /// The power goes in the nth sync call from now at the latest; then the machine starts again.
+    Crash {
+        syncs: u64,
+    },
+    /// The process is killed; what it wrote to files is still in the page cache.
+    Kill,
+    /// The cache loses what was read longest ago.
+    Evict {
+        chunks: u64,
+    },
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let range = || (any::<bool>(), 0..SYSTEM_SECTORS, prop_oneof![Just(8), 1usize..4, 1usize..100]);
+    prop_oneof![
+        6 => range().prop_map(|(home, sector, len)| Op::Write { home, sector: sector & !7, len: len.next_multiple_of(8) }),
+        2 => range().prop_map(|(home, sector, len)| Op::Write { home, sector, len }),
+        2 => range().prop_map(|(home, sector, len)| Op::Zero { home, sector, len }),
+        3 => range().prop_map(|(home, sector, len)| Op::Read { home, sector, len }),
+        3 => any::<bool>().prop_map(|home| Op::Flush { home }),
+        3 => prop_oneof![2 => Just(None), 3 => (0u64..14).prop_map(Some)].prop_map(|network| Op::Sync { network }),
+        2 => (0u64..12).prop_map(|syncs| Op::Crash { syncs }),
+        1 => Just(Op::Kill),
+        1 => (1u64..30).prop_map(|chunks| Op::Evict { chunks }),
+    ]
+}
+
+/// One disk as the guest knows it: for each sector its values since the last completed flush, the latest last.
+#[derive(Clone)]
+struct Expected(Vec<Vec<Tag>>);
+
+impl Expected {
+    fn new(sectors: usize, first_tag: Tag) -> Self {
+        Self(
+            (0..sectors)
+                .map(|at| vec![if first_tag == 0 || at % 50 < 9 { 0 } else { first_tag + tag(at) }])
+                .collect(),
+        )
+    }
+
+    fn now(&self) -> Vec<Tag> {
+        self.0.iter().map(|values| values[values.len() - 1]).collect()
+    }
+
+    fn push(&mut self, sectors: std::ops::Range<usize>, tag: Tag) {
+        self.0[sectors].iter_mut().for_each(|values| values.push(tag));
+    }
+
+    fn flushed(&mut self) {
+        self.0.iter_mut().for_each(|values| drop(values.drain(..values.len() - 1)));
+    }
+}
+
+fn tag(at: usize) -> Tag {
+    Tag::try_from(at).unwrap()
+}
+
+fn bytes_of(tags: &[Tag]) -> Vec<u8> {
+    tags.iter().flat_map(|tag| tag.to_le_bytes().repeat(SECTOR / 4)).collect()
+}
+
+fn tags_of(bytes: &[u8]) -> Result<Vec<Tag>, TestCaseError> {
+    bytes
+        .chunks(SECTOR)
+        .map(|sector| {
+            let tag: [u8; 4] = sector[..4].try_into().unwrap();
+            prop_assert!(sector.chunks(4).all(|word| word == tag), "a torn sector");
+            Ok(Tag::from_le_bytes(tag))
+        })
+        .collect()
+}
+
+struct World {
+    server: MemoryServer,
+    volume: SimulatedVolume,
+    dir: TempDir,
+    desktop: Option<OpenDesktop>,
+    expected: [Expected; 2],
+    next_tag: Tag,
+    /// Contents at the instants of freezes that may yet be committed.
+    candidates: Vec<[Vec<Tag>; 2]>,
+    known_head: u64,
+    /// Some sync was given up on.
+    abandoned: bool,
+    choices: Vec<u32>,
+    turn: usize,
+}
+
+impl World {
+    fn new(choices: Vec<u32>) -> Self {
+        let server = MemoryServer::default();
+        let expected = [Expected::new(SYSTEM_SECTORS, 1000), Expected::new(HOME_SECTORS, 0)];
+        let (image, key) = (Namespace::Image(name("debian")), key());
+        let template = |role, sectors: usize| ManifestDisk {
+            role,
+            size: DiskSize::new((sectors * SECTOR) as u64).unwrap(),
+            chunk_size: ChunkSize::new(CHUNK as u64).unwrap(),
+            segments: vec![SegmentId::ZERO],
+        };
+        let system = server.store_disk(
+            &image,
+            &template(DiskRole::System, SYSTEM_SECTORS),
+            &bytes_of(&expected[0].now()),
+        );
+        let golden = Manifest {
+            features: Features::default(),
+            subject: Subject::Image { image: name("debian") },
+            base: None,
+            parent: None,
+            sequence: 1,
+            created_ms: 0,
+            machine: "builder".to_owned(),
+            note: None,
+            disks: vec![system.clone()],
+            boot: BootFacts { firmware: Firmware::Bios, architecture: Architecture::X86_64 },
+        };
+        let golden = sign(&golden, &key);
+        let first = Manifest {
+            subject: subject(),
+            base: Some(ManifestBase {
+                image: name("debian"),
+                channel: None,
+                version: golden.id,
+                publisher: key.public(),
+            }),
+            disks: vec![system, template(DiskRole::Home, HOME_SECTORS)],
+            ..golden.manifest.clone()
+        };
+        let first = sign(&first, &key);
+        let commit = |version: &Version| {
+            let (subject, bytes) = (version.manifest.subject.clone(), version.bytes.clone());
+            futures_util::FutureExt::now_or_never(server.commit(&subject, None, bytes, &version.signature))
+                .unwrap()
+                .unwrap();
+        };
+        commit(&golden);
+        commit(&first);
+
+        let volume = SimulatedVolume::default();
+        let new = NewDesktop {
+            server: key.public(),
+            owner: name("alice"),
+            desktop: name("work"),
+            id: first.id,
+            publisher: key.public(),
+        };
+        DesktopStore::create(Arc::new(volume.clone()), new, &first, &golden).unwrap();
+        let mut world = Self {
+            server,
+            volume,
+            dir: tempfile::tempdir().unwrap(),
+            desktop: None,
+            expected,
+            next_tag: 1_000_000,
+            candidates: Vec::new(),
+            known_head: 1,
+            abandoned: false,
+            choices,
+            turn: 0,
+        };
+        world.open();
+        world
+    }
+
+    fn open(&mut self) {
+        self.desktop = None;
+        let store =
+            DesktopStore::open(Arc::new(self.volume.clone()), &key().public(), &name("alice"), &name("work"))
+                .expect("a crash must never make a desktop unreadable");
+        let config = CacheConfig {
+            chunk_size: ChunkSize::new(CHUNK as u64).unwrap(),
+            limit_bytes: 12 * CHUNK as u64,
+            owner: [0; 32],
+        };
+        // A directory of its own each time: the last process's threads may still be closing theirs.
+        let dir = self.dir.path().join(self.turn.to_string());
+        std::fs::create_dir_all(&dir).unwrap();
+        self.turn += 1;
+        let cache = Arc::new(Cache::open(&dir, &config).unwrap());
+        let runtime = Handle::current();
+        let fetcher = Fetcher::new(
+            &runtime,
+            vec![Arc::new(self.server.clone())],
+            Arc::clone(&cache),
+            SegmentStore::new(dir),
+            OnMissing::Wait,
+        );
+        self.desktop = Some(
+            OpenDesktop::assemble(store, cache, fetcher, runtime)
+                .expect("a crash must never make a desktop unreadable"),
+        );
+    }
+
+    fn desktop(&self) -> &OpenDesktop {
+        self.desktop.as_ref().unwrap()
+    }
+
+    fn range(&self, home: bool, sector: usize, len: usize) -> std::ops::Range<usize> {
+        let sectors = self.expected[usize::from(home)].0.len();
+        let start = sector.min(sectors - 1);
+        start..(start + len).min(sectors)
+    }
+
+    async fn read(&self, home: bool, sectors: std::ops::Range<usize>) -> Result<Vec<Tag>, TestCaseError> {
+        let mut buf = vec![0xaa; sectors.len() * SECTOR];
+        self.desktop().disks[usize::from(home)]
+            .read((sectors.start * SECTOR) as u64, &mut buf)
+            .await
+            .unwrap();
+        tags_of(&buf)
+    }
+
+    async fn apply(&mut self, op: &Op) -> Result<(), TestCaseError> {
+        match *op {
+            Op::Write { home, sector, len } => {
+                let sectors = self.range(home, sector, len);
+                self.next_tag += 1;
+                let bytes = bytes_of(&vec![self.next_tag; sectors.len()]);
+                let disk = &self.desktop().disks[usize::from(home)];
+                disk.write((sectors.start * SECTOR) as u64, &bytes).await.unwrap();
+                let tag = self.next_tag;
+                self.expected[usize::from(home)].push(sectors, tag);
+            }
+            Op::Zero { home, sector, len } => {
+                let sectors = self.range(home, sector, len);
+                let disk = &self.desktop().disks[usize::from(home)];
+                disk.zero((sectors.start * SECTOR) as u64, (sectors.len() * SECTOR) as u64).await.unwrap();
+                self.expected[usize::from(home)].push(sectors, 0);
+            }
+            Op::Read { home, sector, len } => {
+                let sectors = self.range(home, sector, len);
+                let found = self.read(home, sectors.clone()).await?;
+                prop_assert_eq!(found, &self.expected[usize::from(home)].now()[sectors]);
+            }
+            Op::Flush { home } => {
+                self.desktop().disks[usize::from(home)].flush().unwrap();
+                self.expected[usize::from(home)].flushed();
+            }
+            Op::Sync { network } => self.sync(network).await?,
+            Op::Crash { syncs } => self.crash(syncs).await?,
+            Op::Kill => {
+                self.desktop().fetcher.stop();
+                self.open();
+                self.take_stock(false).await?;
+            }
+            Op::Evict { chunks } => {
+                self.desktop().cache.give_back(chunks * CHUNK as u64);
+            }
+        }
+        Ok(())
+    }
+
+    async fn sync(&mut self, network: Option<u64>) -> Result<(), TestCaseError> {
+        let now = [self.expected[0].now(), self.expected[1].now()];
+        self.candidates.push(now.clone());
+        // What lies below the changes is read before the network may go: a read would wait for it for ever.
+        for home in [false, true] {
+            let sectors = self.expected[usize::from(home)].0.len();
+            prop_assert_eq!(&self.read(home, 0..sectors).await?, &now[usize::from(home)]);
+        }
+        let syncer = syncer(&self.server);
+        self.server.lose_network_after(network);
+        // Without the network it may wait for what lies below the changes; then the user gives up.
+        let patience = std::time::Duration::from_millis(if network.is_some() { 60 } else { 20_000 });
+        let outcome = tokio::time::timeout(patience, syncer.sync(self.desktop(), None)).await;
+        self.server.lose_network_after(None);
+        self.abandoned |= outcome.is_err();
+        let head = self.check_head().await?;
+        match outcome {
+            Ok(Ok(report)) => {
+                let sent = syncer.progress.new_chunks.load(std::sync::atomic::Ordering::Relaxed);
+                prop_assert!(sent <= report.dirty_chunks);
+                prop_assert_eq!(head, now, "a finished sync has committed everything");
+                prop_assert!(!self.desktop().has_changes());
+                self.candidates.clear();
+                let requests = self.server.requests();
+                syncer.sync(self.desktop(), None).await.unwrap();
+                // An abandoned sync's threads may still be asking.
+                if !self.abandoned {
+                    prop_assert_eq!(self.server.requests(), requests, "a repeated sync asks for nothing");
+                }
+            }
+            Ok(Err(error)) if network.is_none() => {
+                return Err(TestCaseError::fail(format!("a sync failed: {error}")));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Reads the server's newest version as another machine would; it must be a state that was frozen.
+    async fn check_head(&mut self) -> Result<[Vec<Tag>; 2], TestCaseError> {
+        let history = self.server.history(&subject());
+        let head = history.last().unwrap().clone();
+        let manifest_bytes = {
+            let path = (Namespace::User(name("alice")), crate::source::Object::Manifest(head.id)).into();
+            crate::source::get_whole(&self.server, &path, 1 << 20).await.unwrap()
+        };
+        let manifest = Manifest::decode(&manifest_bytes).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let config = CacheConfig {
+            chunk_size: ChunkSize::new(CHUNK as u64).unwrap(),
+            limit_bytes: 64 * CHUNK as u64,
+            owner: [0; 32],
+        };
+        let cache = Arc::new(Cache::open(dir.path(), &config).unwrap());
+        let fetcher = Fetcher::new(
+            &Handle::current(),
+            vec![Arc::new(self.server.clone())],
+            Arc::clone(&cache),
+            SegmentStore::new(dir.path().to_owned()),
+            OnMissing::Fail,
+        );
+        let mut content = [Vec::new(), Vec::new()];
+        for (disk, tags) in manifest.disks.iter().zip(&mut content) {
+            let base = crate::disk::Base::new(disk, |id| self.desktop().origins.namespace_of(id));
+            let view = View { overlays: Vec::new(), base: Arc::new(base) };
+            let disk = Disk::new(view, Arc::clone(&cache), fetcher.clone(), Handle::current());
+            let mut bytes = vec![0; usize::try_from(disk.size().bytes()).unwrap()];
+            disk.read(0, &mut bytes).await.unwrap();
+            *tags = tags_of(&bytes)?;
+        }
+        fetcher.stop();
+        if head.sequence != self.known_head {
+            prop_assert!(self.candidates.contains(&content), "a version holds what was never frozen");
+            self.known_head = head.sequence;
+        }
+        Ok(content)
+    }
+
+    async fn crash(&mut self, syncs: u64) -> Result<(), TestCaseError> {
+        if syncs > 0 {
+            // In the middle of a sync: its files, its flushes, its record, at whichever sync call it is.
+            self.candidates.push([self.expected[0].now(), self.expected[1].now()]);
+            for home in [false, true] {
+                let sectors = self.expected[usize::from(home)].0.len();
+                self.read(home, 0..sectors).await?;
+            }
+            self.volume.cut_power_at(PowerCut::AtSync(self.volume.syncs() + syncs));
+            let _ = syncer(&self.server).sync(self.desktop(), None).await;
+        }
+        self.volume.cut_power();
+        self.desktop().fetcher.stop();
+        self.desktop = None;
+        let (choices, mut turn) = (self.choices.clone(), self.turn);
+        let mut choose = |n: usize| {
+            turn += 1;
+            (choices[turn % choices.len()] as usize).wrapping_mul(turn) % n
+        };
+        self.volume = self.volume.after_reboot(PowerCut::Never, &mut choose);
+        self.turn = turn;
+        self.open();
+        self.take_stock(true).await
+    }
+
+    /// After a restart: each sector must hold a value it may hold, and holds that from now on.
+    async fn take_stock(&mut self, durable: bool) -> Result<(), TestCaseError> {
+        for home in [false, true] {
+            let expected = self.expected[usize::from(home)].0.clone();
+            let found = self.read(home, 0..expected.len()).await?;
+            for (at, (found, allowed)) in found.iter().zip(&expected).enumerate() {
+                prop_assert!(
+                    allowed.contains(found),
+                    "home {home} sector {at}: {found}, allowed {allowed:?}"
+                );
+            }
+            for (values, found) in self.expected[usize::from(home)].0.iter_mut().zip(found) {
+                // What only the page cache holds may still be lost to a power cut: earlier values stay allowed.
+                if durable {
+                    values.clear();
+                }
+                values.push(found);
+            }
+        }
+        // What the crash left of a frozen state is what the next sync commits first.
+        let frozen = self.frozen_content().await?;
+        self.candidates.push(frozen);
+        self.check_head().await.map(drop)
+    }
+
+    async fn frozen_content(&self) -> Result<[Vec<Tag>; 2], TestCaseError> {
+        let desktop = self.desktop();
+        let mut content = [Vec::new(), Vec::new()];
+        for (disk, tags) in desktop.disks.iter().zip(&mut content) {
+            let mut view = (*disk.view()).clone();
+            view.overlays.remove(0);
+            let (cache, fetcher) = (Arc::clone(&desktop.cache), desktop.fetcher.clone());
+            let frozen = Disk::new(view, cache, fetcher, Handle::current());
+            let mut bytes = vec![0; usize::try_from(disk.size().bytes()).unwrap()];
+            frozen.read(0, &mut bytes).await.unwrap();
+            *tags = tags_of(&bytes)?;
+        }
+        Ok(content)
+    }
+}
+
+fn syncer(server: &MemoryServer) -> Syncer {
+    Syncer {
+        upstream: Arc::new(server.clone()),
+        key: Arc::new(key()),
+        machine: "laptop".to_owned(),
+        progress: Arc::default(),
+        threads: 2,
+        patience: Patience { attempts: 2, first_pause: std::time::Duration::from_micros(10) },
+        now_ms: || 0,
+    }
+}
+
+fn name(text: &str) -> Name {
+    text.parse().unwrap()
+}
+
+fn key() -> SecretKey {
+    SecretKey::from_bytes(&[5; 32])
+}
+
+fn subject() -> Subject {
+    Subject::Desktop { owner: name("alice"), desktop: name("work") }
+}
+
+fn sign(manifest: &Manifest, key: &SecretKey) -> Version {
+    let bytes = manifest.encode().unwrap();
+    Version::decode(bytes.clone(), key.sign(&bytes)).unwrap()
+}
+
+fn cases() -> u32 {
+    std::env::var("SATCHEL_MODEL_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(500)
+}
+
+fn run(ops: &[Op], choices: Vec<u32>) -> Result<(), TestCaseError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let outcome = runtime.block_on(async {
+        let mut world = World::new(choices);
+        for op in ops {
+            world.apply(op).await?;
+        }
+        world.sync(None).await?;
+        world.desktop().fetcher.stop();
+        Ok(())
+    });
+    runtime.shutdown_background();
+    outcome
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: cases(), failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_desktop_behaves_as_an_array_of_bytes(
+        ops in prop::collection::vec(op(), 1..25),
+        choices in prop::collection::vec(any::<u32>(), 32),
+    ) {
+        run(&ops, choices)?;
+    }
+}

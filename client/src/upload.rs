@@ -1,0 +1,307 @@
+//! Sends what a server lacks of some disks: read, hash, ask, compress, pack, upload, on all cores at once.
+//!
+//! Publishing an image and syncing a desktop are this with different readers. Every step may be repeated: what has
+//! arrived is not sent again, so a broken upload continues where it stopped.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use chunk_format::{
+    ChunkId, ChunkIndex, ChunkSize, FormatError, FrameEncoder, Segment, SegmentId, SegmentIndex,
+};
+use futures_util::stream::{self, TryStreamExt};
+use tokio::runtime::Handle;
+
+mod packer;
+mod worker;
+
+use crate::remote::{PresentIn, RemoteError};
+use crate::upstream::{CommitError, Upstream};
+use packer::PackSink;
+
+/// Segments uploaded at once: they are small, so that the round trip dominates.
+const SEGMENT_UPLOADS: usize = 8;
+
+/// Why an upload stopped. What was sent before stays sent.
+#[derive(Debug, thiserror::Error)]
+pub enum UploadError {
+    /// A chunk could not be read.
+    #[error("cannot read the disk at byte {offset}")]
+    Read {
+        /// Offset on the disk.
+        offset: u64,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A chunk read twice was not the same.
+    #[error(
+        "the disk changed at byte {offset} while it was being read: stop what writes to it and try again"
+    )]
+    Changed {
+        /// Offset on the disk.
+        offset: u64,
+    },
+    /// A chunk could not be encoded.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    /// The server could not be asked.
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
+    /// Told to stop.
+    #[error("interrupted")]
+    Stopped,
+}
+
+/// Where chunks are read from. Called from several threads at once; may block.
+pub trait ReadChunk: Send + Sync + 'static {
+    /// Fills the buffer with a chunk, padded with zeros past the end of the disk.
+    ///
+    /// # Errors
+    /// Why it cannot be read.
+    fn read_chunk(
+        &self,
+        disk: usize,
+        chunk: ChunkIndex,
+        buf: &mut [u8],
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>>;
+
+    /// Is told each chunk's id once it is known, with its bytes.
+    fn seen(&self, _id: &ChunkId, _chunk: &[u8]) {}
+}
+
+/// A segment to bring up to date.
+#[derive(Clone, Debug)]
+pub struct SegmentWork {
+    /// Which disk, as the reader counts them.
+    pub disk: usize,
+    /// Which segment of it.
+    pub index: SegmentIndex,
+    /// The segment as the server has it.
+    pub before: Segment,
+    /// Positions of the chunks to read; the others stay as before.
+    pub positions: Vec<usize>,
+}
+
+/// A segment brought up to date.
+#[derive(Clone, Debug)]
+pub struct SegmentDone {
+    /// Which disk.
+    pub disk: usize,
+    /// Which segment of it.
+    pub index: SegmentIndex,
+    /// The segment now; the server has it and all its chunks.
+    pub segment: Segment,
+}
+
+/// How far an upload is; read from other threads.
+#[derive(Debug, Default)]
+pub struct UploadProgress {
+    /// Bytes to read in all.
+    pub total_bytes: AtomicU64,
+    /// Bytes read and hashed.
+    pub hashed_bytes: AtomicU64,
+    /// Bytes the server turned out to have, or that are zeros.
+    pub known_bytes: AtomicU64,
+    /// Bytes to be sent, before compression.
+    pub new_bytes: AtomicU64,
+    /// Chunks to be sent.
+    pub new_chunks: AtomicU64,
+    /// Bytes of packs and segments the server has acknowledged.
+    pub sent_bytes: AtomicU64,
+    /// Bytes before compression of the packs the server has acknowledged.
+    pub sent_raw_bytes: AtomicU64,
+}
+
+impl UploadProgress {
+    fn add(counter: &AtomicU64, value: usize) {
+        counter.fetch_add(value as u64, Ordering::Relaxed);
+    }
+}
+
+/// What an upload needs to know.
+#[derive(Clone)]
+pub struct Upload {
+    /// The server.
+    pub upstream: Arc<dyn Upstream>,
+    /// Where to, and what may be taken as there.
+    pub place: PresentIn,
+    /// Bytes per chunk.
+    pub chunk_size: ChunkSize,
+    /// Segments known to be on the server.
+    pub known_segments: Arc<HashSet<SegmentId>>,
+    /// Told how far it is.
+    pub progress: Arc<UploadProgress>,
+    /// Threads that read, hash and compress.
+    pub threads: usize,
+    /// How requests that fail are repeated.
+    pub patience: Patience,
+}
+
+/// How a request that fails for a passing reason is repeated: with pauses that double.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// Attempts in all.
+    pub attempts: u32,
+    /// The pause after the first.
+    pub first_pause: Duration,
+}
+
+impl Patience {
+    /// Six attempts over three seconds: a server's restart is outlasted, a lost network is not.
+    pub const DEFAULT: Self = Self { attempts: 6, first_pause: Duration::from_millis(100) };
+
+    /// Makes a request, again and again while it fails for a passing reason and attempts are left.
+    ///
+    /// # Errors
+    /// The last failure.
+    pub async fn retry<T, E: Passing, F: Future<Output = Result<T, E>>>(
+        self,
+        mut request: impl FnMut() -> F,
+    ) -> Result<T, E> {
+        let mut pause = self.first_pause;
+        let mut attempt = 1;
+        loop {
+            match request().await {
+                Err(error) if error.passes() && attempt < self.attempts => {
+                    tracing::debug!(%error, attempt, "a request failed and will be repeated");
+                    tokio::time::sleep(pause.max(error.asked_pause())).await;
+                    pause *= 2;
+                    attempt += 1;
+                }
+                result => return result,
+            }
+        }
+    }
+}
+
+/// A failure of which one can tell whether it will pass.
+pub trait Passing: std::fmt::Display {
+    /// Whether the same request may succeed in a moment.
+    fn passes(&self) -> bool;
+
+    /// How long the other side asks us to wait.
+    fn asked_pause(&self) -> Duration;
+}
+
+impl Passing for RemoteError {
+    fn passes(&self) -> bool {
+        self.is_transient()
+    }
+
+    fn asked_pause(&self) -> Duration {
+        match self {
+            Self::Refused { retry_after_s: Some(seconds), .. } => Duration::from_secs((*seconds).min(30)),
+            _ => Duration::ZERO,
+        }
+    }
+}
+
+impl Passing for CommitError {
+    fn passes(&self) -> bool {
+        matches!(self, Self::Remote(error) if error.passes())
+    }
+
+    fn asked_pause(&self) -> Duration {
+        match self {
+            Self::Remote(error) => error.asked_pause(),
+            Self::HeadMoved { .. } => Duration::ZERO,
+        }
+    }
+}
+
+/// State shared by the worker threads.
+struct Shared {
+    upload: Upload,
+    reader: Arc<dyn ReadChunk>,
+    runtime: Handle,
+    work: Mutex<std::vec::IntoIter<SegmentWork>>,
+    done: Mutex<Vec<SegmentDone>>,
+    /// Chunks some thread has taken upon itself.
+    claimed: Mutex<HashSet<ChunkId>>,
+    sink: PackSink,
+}
+
+impl Upload {
+    /// Brings segments up to date on the server: uploads the chunks it lacks, then the segments it lacks.
+    ///
+    /// # Errors
+    /// [`UploadError`]; a repeated call continues.
+    pub async fn run(
+        &self,
+        work: Vec<SegmentWork>,
+        reader: Arc<dyn ReadChunk>,
+    ) -> Result<Vec<SegmentDone>, UploadError> {
+        let chunk_bytes = self.chunk_size.bytes_u64();
+        let total: u64 = work.iter().map(|work| work.positions.len() as u64 * chunk_bytes).sum();
+        self.progress.total_bytes.store(total, Ordering::Relaxed);
+        let threads = self.threads.clamp(1, work.len().max(1));
+        let (sink, uploads) = PackSink::start(self);
+        let shared = Arc::new(Shared {
+            upload: self.clone(),
+            reader,
+            runtime: Handle::current(),
+            work: Mutex::new(work.into_iter()),
+            done: Mutex::default(),
+            claimed: Mutex::default(),
+            sink,
+        });
+        let workers: Vec<_> = (0..threads)
+            .map(|_| {
+                let shared = Arc::clone(&shared);
+                tokio::task::spawn_blocking(move || shared.work_through())
+            })
+            .collect();
+        let mut outcome = Ok(());
+        for worker in workers {
+            let result = worker.await.unwrap_or(Err(UploadError::Stopped));
+            outcome = outcome.and(result);
+        }
+        let Some(shared) = Arc::into_inner(shared) else { return Err(UploadError::Stopped) };
+        // Ends the uploads once the packs on their way have arrived.
+        drop(shared.sink);
+        let uploaded = uploads.finish().await;
+        // An upload's own failure is the better reason than the workers' "nobody takes my packs".
+        uploaded?;
+        outcome?;
+        let mut done = shared.done.into_inner().unwrap_or_else(PoisonError::into_inner);
+        done.sort_by_key(|done| (done.disk, done.index));
+        self.upload_segments(&done).await?;
+        Ok(done)
+    }
+
+    async fn upload_segments(&self, done: &[SegmentDone]) -> Result<(), UploadError> {
+        let mut new: Vec<(SegmentId, &Segment)> = done
+            .iter()
+            .map(|done| (done.segment.id(), &done.segment))
+            .filter(|(id, _)| !id.is_zero() && !self.known_segments.contains(id))
+            .collect();
+        new.sort_by_key(|(id, _)| *id);
+        new.dedup_by_key(|(id, _)| *id);
+        if new.is_empty() {
+            return Ok(());
+        }
+        let ids: Vec<SegmentId> = new.iter().map(|(id, _)| *id).collect();
+        let missing = self.patience.retry(|| self.upstream.missing_segments(&self.place, &ids)).await?;
+        let mut encoder = FrameEncoder::new()?;
+        let frames = new
+            .into_iter()
+            .zip(missing)
+            .filter(|(_, missing)| *missing)
+            .map(|((id, segment), _)| Ok((id, segment.encode(&mut encoder)?)))
+            .collect::<Result<Vec<_>, FormatError>>()?;
+        stream::iter(frames.into_iter().map(Ok))
+            .try_for_each_concurrent(SEGMENT_UPLOADS, |(id, frame)| async move {
+                let len = frame.len();
+                self.patience.retry(|| self.upstream.put_segment(&self.place, id, frame.clone())).await?;
+                UploadProgress::add(&self.progress.sent_bytes, len);
+                Ok::<(), UploadError>(())
+            })
+            .await
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,132 @@
+use chunk_format::{Namespace, SEGMENT_CHUNKS};
+
+use super::*;
+use crate::upstream::MemoryServer;
+
+const CHUNK: usize = 4096;
+
+struct Bytes(Vec<u8>);
+
+impl ReadChunk for Bytes {
+    fn read_chunk(
+        &self,
+        _disk: usize,
+        chunk: ChunkIndex,
+        buf: &mut [u8],
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let start = usize::try_from(chunk.0)? * CHUNK;
+        buf.copy_from_slice(&self.0[start..start + CHUNK]);
+        Ok(())
+    }
+}
+
+fn content(chunks: usize) -> Vec<u8> {
+    (0..chunks)
+        .flat_map(|chunk| {
+            // Every seventh chunk is zeros, every fifth is the same.
+            let value = if chunk % 7 == 0 {
+                0
+            } else if chunk % 5 == 0 {
+                1
+            } else {
+                chunk + 2
+            };
+            u64::try_from(value).unwrap().to_le_bytes().repeat(CHUNK / 8)
+        })
+        .collect()
+}
+
+fn upload(server: &MemoryServer) -> Upload {
+    let namespace: Namespace = "image/debian".parse().unwrap();
+    Upload {
+        upstream: Arc::new(server.clone()),
+        place: PresentIn { namespace, also: None },
+        chunk_size: ChunkSize::new(CHUNK as u64).unwrap(),
+        known_segments: Arc::default(),
+        progress: Arc::default(),
+        threads: 3,
+        patience: Patience { attempts: 3, first_pause: Duration::from_millis(1) },
+    }
+}
+
+fn work(chunks: usize) -> Vec<SegmentWork> {
+    (0..chunks.div_ceil(SEGMENT_CHUNKS))
+        .map(|segment| SegmentWork {
+            disk: 0,
+            index: SegmentIndex(u32::try_from(segment).unwrap()),
+            before: Segment::zero(),
+            positions: (0..(chunks - segment * SEGMENT_CHUNKS).min(SEGMENT_CHUNKS)).collect(),
+        })
+        .collect()
+}
+
+fn distinct(content: &[u8]) -> u64 {
+    let ids: HashSet<ChunkId> =
+        content.chunks(CHUNK).map(ChunkId::of_chunk).filter(|id| !id.is_zero()).collect();
+    ids.len() as u64
+}
+
+#[tokio::test]
+async fn each_distinct_chunk_is_sent_once_and_a_second_time_none() {
+    let server = MemoryServer::default();
+    let content = content(3000);
+    let upload_1 = upload(&server);
+    let done = upload_1.run(work(3000), Arc::new(Bytes(content.clone()))).await.unwrap();
+    assert_eq!(done.len(), 3);
+    assert_eq!(server.uploaded_chunks(), distinct(&content));
+    assert_eq!(done[0].segment.chunks()[7], ChunkId::ZERO);
+    let progress = &upload_1.progress;
+    let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    assert_eq!(read(&progress.hashed_bytes), 3000 * CHUNK as u64);
+    assert_eq!(read(&progress.new_bytes) + read(&progress.known_bytes), 3000 * CHUNK as u64);
+
+    upload(&server).run(work(3000), Arc::new(Bytes(content.clone()))).await.unwrap();
+    assert_eq!(server.uploaded_chunks(), distinct(&content));
+
+    let requests = server.requests();
+    let known = Upload {
+        known_segments: Arc::new(done.iter().map(|done| done.segment.id()).collect()),
+        ..upload(&server)
+    };
+    known.run(work(3000), Arc::new(Bytes(content))).await.unwrap();
+    assert_eq!(server.requests(), requests, "what is known to be there is not asked for");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_that_breaks_anywhere_continues() {
+    let content = content(2500);
+    let whole = MemoryServer::default();
+    upload(&whole).run(work(2500), Arc::new(Bytes(content.clone()))).await.unwrap();
+    for requests in 0..whole.requests() {
+        let server = MemoryServer::default();
+        server.lose_network_after(Some(requests));
+        let broken = upload(&server).run(work(2500), Arc::new(Bytes(content.clone()))).await;
+        assert!(broken.is_err(), "after {requests} requests");
+        server.lose_network_after(None);
+        upload(&server).run(work(2500), Arc::new(Bytes(content.clone()))).await.unwrap();
+        assert_eq!(server.uploaded_chunks(), distinct(&content), "after {requests} requests");
+    }
+}
+
+struct Changing(AtomicU64);
+
+impl ReadChunk for Changing {
+    fn read_chunk(
+        &self,
+        _disk: usize,
+        _chunk: ChunkIndex,
+        buf: &mut [u8],
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let value = self.0.fetch_add(1, Ordering::Relaxed);
+        buf[..8].copy_from_slice(&(value + 1).to_le_bytes());
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_disk_that_changes_meanwhile_is_refused() {
+    let server = MemoryServer::default();
+    let error = upload(&server).run(work(10), Arc::new(Changing(AtomicU64::new(0)))).await.unwrap_err();
+    assert!(matches!(error, UploadError::Changed { .. }), "{error}");
+    assert!(server.objects().iter().all(|name| !name.contains("segments")));
+}

@@ -1,0 +1,53 @@
+//! The command line: one module per command.
+
+mod init;
+pub(crate) mod output;
+mod serve;
+mod token;
+mod verify;
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use tokio::runtime::Runtime;
+
+/// Threads for disk access and decoding. Each serves one file operation at a time; more would only wait for the disk.
+const MAX_BLOCKING_THREADS: usize = 64;
+
+/// The image server of Satchel: keeps golden images and people's desktops, and hands them out.
+#[derive(Parser)]
+#[command(name = "satchel-server", version, max_term_width = 100)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Init(init::Init),
+    Serve(serve::Serve),
+    Token(token::Token),
+    Verify(verify::Verify),
+}
+
+/// Runs one command; what it prints is its own affair.
+pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    let runtime = runtime().context("cannot start threads")?;
+    runtime.block_on(async {
+        match arguments.command {
+            Command::Init(command) => command.run().await,
+            Command::Serve(command) => command.run().await,
+            Command::Token(command) => command.run().await,
+            Command::Verify(command) => command.run().await,
+        }
+    })
+}
+
+fn runtime() -> std::io::Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .max_blocking_threads(MAX_BLOCKING_THREADS)
+        .thread_name("satchel-server")
+        .build()
+}

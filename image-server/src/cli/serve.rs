@@ -1,0 +1,117 @@
+//! `satchel-server serve`
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Args, ValueEnum};
+use image_server::{Config, Server};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use super::output;
+
+/// Serve a directory over HTTPS until SIGINT or SIGTERM. Prints where it listens once it answers
+#[derive(Args)]
+pub(crate) struct Serve {
+    /// The server's directory
+    dir: PathBuf,
+    /// Address and port to listen on; port 0 takes any free one
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:7440")]
+    listen: SocketAddr,
+    /// How the log on stderr is written
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+    /// What the log on stderr tells: error, warn, info (changes and failures), debug (every request), trace or off
+    #[arg(long, value_name = "LEVEL", default_value_t = LevelFilter::INFO)]
+    log: LevelFilter,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+impl Serve {
+    pub(crate) async fn run(self) -> anyhow::Result<ExitCode> {
+        start_log(self.log_format, self.log);
+        let server = Server::open(&self.dir, Config::default()).await?;
+        let listener =
+            TcpListener::bind(self.listen).await.map_err(|error| cannot_listen(self.listen, error))?;
+        let address = listener.local_addr().context("cannot tell which port was taken")?;
+        // Before the first signal can arrive: from here on it ends the server and not the process.
+        let stop = stop_on_signals()?;
+        let (fingerprint, identity) = (server.fingerprint(), server.identity());
+        tracing::info!(%address, %fingerprint, server = %identity, "listening");
+        if !address.ip().is_loopback() {
+            output::message(&format!(
+                "reachable from other machines; clients check the fingerprint {fingerprint}"
+            ));
+        }
+        output::data(&format!("listening on https://{address}"))?;
+        server.serve(listener, stop).await;
+        tracing::info!("stopped");
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn cannot_listen(address: SocketAddr, error: io::Error) -> anyhow::Error {
+    let hint = match error.kind() {
+        io::ErrorKind::AddrInUse => " (another program listens there: choose another port with --listen)",
+        io::ErrorKind::PermissionDenied => {
+            " (ports below 1024 need privileges: choose another with --listen)"
+        }
+        io::ErrorKind::AddrNotAvailable => " (no network interface here has this address)",
+        _ => "",
+    };
+    anyhow::Error::new(error).context(format!("cannot listen on {address}{hint}"))
+}
+
+/// Our own messages at the level asked for, those of libraries only when something is wrong: what libraries log of a
+/// request may hold its headers.
+fn start_log(format: LogFormat, level: LevelFilter) {
+    let filter = Targets::new()
+        .with_default(LevelFilter::WARN.min(level))
+        .with_target("image_server", level)
+        .with_target("satchel_server", level);
+    let registry = tracing_subscriber::registry().with(filter);
+    let layer = tracing_subscriber::fmt::layer().with_writer(io::stderr);
+    match format {
+        LogFormat::Text => registry.with(layer.with_ansi(io::IsTerminal::is_terminal(&io::stderr()))).init(),
+        LogFormat::Json => registry.with(layer.json().flatten_event(true).with_current_span(false)).init(),
+    }
+}
+
+/// The first signal asks the server to stop; the second ends the process where it stands, which loses nothing that was
+/// answered for.
+fn stop_on_signals() -> anyhow::Result<CancellationToken> {
+    let install = |kind| signal(kind).context("cannot catch signals");
+    let (mut interrupt, mut terminate) =
+        (install(SignalKind::interrupt())?, install(SignalKind::terminate())?);
+    let stop = CancellationToken::new();
+    let stopping = stop.clone();
+    tokio::spawn(async move {
+        any(&mut interrupt, &mut terminate).await;
+        tracing::info!("stopping: requests in flight may finish");
+        stopping.cancel();
+        any(&mut interrupt, &mut terminate).await;
+        output::message("stopped at once");
+        std::process::exit(1);
+    });
+    Ok(stop)
+}
+
+async fn any(interrupt: &mut Signal, terminate: &mut Signal) {
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+}

@@ -1,0 +1,135 @@
+//! Packs that were checked and count.
+
+use chunk_format::{ChunkSize, Namespace, PackEntry, PackId};
+use sqlx::{QueryBuilder, Sqlite, SqliteExecutor};
+
+use super::namespaces::NamespaceId;
+use super::{Connection, DatabaseError, failed, id_bytes, number};
+
+/// Rows of `chunks` written by one statement; five values each stay far below SQLite's 32,766.
+const CHUNKS_PER_STATEMENT: usize = 256;
+
+/// A row of `packs`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, sqlx::Type)]
+#[sqlx(transparent)]
+pub(crate) struct PackRowId(pub(crate) i64);
+
+/// A pack as the database knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PackRow {
+    pub(crate) row: PackRowId,
+    pub(crate) namespace: NamespaceId,
+    pub(crate) pack: PackId,
+    pub(crate) len_bytes: u32,
+    pub(crate) chunk_size: ChunkSize,
+}
+
+/// Whether a namespace has this pack.
+pub(crate) async fn exists(
+    executor: impl SqliteExecutor<'_>,
+    namespace: &Namespace,
+    pack: PackId,
+) -> Result<bool, DatabaseError> {
+    sqlx::query_scalar::<_, i64>(
+        "SELECT 1 FROM packs JOIN namespaces ON namespaces.id = namespace_id WHERE kind = ? AND name = ? AND pack = ?",
+    )
+    .bind(namespace.kind())
+    .bind(namespace.name().as_str())
+    .bind(&pack.as_bytes()[..])
+    .fetch_optional(executor)
+    .await
+    .map(|found| found.is_some())
+    .map_err(failed("look up a pack"))
+}
+
+/// Adds a pack and its chunks; false when it was there. A chunk that another pack brought stays where it is.
+pub(crate) async fn insert(
+    connection: &mut Connection,
+    namespace: NamespaceId,
+    pack: PackId,
+    len_bytes: u64,
+    chunk_size: ChunkSize,
+    entries: &[PackEntry],
+    now_ms: i64,
+) -> Result<bool, DatabaseError> {
+    let row: Option<PackRowId> = sqlx::query_scalar(
+        "INSERT INTO packs (namespace_id, pack, len_bytes, chunk_size_log2, created_ms) VALUES (?, ?, ?, ?, ?)
+         ON CONFLICT (namespace_id, pack) DO NOTHING RETURNING id",
+    )
+    .bind(namespace)
+    .bind(&pack.as_bytes()[..])
+    .bind(i64::try_from(len_bytes).unwrap_or(i64::MAX))
+    .bind(chunk_size.log2())
+    .bind(now_ms)
+    .fetch_optional(&mut *connection)
+    .await
+    .map_err(failed("add a pack"))?;
+    let Some(row) = row else { return Ok(false) };
+    // In the order of the primary key: neighbours share pages.
+    let mut sorted: Vec<&PackEntry> = entries.iter().collect();
+    sorted.sort_unstable_by_key(|entry| entry.chunk);
+    for batch in sorted.chunks(CHUNKS_PER_STATEMENT) {
+        let mut statement: QueryBuilder<Sqlite> = QueryBuilder::new(
+            "INSERT OR IGNORE INTO chunks (namespace_id, chunk, pack_id, offset_bytes, frame_len) ",
+        );
+        statement.push_values(batch, |mut values, entry| {
+            values
+                .push_bind(namespace)
+                .push_bind(&entry.chunk.as_bytes()[..])
+                .push_bind(row)
+                .push_bind(entry.offset)
+                .push_bind(entry.frame_len);
+        });
+        // Only the full batch's statement is worth keeping: the others have a length of their own.
+        statement
+            .build()
+            .persistent(batch.len() == CHUNKS_PER_STATEMENT)
+            .execute(&mut *connection)
+            .await
+            .map_err(failed("add chunks"))?;
+    }
+    Ok(true)
+}
+
+/// Packs in the order of their rows, after this one.
+pub(crate) async fn list_after(
+    executor: impl SqliteExecutor<'_>,
+    after: PackRowId,
+    limit: u32,
+) -> Result<Vec<PackRow>, DatabaseError> {
+    let rows: Vec<(PackRowId, NamespaceId, Vec<u8>, i64, i64)> = sqlx::query_as(
+        "SELECT id, namespace_id, pack, len_bytes, chunk_size_log2 FROM packs WHERE id > ? ORDER BY id LIMIT ?",
+    )
+    .bind(after)
+    .bind(limit)
+    .fetch_all(executor)
+    .await
+    .map_err(failed("list packs"))?;
+    rows.into_iter()
+        .map(|(row, namespace, pack, len_bytes, log2)| {
+            Ok(PackRow {
+                row,
+                namespace,
+                pack: PackId::from_bytes(id_bytes("pack id", &pack)?),
+                len_bytes: number("pack length", len_bytes)?,
+                chunk_size: chunk_size(log2)?,
+            })
+        })
+        .collect()
+}
+
+/// How many packs there are, and their bytes.
+pub(crate) async fn totals(executor: impl SqliteExecutor<'_>) -> Result<(u64, u64), DatabaseError> {
+    let (count, bytes): (i64, i64) =
+        sqlx::query_as("SELECT count(*), coalesce(sum(len_bytes), 0) FROM packs")
+            .fetch_one(executor)
+            .await
+            .map_err(failed("count packs"))?;
+    Ok((number("count", count)?, number("sum of lengths", bytes)?))
+}
+
+/// Reads a stored chunk size.
+pub(crate) fn chunk_size(log2: i64) -> Result<ChunkSize, DatabaseError> {
+    let stored = u8::try_from(log2).ok().and_then(|log2| ChunkSize::from_log2(log2).ok());
+    stored.ok_or_else(|| DatabaseError::Value { what: "chunk size", found: format!("2^{log2}") })
+}

@@ -1,0 +1,163 @@
+//! One line for each request, written when its answer has been sent or given up.
+//!
+//! What a line holds is all that is ever logged of a request: never its headers, its query or its body.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use axum::Error;
+use axum::body::Body;
+use axum::extract::Request;
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode};
+use axum::middleware::Next;
+use axum::response::Response;
+use bytes::Bytes;
+use chunk_format::Name;
+use http_body_util::BodyExt;
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
+use tracing::{debug, error, info};
+
+use crate::http::auth::Caller;
+use crate::http::error::LoggedCause;
+use crate::secret;
+use crate::server::connection::InUse;
+
+const HEADER: HeaderName = HeaderName::from_static("x-request-id");
+/// Longer paths are none of ours; the start is enough to see what they were.
+const MAX_LOGGED_PATH_BYTES: usize = 200;
+
+/// Names the request, lets it be answered, and logs it.
+pub(crate) async fn log(mut request: Request, next: Next) -> Response {
+    let mut entry = Entry::new(&mut request);
+    let received = entry.received_bytes.clone();
+    let request = request.map(|body| {
+        Body::new(body.map_frame(move |frame: Frame<Bytes>| {
+            let len = frame.data_ref().map_or(0, Bytes::len);
+            received.fetch_add(len as u64, Ordering::Relaxed);
+            frame
+        }))
+    });
+    let mut response = next.run(request).await;
+    if let Ok(id) = HeaderValue::try_from(entry.id.as_str()) {
+        response.headers_mut().insert(HEADER, id);
+    }
+    entry.status = Some(response.status());
+    entry.user = response.extensions_mut().remove::<Caller>().map(|caller| caller.user);
+    entry.cause = response.extensions_mut().remove::<LoggedCause>();
+    response.map(|inner| {
+        entry.expected_bytes = inner.size_hint().exact();
+        Body::new(LoggedBody { inner, entry })
+    })
+}
+
+/// What is known of a request so far; written to the log when it goes.
+struct Entry {
+    id: String,
+    method: Method,
+    path: String,
+    started: Instant,
+    status: Option<StatusCode>,
+    user: Option<Name>,
+    cause: Option<LoggedCause>,
+    received_bytes: Arc<AtomicU64>,
+    sent_bytes: u64,
+    expected_bytes: Option<u64>,
+    ended: bool,
+    /// Keeps the connection from counting as idle.
+    _in_use: Option<InUse>,
+}
+
+impl Entry {
+    fn new(request: &mut Request) -> Self {
+        let path = request.uri().path();
+        let end = path.len().min(MAX_LOGGED_PATH_BYTES);
+        Self {
+            id: request_id(),
+            method: request.method().clone(),
+            // Cut between characters: a path is ASCII, but that is the HTTP library's promise, not ours.
+            path: path.get(..end).unwrap_or_default().to_owned(),
+            started: Instant::now(),
+            status: None,
+            user: None,
+            cause: None,
+            received_bytes: Arc::default(),
+            sent_bytes: 0,
+            expected_bytes: None,
+            ended: false,
+            _in_use: request.extensions_mut().remove(),
+        }
+    }
+
+    /// Whether the answer went out whole. A HEAD's body, and that of a 304, is never asked for.
+    fn is_whole(&self) -> bool {
+        let bodiless = self.method == Method::HEAD || self.status == Some(StatusCode::NOT_MODIFIED);
+        self.status.is_some() && (self.ended || bodiless || self.expected_bytes == Some(self.sent_bytes))
+    }
+
+    /// Reads of data and health checks are many and alike.
+    fn is_quiet(&self) -> bool {
+        let reads = self.method == Method::GET || self.method == Method::HEAD;
+        reads && (self.path.starts_with("/v1/data/") || self.path == "/healthz")
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        let ms = self.started.elapsed().as_millis();
+        let status = self.status.map_or(0, |status| status.as_u16());
+        let user = self.user.as_ref().map_or("-", Name::as_str);
+        let (received, sent) = (self.received_bytes.load(Ordering::Relaxed), self.sent_bytes);
+        let (id, method, path, whole) = (&self.id, &self.method, &self.path, self.is_whole());
+        if let Some(cause) = &self.cause {
+            let cause = cause.chain();
+            error!(id, %method, path, status, ms, received, sent, user, whole, cause, "request failed");
+        } else if self.is_quiet() && status < 400 {
+            debug!(id, %method, path, status, ms, received, sent, user, whole, "request");
+        } else {
+            info!(id, %method, path, status, ms, received, sent, user, whole, "request");
+        }
+    }
+}
+
+/// 16 random hex digits. They need not be secret, only different; a system without randomness still answers.
+fn request_id() -> String {
+    let bytes: [u8; 8] = secret::random().unwrap_or_default();
+    format!("{:016x}", u64::from_be_bytes(bytes))
+}
+
+/// An answer's body that counts what is taken from it.
+struct LoggedBody {
+    inner: Body,
+    entry: Entry,
+}
+
+impl HttpBody for LoggedBody {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let polled = Pin::new(&mut self.inner).poll_frame(context);
+        match &polled {
+            Poll::Ready(None) => self.entry.ended = true,
+            Poll::Ready(Some(Ok(frame))) => {
+                self.entry.sent_bytes += frame.data_ref().map_or(0, Bytes::len) as u64;
+            }
+            Poll::Ready(Some(Err(_))) | Poll::Pending => {}
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}

@@ -1,0 +1,65 @@
+//! What one client may ask of the server, and for how long.
+
+use std::time::Duration;
+
+/// Bounds on what clients may use. The defaults are those of `docs/api.md`; tests shorten the times.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Connections open at once; more wait in the kernel's queue.
+    pub connections: usize,
+    /// Bytes of a request's head.
+    pub head_bytes: usize,
+    /// Header fields of a request.
+    pub head_fields: usize,
+    /// Time to finish the TLS handshake.
+    pub handshake_timeout: Duration,
+    /// Time to send a request's head; on HTTP/1.1 also the time an idle connection is kept.
+    pub head_timeout: Duration,
+    /// Time an HTTP/2 connection is kept without a request.
+    pub idle_timeout: Duration,
+    /// Longest pause in a request's body.
+    pub body_pause: Duration,
+    /// Time a body may take beside what its length allows at [`Limits::body_rate`].
+    pub body_grace: Duration,
+    /// Slowest mean rate of a body, bytes per second.
+    pub body_rate: u32,
+    /// Packs being received at once.
+    pub uploads: usize,
+    /// Time an upload waits for its turn before it is told that the server is busy.
+    pub upload_wait: Duration,
+    /// Manifests being read and checked at once.
+    pub commits: usize,
+    /// Time requests in flight have to finish when the server stops.
+    pub shutdown_grace: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 1024,
+            head_bytes: 16 << 10,
+            head_fields: 64,
+            handshake_timeout: Duration::from_secs(10),
+            head_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(300),
+            body_pause: Duration::from_secs(30),
+            body_grace: Duration::from_secs(60),
+            body_rate: 8 << 10,
+            uploads: 16,
+            upload_wait: Duration::from_secs(10),
+            commits: 4,
+            shutdown_grace: Duration::from_secs(10),
+        }
+    }
+}
+
+/// The longest stored segment, bytes: 32 KiB of ids and the coding byte.
+pub(crate) const MAX_SEGMENT_FRAME_BYTES: usize = chunk_format::frame_len_max(chunk_format::SEGMENT_BYTES);
+/// Ids in one missing question.
+pub(crate) const MAX_MISSING_IDS: usize = 65_536;
+/// Namespaces one request may name beside its own.
+pub(crate) const MAX_ALSO: usize = 8;
+/// Versions in one listing.
+pub(crate) const MAX_LISTED_VERSIONS: u32 = 100;
+/// The longest bearer token looked at, bytes; ours have 51.
+pub(crate) const MAX_TOKEN_BYTES: usize = 256;

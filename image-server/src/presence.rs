@@ -1,0 +1,18 @@
+//! Which objects count.
+
+use crate::database::{Database, DatabaseError, packs, segments, versions};
+use crate::storage::{Object, ObjectKey};
+
+/// Whether an object counts. What lies in the store without its row was never finished, and is not shown to anyone.
+pub(crate) async fn counts(database: &Database, key: &ObjectKey) -> Result<bool, DatabaseError> {
+    let (readers, namespace) = (database.readers(), &key.namespace);
+    match key.object {
+        Object::Pack(id) => packs::exists(readers, namespace, id).await,
+        Object::Segment(id) | Object::Locator(id) => segments::exists(readers, namespace, id).await,
+        Object::Manifest(id) | Object::ManifestSignature(id) => {
+            Ok(versions::find(readers, namespace, id).await?.is_some())
+        }
+        // Nothing writes them yet.
+        Object::Profile(_) | Object::ProfileSignature(_) => Ok(false),
+    }
+}

@@ -1,0 +1,85 @@
+//! Reading the caller's own desktops: `GET /v1/desktops…`.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::response::Response;
+use chunk_format::{Name, Namespace};
+
+use super::versions::{Page, no_versions};
+use crate::app::App;
+use crate::database::versions::{self, SeriesRow, VersionRow};
+use crate::database::{Connection, namespaces};
+use crate::http::auth::Caller;
+use crate::http::error::ApiError;
+use crate::http::params::{PathParams, QueryParams};
+use crate::routes::json::{BaseJson, DesktopJson, DesktopsJson, fresh};
+
+pub(super) async fn list(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    query: QueryParams,
+) -> Result<Response, ApiError> {
+    query.only(&[])?;
+    let mut snapshot = app.database.snapshot().await?;
+    let mut desktops = Vec::new();
+    for series in versions::list_series(&mut *snapshot, Some(&Namespace::User(caller.user.clone()))).await? {
+        desktops.push(desktop(&mut snapshot, &caller, series).await?);
+    }
+    Ok(fresh(DesktopsJson { desktops }))
+}
+
+pub(super) async fn get(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    path: PathParams,
+    query: QueryParams,
+) -> Result<Response, ApiError> {
+    query.only(&[])?;
+    let mut snapshot = app.database.snapshot().await?;
+    let series = find(&mut snapshot, &caller, &path.get("desktop")?).await?;
+    Ok(fresh(desktop(&mut snapshot, &caller, series).await?))
+}
+
+pub(super) async fn versions(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    path: PathParams,
+    query: QueryParams,
+) -> Result<Response, ApiError> {
+    let page = Page::new(&query)?;
+    let mut snapshot = app.database.snapshot().await?;
+    let series = find(&mut snapshot, &caller, &path.get("desktop")?).await?;
+    page.answer(&mut snapshot, series.id).await
+}
+
+async fn find(connection: &mut Connection, caller: &Caller, name: &Name) -> Result<SeriesRow, ApiError> {
+    let namespace = Namespace::User(caller.user.clone());
+    let row = namespaces::find(&mut *connection, &namespace).await?;
+    let series = match row {
+        Some(row) => versions::find_series(connection, row.id, name).await?,
+        None => None,
+    };
+    series.ok_or_else(|| ApiError::no_such(format_args!("desktop {name}")))
+}
+
+async fn desktop(
+    connection: &mut Connection,
+    caller: &Caller,
+    series: SeriesRow,
+) -> Result<DesktopJson, ApiError> {
+    let first = versions::first(&mut *connection, series.id).await?;
+    let head = versions::head(&mut *connection, series.id).await?;
+    let (Some(first), Some(head)) = (first, head) else { return Err(no_versions(series.name.as_str())) };
+    let base = base(connection, &head).await?;
+    let owner = caller.user.clone();
+    Ok(DesktopJson { desktop: series.name, owner, id: first.id, base, head: head.into() })
+}
+
+async fn base(connection: &mut Connection, head: &VersionRow) -> Result<Option<BaseJson>, ApiError> {
+    let Some(row) = head.base else { return Ok(None) };
+    let Some(version) = versions::get(&mut *connection, row).await? else { return Ok(None) };
+    let (namespace, _) = versions::series_of(connection, row).await?;
+    let channel = head.base_channel.clone();
+    Ok(Some(BaseJson { image: namespace.name().clone(), channel, version: version.id }))
+}

@@ -1,0 +1,172 @@
+//! Reading the data plane.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::ops::Range;
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::header::{
+    ACCEPT_RANGES, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderName,
+};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use chunk_format::{ID_BYTES, MAX_LOCATOR_BYTES, ManifestId, frame_len_max};
+use futures_util::{Stream, TryStreamExt, stream};
+use object_store::{GetResult, GetResultPayload};
+
+use crate::app::App;
+use crate::http::auth::Caller;
+use crate::http::conditional::{Wanted, is_known, wanted};
+use crate::http::error::ApiError;
+use crate::http::params::{PathParams, QueryParams};
+use crate::presence;
+use crate::storage::{Object, ObjectKey, StorageError};
+
+/// Bytes read from a file at once: few enough for many downloads at once, enough for few hand-overs between threads.
+const READ_BYTES: usize = 128 << 10;
+
+const IMMUTABLE: &str = "private, max-age=31536000, immutable";
+const MAY_CHANGE: &str = "private, max-age=60";
+
+/// `GET` and `HEAD /v1/data/NAMESPACE/CLASS/ID`.
+pub(super) async fn get(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    path: PathParams,
+    query: QueryParams,
+    parts: Parts,
+) -> Result<Response, ApiError> {
+    query.only(&[])?;
+    let namespace = path.namespace()?;
+    let object = object(parts.uri.path(), path.text("object"))?;
+    caller.check_read(&namespace)?;
+    let key = ObjectKey { namespace, object };
+    if !presence::counts(&app.database, &key).await? {
+        return Err(ApiError::no_such(&key));
+    }
+    match object {
+        Object::Locator(_) => locator(&app, &key, &parts).await,
+        _ => immutable(&app, &key, &parts).await,
+    }
+}
+
+/// What the last two segments of the path name.
+fn object(path: &str, name: &str) -> Result<Object, ApiError> {
+    let class = path.rsplit('/').nth(1).unwrap_or_default();
+    Object::parse(class, name).ok_or_else(|| {
+        let signed = if matches!(class, "manifests" | "profiles") { ", or that and `.sig`" } else { "" };
+        ApiError::BadRequest(format!("path: an id is {} lower-case hexadecimal digits{signed}", 2 * ID_BYTES))
+    })
+}
+
+/// Answers with an object whose name says what is in it.
+async fn immutable(app: &App, key: &ObjectKey, parts: &Parts) -> Result<Response, ApiError> {
+    let etag = format!("\"{}\"", key.object.name());
+    let headers = headers(key, &etag, IMMUTABLE)?;
+    if is_known(&parts.headers, &etag) {
+        return Ok((StatusCode::NOT_MODIFIED, headers).into_response());
+    }
+    // A row without its object: the store lost it, and that is no 404.
+    let found = app.storage.get(key, None).await?;
+    let (status, headers, range) = select(parts, headers, &etag, found.meta.size)?;
+    let body =
+        if parts.method == Method::HEAD { Body::empty() } else { body(app, key, found, range).await? };
+    Ok((status, headers, body).into_response())
+}
+
+/// Answers with a locator: small, and named by what it is for, so that its tag is made of its bytes.
+async fn locator(app: &App, key: &ObjectKey, parts: &Parts) -> Result<Response, ApiError> {
+    let bytes = app.storage.read(key, frame_len_max(MAX_LOCATOR_BYTES) as u64).await?;
+    let etag = format!("\"{}\"", ManifestId::of(&bytes));
+    let headers = headers(key, &etag, MAY_CHANGE)?;
+    if is_known(&parts.headers, &etag) {
+        return Ok((StatusCode::NOT_MODIFIED, headers).into_response());
+    }
+    let (status, headers, range) = select(parts, headers, &etag, bytes.len() as u64)?;
+    let [start, end] = [range.start, range.end].map(|at| usize::try_from(at).unwrap_or(bytes.len()));
+    let body = if parts.method == Method::HEAD { Body::empty() } else { Body::from(bytes.slice(start..end)) };
+    Ok((status, headers, body).into_response())
+}
+
+/// Decides which bytes are sent, and says so in status and headers.
+fn select(
+    parts: &Parts,
+    mut headers: HeaderMap,
+    etag: &str,
+    len_bytes: u64,
+) -> Result<(StatusCode, HeaderMap, Range<u64>), ApiError> {
+    // Ranges are defined for GET alone.
+    let wanted =
+        if parts.method == Method::GET { wanted(&parts.headers, etag, len_bytes) } else { Wanted::Whole };
+    let (status, range) = match wanted {
+        Wanted::Whole => (StatusCode::OK, 0..len_bytes),
+        Wanted::Part(range) => {
+            let content_range = format!("bytes {}-{}/{len_bytes}", range.start, range.end - 1);
+            headers.insert(CONTENT_RANGE, value(content_range)?);
+            (StatusCode::PARTIAL_CONTENT, range)
+        }
+        Wanted::NotThere => return Err(ApiError::RangeNotSatisfiable { len_bytes }),
+    };
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(range.end - range.start));
+    Ok((status, headers, range))
+}
+
+fn headers(key: &ObjectKey, etag: &str, cache: &'static str) -> Result<HeaderMap, ApiError> {
+    let content_type = match key.object {
+        Object::Manifest(_) => "application/json",
+        Object::ManifestSignature(_) | Object::ProfileSignature(_) => "text/plain; charset=us-ascii",
+        _ => "application/octet-stream",
+    };
+    let known: [(HeaderName, &'static str); 3] =
+        [(ACCEPT_RANGES, "bytes"), (CACHE_CONTROL, cache), (CONTENT_TYPE, content_type)];
+    let mut headers: HeaderMap =
+        known.into_iter().map(|(name, text)| (name, HeaderValue::from_static(text))).collect();
+    headers.insert(ETAG, value(etag.to_owned())?);
+    Ok(headers)
+}
+
+fn value(text: String) -> Result<HeaderValue, ApiError> {
+    HeaderValue::try_from(text).map_err(ApiError::internal)
+}
+
+/// The bytes of a range as they are read: never more of them in memory than the connection takes.
+async fn body(app: &App, key: &ObjectKey, found: GetResult, range: Range<u64>) -> Result<Body, ApiError> {
+    if range.is_empty() {
+        return Ok(Body::empty());
+    }
+    match found.payload {
+        GetResultPayload::File(file, _) => Ok(Body::from_stream(file_stream(file, range))),
+        GetResultPayload::Stream(whole) if range == (0..found.meta.size) => Ok(Body::from_stream(whole)),
+        GetResultPayload::Stream(_) => {
+            let part = app.storage.get(key, Some(range)).await?;
+            Ok(Body::from_stream(part.into_stream().map_err(std::io::Error::other)))
+        }
+    }
+}
+
+/// Reads a file in larger pieces than the store itself would.
+fn file_stream(file: File, range: Range<u64>) -> impl Stream<Item = std::io::Result<Bytes>> + Send {
+    stream::try_unfold((file, range), |(mut file, range)| async move {
+        if range.is_empty() {
+            return Ok(None);
+        }
+        let read = tokio::task::spawn_blocking(move || {
+            let len = (range.end - range.start).min(READ_BYTES as u64);
+            let mut bytes = vec![0; usize::try_from(len).unwrap_or(READ_BYTES)];
+            file.seek(SeekFrom::Start(range.start))?;
+            file.read_exact(&mut bytes)?;
+            Ok::<_, std::io::Error>((Bytes::from(bytes), (file, range.start + len..range.end)))
+        });
+        read.await.map_err(std::io::Error::other)?.map(Some)
+    })
+}
+
+impl From<StorageError> for std::io::Error {
+    fn from(error: StorageError) -> Self {
+        Self::other(error)
+    }
+}

@@ -1,0 +1,297 @@
+//! The object store: one object per path of the data plane, so that the same tree can be served by any static host.
+
+mod key;
+mod staging;
+
+use std::error::Error as StdError;
+use std::io;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use chrono::{TimeDelta, Utc};
+use futures_util::stream::BoxStream;
+use futures_util::{StreamExt, TryStreamExt};
+use object_store::local::LocalFileSystem;
+use object_store::path::Path;
+use object_store::{
+    Error as StoreError, GetOptions, GetRange, GetResult, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode,
+    PutPayload,
+};
+
+pub(crate) use key::{Object, ObjectKey};
+pub(crate) use staging::Staging;
+
+/// Where uploads lie until they are checked.
+const STAGING: &str = "staging";
+/// Bytes handed to a local file system at once.
+const LOCAL_PART_BYTES: usize = 1 << 20;
+/// The smallest part S3 takes; only the last may be smaller.
+const REMOTE_PART_BYTES: usize = 5 << 20;
+
+/// Why the object store did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StorageError {
+    /// The directory of the local store cannot be used.
+    #[error("cannot open the object store {}", path.display())]
+    Open {
+        /// The directory.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: StoreError,
+    },
+    /// There is no such object.
+    #[error("there is no object {path}")]
+    NotFound {
+        /// Its path in the store.
+        path: String,
+    },
+    /// There is no room to write.
+    #[error("no space left in the object store, trying to {action} {path}")]
+    Full {
+        /// What was tried.
+        action: &'static str,
+        /// The object's path in the store.
+        path: String,
+        /// The store's words.
+        #[source]
+        source: StoreError,
+    },
+    /// Anything else.
+    #[error("the object store failed to {action} {path}")]
+    Failed {
+        /// What was tried.
+        action: &'static str,
+        /// The object's path in the store.
+        path: String,
+        /// The store's words.
+        #[source]
+        source: StoreError,
+    },
+}
+
+/// Names what was tried and sorts out the failures that are nobody's fault.
+fn failed(action: &'static str, path: &Path) -> impl FnOnce(StoreError) -> StorageError {
+    let path = path.to_string();
+    move |source| match source {
+        StoreError::NotFound { .. } => StorageError::NotFound { path },
+        source if is_full(&source) => StorageError::Full { action, path, source },
+        source => StorageError::Failed { action, path, source },
+    }
+}
+
+fn is_full(error: &StoreError) -> bool {
+    let mut cause: Option<&(dyn StdError + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            return matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+        }
+        cause = error.source();
+    }
+    false
+}
+
+/// The object store with our paths, errors and durability.
+#[derive(Clone, Debug)]
+pub(crate) struct Storage {
+    store: Arc<dyn ObjectStore>,
+    part_bytes: usize,
+    /// The directory of a local store: what a crash leaves there is not in the store's own listing.
+    local_root: Option<PathBuf>,
+}
+
+/// What is left of uploads that were cut short.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Leftovers {
+    /// Files.
+    pub files: u64,
+    /// Bytes in them.
+    pub bytes: u64,
+}
+
+impl Leftovers {
+    pub(crate) fn add(&mut self, bytes: u64) {
+        self.files += 1;
+        self.bytes += bytes;
+    }
+}
+
+impl Storage {
+    /// Opens the store in a local directory; every write is on disk before it counts as done.
+    pub(crate) fn local(root: PathBuf) -> Result<Self, StorageError> {
+        let store = LocalFileSystem::new_with_prefix(&root)
+            .map_err(|source| StorageError::Open { path: root.clone(), source })?
+            .with_fsync(true);
+        Ok(Self { store: Arc::new(store), part_bytes: LOCAL_PART_BYTES, local_root: Some(root) })
+    }
+
+    /// Takes a store that is durable by itself.
+    pub(crate) fn remote(store: Arc<dyn ObjectStore>) -> Self {
+        Self { store, part_bytes: REMOTE_PART_BYTES, local_root: None }
+    }
+
+    /// Opens an object, or one range of it, without reading it yet.
+    pub(crate) async fn get(
+        &self,
+        key: &ObjectKey,
+        range: Option<Range<u64>>,
+    ) -> Result<GetResult, StorageError> {
+        let path = key.path();
+        let options = GetOptions { range: range.map(GetRange::Bounded), ..GetOptions::default() };
+        self.store.get_opts(&path, options).await.map_err(failed("read", &path))
+    }
+
+    /// Reads an object of at most `limit_bytes`; a longer one is cut there, which its id or checksum will tell.
+    pub(crate) async fn read(&self, key: &ObjectKey, limit_bytes: u64) -> Result<Bytes, StorageError> {
+        let path = key.path();
+        let found = self.store.get(&path).await.map_err(failed("read", &path))?;
+        if found.meta.size <= limit_bytes {
+            return found.bytes().await.map_err(failed("read", &path));
+        }
+        self.read_range(&path, 0..limit_bytes).await
+    }
+
+    /// Reads a range of the object at a path.
+    pub(crate) async fn read_range(&self, path: &Path, range: Range<u64>) -> Result<Bytes, StorageError> {
+        self.store.get_range(path, range).await.map_err(failed("read", path))
+    }
+
+    /// The length of an object, bytes.
+    pub(crate) async fn len(&self, path: &Path) -> Result<u64, StorageError> {
+        self.store.head(path).await.map(|meta| meta.size).map_err(failed("look at", path))
+    }
+
+    /// Writes an object whose name says what is in it: writing it again changes nothing, or heals it.
+    pub(crate) async fn put(&self, key: &ObjectKey, bytes: Bytes) -> Result<(), StorageError> {
+        let path = key.path();
+        let payload = PutPayload::from_bytes(bytes);
+        self.store.put(&path, payload).await.map(drop).map_err(failed("write", &path))
+    }
+
+    /// Writes an object unless there is one; false when there is.
+    pub(crate) async fn put_new(&self, key: &ObjectKey, bytes: Bytes) -> Result<bool, StorageError> {
+        let path = key.path();
+        match self.store.put_opts(&path, PutPayload::from_bytes(bytes), PutMode::Create.into()).await {
+            Ok(_) => Ok(true),
+            Err(StoreError::AlreadyExists { .. }) => Ok(false),
+            Err(source) => Err(failed("write", &path)(source)),
+        }
+    }
+
+    /// Starts receiving an object under a random name.
+    pub(crate) async fn stage(&self, name: &str) -> Result<Staging, StorageError> {
+        let path = Path::from_iter([STAGING, name]);
+        Staging::start(self.store.clone(), path, self.part_bytes).await
+    }
+
+    /// All objects outside the staging place, in no order.
+    pub(crate) fn list(&self) -> BoxStream<'static, Result<ObjectMeta, StorageError>> {
+        let root = Path::default();
+        let staging = Path::from(STAGING);
+        self.store
+            .list(None)
+            .try_filter(move |meta| {
+                let outside = !meta.location.prefix_matches(&staging);
+                futures_util::future::ready(outside)
+            })
+            .map_err(move |source| failed("list", &root)(source))
+            .boxed()
+    }
+
+    /// Counts what uploads that were cut short left in the staging place; removes what is older than `older_than`.
+    pub(crate) async fn sweep_staging(
+        &self,
+        older_than: Option<Duration>,
+    ) -> Result<Leftovers, StorageError> {
+        let prefix = Path::from(STAGING);
+        let before = older_than
+            .and_then(|age| TimeDelta::from_std(age).ok())
+            .and_then(|age| Utc::now().checked_sub_signed(age));
+        let mut found = Leftovers::default();
+        let mut listing = self.store.list(Some(&prefix));
+        while let Some(meta) = listing.try_next().await.map_err(failed("list", &prefix))? {
+            let stale = before.is_some_and(|before| meta.last_modified < before);
+            if stale {
+                match self.store.delete(&meta.location).await {
+                    Ok(()) | Err(StoreError::NotFound { .. }) => {}
+                    Err(source) => return Err(failed("remove", &meta.location)(source)),
+                }
+            }
+            if stale || older_than.is_none() {
+                found.add(meta.size);
+            }
+        }
+        if let Some(root) = self.local_root.clone() {
+            let task =
+                tokio::task::spawn_blocking(move || staging::sweep_partial(&root.join(STAGING), older_than));
+            let partial = task.await.unwrap_or_default();
+            found.files += partial.files;
+            found.bytes += partial.bytes;
+        }
+        Ok(found)
+    }
+
+    /// Counts what writes that were cut short left in a local store beside its staging place.
+    pub(crate) async fn count_partial_outside_staging(&self) -> Leftovers {
+        let Some(root) = self.local_root.clone() else { return Leftovers::default() };
+        let count = move || staging::count_partial(&root, &root.join(STAGING));
+        tokio::task::spawn_blocking(count).await.unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(name: &[u8]) -> ObjectKey {
+        let object = Object::Segment(chunk_format::SegmentId::of(name));
+        ObjectKey { namespace: "image/debian".parse().unwrap(), object }
+    }
+
+    #[tokio::test]
+    async fn objects_lie_where_the_data_plane_has_them() {
+        let temp = tempfile::tempdir().unwrap();
+        let storage = Storage::local(temp.path().to_owned()).unwrap();
+        storage.put(&key(b"a"), Bytes::from_static(b"bytes")).await.unwrap();
+        let file =
+            temp.path().join("image/debian/segments").join(chunk_format::SegmentId::of(b"a").to_string());
+        assert_eq!(std::fs::read(file).unwrap(), b"bytes");
+        assert_eq!(storage.read(&key(b"a"), 3).await.unwrap(), &b"byt"[..]);
+        let error = storage.read(&key(b"b"), 3).await.unwrap_err();
+        assert!(matches!(error, StorageError::NotFound { .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn put_new_leaves_what_is_there() {
+        let temp = tempfile::tempdir().unwrap();
+        let storage = Storage::local(temp.path().to_owned()).unwrap();
+        assert!(storage.put_new(&key(b"a"), Bytes::from_static(b"first")).await.unwrap());
+        assert!(!storage.put_new(&key(b"a"), Bytes::from_static(b"second")).await.unwrap());
+        assert_eq!(storage.read(&key(b"a"), 100).await.unwrap(), &b"first"[..]);
+    }
+
+    #[tokio::test]
+    async fn staging_is_swept_by_age() {
+        let temp = tempfile::tempdir().unwrap();
+        let storage = Storage::local(temp.path().to_owned()).unwrap();
+        let dir = temp.path().join(STAGING);
+        std::fs::create_dir(&dir).unwrap();
+        std::fs::write(dir.join("whole"), "1234").unwrap();
+        std::fs::write(dir.join("partial#1"), "12").unwrap();
+        let all = Leftovers { files: 2, bytes: 6 };
+        assert_eq!(storage.sweep_staging(None).await.unwrap(), all);
+        let day = Duration::from_secs(86_400);
+        assert_eq!(storage.sweep_staging(Some(day)).await.unwrap(), Leftovers::default());
+        assert_eq!(storage.sweep_staging(None).await.unwrap(), all);
+        let old = std::time::SystemTime::now() - 2 * day;
+        for name in ["whole", "partial#1"] {
+            std::fs::File::options().write(true).open(dir.join(name)).unwrap().set_modified(old).unwrap();
+        }
+        assert_eq!(storage.sweep_staging(Some(day)).await.unwrap(), all);
+        assert_eq!(storage.sweep_staging(None).await.unwrap(), Leftovers::default());
+    }
+}

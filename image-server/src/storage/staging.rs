@@ -1,0 +1,175 @@
+//! An object being received: under a random name until it is whole and checked.
+
+use std::fs::{self, Metadata};
+use std::path::{Path as FsPath, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use object_store::path::Path;
+use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt, PutPayload, Result as StoreResult};
+use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
+
+use super::{Leftovers, ObjectKey, StorageError, failed};
+
+/// An upload on its way: written in parts, one part being written while the next one arrives. Dropped at any point, it
+/// leaves nothing behind.
+pub(crate) struct Staging {
+    store: Arc<dyn ObjectStore>,
+    path: Path,
+    part_bytes: usize,
+    state: State,
+    pending: Vec<Bytes>,
+    pending_bytes: usize,
+    writing: Option<JoinHandle<StoreResult<()>>>,
+}
+
+enum State {
+    Receiving(Box<dyn MultipartUpload>),
+    /// Whole and durable under its random name.
+    Whole,
+    /// Under its own name, or gone.
+    Done,
+}
+
+impl Staging {
+    pub(super) async fn start(
+        store: Arc<dyn ObjectStore>,
+        path: Path,
+        part_bytes: usize,
+    ) -> Result<Self, StorageError> {
+        let upload = store.put_multipart(&path).await.map_err(failed("start", &path))?;
+        Ok(Self {
+            store,
+            path,
+            part_bytes,
+            state: State::Receiving(upload),
+            pending: Vec::new(),
+            pending_bytes: 0,
+            writing: None,
+        })
+    }
+
+    /// The random name.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Takes the next bytes.
+    pub(crate) async fn write(&mut self, bytes: Bytes) -> Result<(), StorageError> {
+        self.pending_bytes += bytes.len();
+        self.pending.push(bytes);
+        if self.pending_bytes >= self.part_bytes { self.flush().await } else { Ok(()) }
+    }
+
+    /// Makes what was written whole and durable.
+    pub(crate) async fn finish(&mut self) -> Result<(), StorageError> {
+        if self.pending_bytes > 0 {
+            self.flush().await?;
+        }
+        self.settle().await?;
+        if let State::Receiving(upload) = &mut self.state {
+            upload.complete().await.map_err(failed("finish", &self.path))?;
+            self.state = State::Whole;
+        }
+        Ok(())
+    }
+
+    /// Gives the object its own name. What had that name before is replaced.
+    pub(crate) async fn publish(mut self, key: &ObjectKey) -> Result<(), StorageError> {
+        let to = key.path();
+        self.store.rename(&self.path, &to).await.map_err(failed("name", &to))?;
+        self.state = State::Done;
+        Ok(())
+    }
+
+    async fn flush(&mut self) -> Result<(), StorageError> {
+        self.settle().await?;
+        if let State::Receiving(upload) = &mut self.state {
+            let part = upload.put_part(PutPayload::from_iter(std::mem::take(&mut self.pending)));
+            self.pending_bytes = 0;
+            self.writing = Some(tokio::spawn(part));
+        }
+        Ok(())
+    }
+
+    /// Waits for the part being written.
+    async fn settle(&mut self) -> Result<(), StorageError> {
+        let Some(writing) = self.writing.take() else { return Ok(()) };
+        let written = writing.await.unwrap_or_else(|source| Err(source.into()));
+        written.map_err(failed("write", &self.path))
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        let state = std::mem::replace(&mut self.state, State::Done);
+        if matches!(state, State::Done) {
+            return;
+        }
+        let (store, path, writing) = (self.store.clone(), self.path.clone(), self.writing.take());
+        // Without a runtime the process is ending: the next start sweeps what is left.
+        let Ok(runtime) = Handle::try_current() else { return };
+        runtime.spawn(async move {
+            if let Some(writing) = writing {
+                writing.await.ok();
+            }
+            let removed = match state {
+                State::Receiving(mut upload) => upload.abort().await,
+                State::Whole | State::Done => store.delete(&path).await,
+            };
+            if let Err(error) = removed {
+                tracing::warn!(%path, %error, "an upload that was given up could not be removed; a later start will");
+            }
+        });
+    }
+}
+
+/// Counts, and removes by age, the files a local store keeps of uploads that were never finished. They are in no listing
+/// of the store. What cannot be read or removed now is left for another time.
+pub(super) fn sweep_partial(dir: &FsPath, older_than: Option<Duration>) -> Leftovers {
+    let mut found = Leftovers::default();
+    for (path, metadata) in files(dir) {
+        if !is_partial(&path) {
+            continue;
+        }
+        if let Some(limit) = older_than {
+            let age = metadata.modified().ok().and_then(|time| SystemTime::now().duration_since(time).ok());
+            if age.is_none_or(|age| age < limit) || fs::remove_file(path).is_err() {
+                continue;
+            }
+        }
+        found.add(metadata.len());
+    }
+    found
+}
+
+/// Counts the same files in all of a local store but its staging place.
+pub(super) fn count_partial(root: &FsPath, staging: &FsPath) -> Leftovers {
+    let mut found = Leftovers::default();
+    let mut dirs = vec![root.to_owned()];
+    while let Some(dir) = dirs.pop() {
+        for (path, metadata) in files(&dir) {
+            if path == staging {
+                continue;
+            }
+            if metadata.is_dir() {
+                dirs.push(path);
+            } else if is_partial(&path) {
+                found.add(metadata.len());
+            }
+        }
+    }
+    found
+}
+
+fn files(dir: &FsPath) -> impl Iterator<Item = (PathBuf, Metadata)> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.filter_map(|entry| Some((entry.path(), entry.metadata().ok()?)))
+}
+
+/// A local store writes to `NAME#1`, `NAME#2`, … and renames when the file is whole. No name of ours has a `#`.
+fn is_partial(path: &FsPath) -> bool {
+    path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.contains('#'))
+}

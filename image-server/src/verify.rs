@@ -1,0 +1,185 @@
+//! Re-reading all that is stored: every byte of every object, and every row against its object.
+//!
+//! May run beside a server: objects are durable before their rows, so whatever has a row must be whole, and what has none
+//! yet is counted as left over. Nothing is changed.
+
+mod listing;
+mod packs;
+mod segments;
+mod versions;
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::path::Path;
+
+use chunk_format::{Namespace, PackId, SegmentId};
+use serde::Serialize;
+
+use crate::database::namespaces::{self, NamespaceId};
+use crate::database::{Database, DatabaseError};
+use crate::layout::{DataDir, LayoutError};
+use crate::storage::{Leftovers, Storage, StorageError};
+
+/// Unknown files named in a report; the rest is only counted.
+const MAX_NAMED_UNKNOWN: usize = 1000;
+
+/// Why the check could not be made: not what it found.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum VerifyError {
+    /// The directory cannot be used.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// The database does not answer.
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
+    /// The object store does not answer.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// A thread could not be used.
+    #[error("a check was cut short")]
+    Cut(#[source] tokio::task::JoinError),
+    /// The decoder got no memory.
+    #[error(transparent)]
+    Decoder(chunk_format::FormatError),
+}
+
+/// Something that is damaged.
+#[derive(Clone, Debug, Serialize)]
+pub struct Finding {
+    /// The object's path in the store, or `database`.
+    pub object: String,
+    /// What is wrong with it.
+    pub problem: String,
+    /// The versions that cannot be read whole because of it.
+    pub affects: BTreeSet<String>,
+    /// What can be done.
+    pub advice: &'static str,
+}
+
+/// What was found.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Report {
+    /// What is damaged; nothing when all is well.
+    pub findings: Vec<Finding>,
+    /// Packs read.
+    pub packs: u64,
+    /// Bytes in them.
+    pub pack_bytes: u64,
+    /// Segments read.
+    pub segments: u64,
+    /// Versions read.
+    pub versions: u64,
+    /// What uploads and writes that were cut short left: harmless.
+    pub unfinished: Leftovers,
+    /// Whole objects nothing refers to, mostly of uploads that were never committed: harmless.
+    pub unreferenced: Leftovers,
+    /// Files that are none of ours, by path.
+    pub unknown: Vec<String>,
+    /// How many of those there are.
+    pub unknown_files: u64,
+}
+
+/// Hears how far the check is. Called from several threads.
+pub trait Progress: Send + Sync {
+    /// A part of the check begins, of `total` steps.
+    fn begin(&self, part: Part, total: u64);
+    /// Some steps are done.
+    fn advance(&self, steps: u64);
+}
+
+/// A part of the check, and what its steps are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Reading packs; steps are bytes.
+    Packs,
+    /// Reading segments; steps are segments.
+    Segments,
+    /// Reading versions; steps are versions.
+    Versions,
+    /// Looking for files without rows; steps are files, of an unknown number.
+    Files,
+}
+
+/// Where a finding stands in the report.
+type FindingAt = usize;
+
+/// What the parts of the check learn for each other.
+struct Check<'a> {
+    database: Database,
+    storage: Storage,
+    names: HashMap<NamespaceId, Namespace>,
+    progress: &'a dyn Progress,
+    report: Report,
+    bad_packs: HashMap<(Namespace, PackId), BadPack>,
+    bad_segments: HashMap<(NamespaceId, SegmentId), Vec<FindingAt>>,
+}
+
+/// A damaged pack.
+struct BadPack {
+    finding: FindingAt,
+    /// Offsets of the frames that are damaged; none when nothing in the pack can be trusted.
+    frames: Option<HashSet<u32>>,
+}
+
+/// Checks the server in `root`.
+///
+/// # Errors
+/// What kept the check from being made. What is damaged is in the report.
+pub async fn verify(root: &Path, progress: &dyn Progress) -> Result<Report, VerifyError> {
+    let dir = DataDir::open(root)?;
+    let lock = dir.lock()?;
+    let database = Database::open(&dir.database()).await?;
+    drop(lock);
+    let storage = Storage::local(dir.objects())?;
+    let checked = check(database.clone(), storage, progress).await;
+    database.close().await;
+    checked
+}
+
+async fn check(database: Database, storage: Storage, progress: &dyn Progress) -> Result<Report, VerifyError> {
+    let names = namespaces::list(database.readers()).await?.into_iter().collect();
+    let mut check = Check {
+        database,
+        storage,
+        names,
+        progress,
+        report: Report::default(),
+        bad_packs: HashMap::new(),
+        bad_segments: HashMap::new(),
+    };
+    for problem in check.database.check().await? {
+        check.find("database", problem, ADVICE_DATABASE);
+    }
+    check.packs().await?;
+    check.segments().await?;
+    check.versions().await?;
+    check.files().await?;
+    Ok(check.report)
+}
+
+const ADVICE_DATABASE: &str = "restore the database from a backup taken with the objects";
+const ADVICE_PACK: &str =
+    "restore the file from a backup, or upload the same pack again: its bytes are what its name says";
+const ADVICE_SEGMENT: &str = "restore the file from a backup, or upload the same segment again";
+const ADVICE_VERSION: &str = "restore the file from a backup, or from a client that has this version";
+
+impl Check<'_> {
+    fn find(&mut self, object: impl ToString, problem: String, advice: &'static str) -> FindingAt {
+        let (object, affects) = (object.to_string(), BTreeSet::new());
+        self.report.findings.push(Finding { object, problem, affects, advice });
+        self.report.findings.len() - 1
+    }
+
+    /// The name of a namespace that has rows.
+    fn name(&self, id: NamespaceId) -> Result<Namespace, DatabaseError> {
+        self.names.get(&id).cloned().ok_or_else(|| DatabaseError::Value {
+            what: "namespace",
+            found: format!("none with the row {id:?}"),
+        })
+    }
+}
+
+/// How many objects are read at once: decoding is what takes the time.
+fn readers() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}

@@ -1,0 +1,202 @@
+//! Every segment and its locator: each chunk must lie where the locator says.
+
+use std::collections::HashMap;
+
+use chunk_format::{
+    ChunkId, ChunkPlace, FrameDecoder, ID_BYTES, Locator, MAX_LOCATOR_BYTES, Namespace, PackRef, Segment,
+    frame_len_max,
+};
+use futures_util::{StreamExt, TryStreamExt, stream};
+
+use super::{ADVICE_SEGMENT, Check, FindingAt, Part, VerifyError, readers};
+use crate::database::segments::{self, SegmentRow, SegmentRowId};
+use crate::database::{Connection, chunks, failed, namespaces};
+use crate::limits::MAX_SEGMENT_FRAME_BYTES;
+use crate::pack_check::read_footer;
+use crate::storage::{Object, ObjectKey, StorageError};
+
+const ROWS_AT_ONCE: u32 = 256;
+
+/// What one segment's check found.
+#[derive(Default)]
+struct SegmentState {
+    /// What is wrong, and with which object.
+    problem: Option<(Object, String)>,
+    /// Findings about packs this segment needs.
+    packs: Vec<FindingAt>,
+}
+
+impl Check<'_> {
+    pub(super) async fn segments(&mut self) -> Result<(), VerifyError> {
+        let total = segments::count(self.database.readers()).await?;
+        self.progress.begin(Part::Segments, total);
+        let mut after = SegmentRowId(0);
+        loop {
+            let rows = segments::list_after(self.database.readers(), after, ROWS_AT_ONCE).await?;
+            let Some(last) = rows.last() else { return Ok(()) };
+            after = last.row;
+            let checked: Vec<_> = {
+                let this = &*self;
+                let states = rows.into_iter().map(|row| async move {
+                    let state = this.segment(&row).await?;
+                    Ok::<_, VerifyError>((row, state))
+                });
+                stream::iter(states).buffered(2 * readers()).try_collect::<Vec<_>>().await?
+            };
+            for (row, state) in checked {
+                self.note_segment(&row, state)?;
+            }
+        }
+    }
+
+    fn note_segment(&mut self, row: &SegmentRow, state: SegmentState) -> Result<(), VerifyError> {
+        self.report.segments += 1;
+        let mut findings = state.packs;
+        if let Some((object, problem)) = state.problem {
+            let key = ObjectKey { namespace: self.name(row.namespace)?, object };
+            findings.push(self.find(&key, problem, ADVICE_SEGMENT));
+        }
+        if !findings.is_empty() {
+            findings.sort_unstable();
+            findings.dedup();
+            self.bad_segments.insert((row.namespace, row.segment), findings);
+        }
+        Ok(())
+    }
+
+    async fn segment(&self, row: &SegmentRow) -> Result<SegmentState, VerifyError> {
+        let namespace = self.name(row.namespace)?;
+        let mut state = SegmentState::default();
+        let mut decoder = FrameDecoder::new().map_err(VerifyError::Decoder)?;
+
+        let object = Object::Segment(row.segment);
+        let segment = match self.read_small(&namespace, object, MAX_SEGMENT_FRAME_BYTES + 1).await? {
+            Ok(frame) => {
+                Segment::decode(&frame, row.segment, &mut decoder).map_err(|error| error.to_string())
+            }
+            Err(problem) => Err(problem),
+        };
+        let locating = Object::Locator(row.segment);
+        let locator =
+            match self.read_small(&namespace, locating, frame_len_max(MAX_LOCATOR_BYTES) + 1).await? {
+                Ok(frame) => {
+                    Locator::decode(&frame, row.segment, &mut decoder).map_err(|error| error.to_string())
+                }
+                Err(problem) => Err(problem),
+            };
+        match (segment, locator) {
+            (Ok(segment), Ok(locator)) => self.places(row, &segment, &locator, &mut state).await?,
+            (Err(problem), _) => state.problem = Some((object, problem)),
+            (_, Err(problem)) => state.problem = Some((locating, problem)),
+        }
+        if state.problem.is_some()
+            && !segments::exists(self.database.readers(), &namespace, row.segment).await?
+        {
+            // Its row went meanwhile, and its objects with it.
+            state = SegmentState::default();
+        }
+        self.progress.advance(1);
+        Ok(state)
+    }
+
+    async fn read_small(
+        &self,
+        namespace: &Namespace,
+        object: Object,
+        limit_bytes: usize,
+    ) -> Result<Result<bytes::Bytes, String>, VerifyError> {
+        let key = ObjectKey { namespace: namespace.clone(), object };
+        match self.storage.read(&key, limit_bytes as u64).await {
+            Ok(bytes) => Ok(Ok(bytes)),
+            Err(error @ StorageError::NotFound { .. }) => Ok(Err(format!("it is missing: {error}"))),
+            Err(error) => Ok(Err(crate::cause::chain(&error))),
+        }
+    }
+
+    /// Checks every chunk's place.
+    async fn places(
+        &self,
+        row: &SegmentRow,
+        segment: &Segment,
+        locator: &Locator,
+        state: &mut SegmentState,
+    ) -> Result<(), VerifyError> {
+        let mut problems = 0u64;
+        let mut by_namespace: HashMap<&Namespace, Vec<(ChunkId, ChunkPlace, &PackRef)>> = HashMap::new();
+        for (at, chunk) in segment.chunks().iter().enumerate() {
+            match (chunk.is_zero(), locator.place(at)) {
+                (true, None) => {}
+                (true, Some(_)) | (false, None) => problems += 1,
+                (false, Some(place)) => match locator.pack(&place) {
+                    Some(pack) => {
+                        by_namespace.entry(&pack.namespace).or_default().push((*chunk, place, pack))
+                    }
+                    None => problems += 1,
+                },
+            }
+        }
+        let mut connection = self.database.readers().acquire().await.map_err(failed("answer"))?;
+        for (namespace, places) in by_namespace {
+            problems += self.places_in(&mut connection, row, namespace, &places).await?;
+            for (_, place, pack) in places {
+                let Some(bad) = self.bad_packs.get(&(namespace.clone(), pack.pack)) else { continue };
+                if bad.frames.as_ref().is_none_or(|frames| frames.contains(&place.offset)) {
+                    state.packs.push(bad.finding);
+                }
+            }
+        }
+        if problems > 0 {
+            let problem = format!("{problems} of its chunks do not lie where it says");
+            state.problem = Some((Object::Locator(row.segment), problem));
+        }
+        Ok(())
+    }
+
+    /// How many of these places are wrong.
+    async fn places_in(
+        &self,
+        connection: &mut Connection,
+        row: &SegmentRow,
+        namespace: &Namespace,
+        places: &[(ChunkId, ChunkPlace, &PackRef)],
+    ) -> Result<u64, VerifyError> {
+        let Some(found) = namespaces::find(&mut *connection, namespace).await? else {
+            return Ok(places.len() as u64);
+        };
+        let ids: Vec<[u8; ID_BYTES]> = places.iter().map(|(chunk, _, _)| *chunk.as_bytes()).collect();
+        let known = chunks::locate(&mut *connection, &[found.id], &ids).await?;
+        let mut wrong = 0;
+        for ((chunk, place, pack), known) in places.iter().zip(known) {
+            let is_known = known.is_some_and(|known| {
+                (known.pack, known.pack_len) == (pack.pack, pack.pack_len)
+                    && (known.offset, known.frame_len) == (place.offset, place.frame_len)
+                    && known.chunk_size == row.chunk_size
+            });
+            // The chunk's row may name another pack that holds it too: then this pack's own table decides.
+            if !is_known && !self.is_in_table(namespace, pack, *chunk, place).await? {
+                wrong += 1;
+            }
+        }
+        Ok(wrong)
+    }
+
+    async fn is_in_table(
+        &self,
+        namespace: &Namespace,
+        pack: &PackRef,
+        chunk: ChunkId,
+        place: &ChunkPlace,
+    ) -> Result<bool, VerifyError> {
+        if self.bad_packs.contains_key(&(namespace.clone(), pack.pack)) {
+            // Told already, as the pack's own damage.
+            return Ok(true);
+        }
+        let key = ObjectKey { namespace: namespace.clone(), object: Object::Pack(pack.pack) };
+        match read_footer(&self.storage, &key.path(), u64::from(pack.pack_len)).await {
+            Ok(Ok(footer)) => Ok(footer.entries.iter().any(|entry| {
+                entry.chunk == chunk && entry.offset == place.offset && entry.frame_len == place.frame_len
+            })),
+            Ok(Err(_)) | Err(_) => Ok(false),
+        }
+    }
+}

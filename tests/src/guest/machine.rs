@@ -21,11 +21,13 @@ pub struct MachineOptions {
     pub cpus: u32,
     /// Whether what the guest writes stays in the disks' files; otherwise it is gone with the machine.
     pub keeps_writes: bool,
+    /// Whether it has a graphics card, which a desktop needs to come up.
+    pub has_graphics: bool,
 }
 
 impl Default for MachineOptions {
     fn default() -> Self {
-        Self { memory_mib: 1024, cpus: 2, keeps_writes: false }
+        Self { memory_mib: 1024, cpus: 2, keeps_writes: false, has_graphics: false }
     }
 }
 
@@ -66,6 +68,9 @@ impl Machine {
             "-device",
             "virtio-rng-pci",
         ]);
+        if options.has_graphics {
+            command.args(["-device", "VGA"]);
+        }
         for disk in disks {
             command.args(["-drive", &drive(disk, options.keeps_writes)]);
         }

@@ -8,9 +8,10 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use chunk_format::{
-    ChunkId, ChunkIndex, Features, FormatError, Manifest, SecretKey, Segment, SegmentId, SegmentIndex,
+    ChunkId, ChunkIndex, Features, FormatError, Manifest, SecretKey, SegmentId, SegmentIndex,
 };
 use tokio::runtime::Handle;
 
@@ -72,12 +73,16 @@ pub struct Syncer {
 }
 
 /// What a sync did.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct SyncReport {
     /// The version the desktop is at now, when one was committed.
     pub version: Option<VersionInfo>,
     /// Chunks that were written to.
     pub dirty_chunks: u64,
+    /// Chunks the server lacked.
+    pub new_chunks: u64,
+    /// Bytes sent.
+    pub sent_bytes: u64,
 }
 
 impl Syncer {
@@ -99,6 +104,8 @@ impl Syncer {
             desktop.freeze()?;
             self.commit_frozen(desktop, note, &mut report).await?;
         }
+        report.new_chunks = self.progress.new_chunks.load(Ordering::Relaxed);
+        report.sent_bytes = self.progress.sent_bytes.load(Ordering::Relaxed);
         Ok(report)
     }
 
@@ -166,10 +173,9 @@ impl Syncer {
         for (disk, view) in frozen.iter().enumerate() {
             for (index, positions) in dirty_chunks(view) {
                 let Some(segment) = view.base.segments().get(index.0 as usize) else { continue };
-                let before = if segment.id.is_zero() {
-                    Segment::zero()
-                } else {
-                    desktop.fetcher.segment(segment).await?.clone()
+                let before = match segment.id.is_zero() {
+                    true => None,
+                    false => Some(desktop.fetcher.segment(segment).await?.clone()),
                 };
                 work.push(SegmentWork { disk, index, before, positions });
             }

@@ -79,8 +79,8 @@ pub struct SegmentWork {
     pub disk: usize,
     /// Which segment of it.
     pub index: SegmentIndex,
-    /// The segment as the server has it.
-    pub before: Segment,
+    /// The segment as the server has it; none when all of it was zeros.
+    pub before: Option<Segment>,
     /// Positions of the chunks to read; the others stay as before.
     pub positions: Vec<usize>,
 }

@@ -174,12 +174,13 @@ impl DesktopStore {
         Ok(store)
     }
 
-    /// Reads a desktop's record without opening the desktop.
+    /// Reads a desktop's files as they are, without its lock and changing nothing.
     ///
     /// # Errors
-    /// As [`DesktopStore::open`].
-    pub fn peek(volume: &dyn Volume) -> Result<DesktopRecord, DesktopError> {
-        load_record(volume)
+    /// `NotHere`, `Io`, `Damaged`, `UnsupportedVersion`.
+    pub fn read_only(volume: Arc<dyn Volume>) -> Result<Self, DesktopError> {
+        let record = load_record(&*volume)?;
+        Ok(Self { volume, record: Mutex::new(record) })
     }
 
     /// The record as it is now.

@@ -318,7 +318,7 @@ impl World {
         let head = self.check_head().await?;
         match outcome {
             Ok(Ok(report)) => {
-                let sent = syncer.progress.new_chunks.load(std::sync::atomic::Ordering::Relaxed);
+                let sent = syncer.progress.new_chunks.load(Ordering::Relaxed);
                 prop_assert!(sent <= report.dirty_chunks);
                 prop_assert_eq!(head, now, "a finished sync has committed everything");
                 prop_assert!(!self.desktop().has_changes());

@@ -54,7 +54,7 @@ fn work(chunks: usize) -> Vec<SegmentWork> {
         .map(|segment| SegmentWork {
             disk: 0,
             index: SegmentIndex(u32::try_from(segment).unwrap()),
-            before: Segment::zero(),
+            before: None,
             positions: (0..(chunks - segment * SEGMENT_CHUNKS).min(SEGMENT_CHUNKS)).collect(),
         })
         .collect()

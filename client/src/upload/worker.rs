@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::PoisonError;
 
-use chunk_format::{ChunkId, ChunkIndex, FrameEncoder, PackBuilder};
+use chunk_format::{ChunkId, ChunkIndex, FrameEncoder, PackBuilder, Segment};
 
 use super::{SegmentDone, SegmentWork, Shared, UploadError, UploadProgress};
 
@@ -38,6 +38,7 @@ impl Shared {
         let progress = &self.upload.progress;
         let chunk_bytes = self.upload.chunk_size.bytes();
         let SegmentWork { disk, index, before, positions } = work;
+        let before = before.unwrap_or_else(Segment::zero);
         let mut segment = before.clone();
         for at in &positions {
             self.read(disk, index.first_chunk(), *at, &mut tools.chunk)?;

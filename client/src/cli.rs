@@ -1,0 +1,344 @@
+//! The command line: one module a command. stdout is data, stderr is messages and progress; exit 0 done, 1 failed,
+//! 2 bad usage.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use chunk_format::{Name, PublicKey};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use satchel_client::hint;
+use satchel_client::remote::Fingerprint;
+use satchel_client::state::StateDir;
+use satchel_client::versions::ImageRef;
+
+mod create;
+mod history;
+mod images;
+mod login;
+mod mount;
+mod output;
+mod progress;
+mod publish;
+mod quantity;
+mod run;
+mod status;
+mod sync;
+
+use output::Printer;
+use quantity::ByteSize;
+
+/// Carries your desktop from machine to machine.
+///
+/// An image server publishes golden disk images; a desktop is a copy-on-write machine on one of them that streams what
+/// it touches, works without a network, and syncs back.
+#[derive(Debug, Parser)]
+#[command(name = "satchel", version, max_term_width = 100)]
+struct Cli {
+    /// Where this machine keeps what it knows
+    #[arg(long, global = true, value_name = "DIR", env = "SATCHEL_STATE")]
+    state: Option<PathBuf>,
+    /// Print results as one JSON value
+    #[arg(long, global = true)]
+    json: bool,
+    /// Say more about what happens (twice: much more)
+    #[arg(long, short, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Log in to an image server
+    Login(LoginArgs),
+    /// Publish a disk image as the next version of an image
+    Publish(PublishArgs),
+    /// List the server's images
+    Images,
+    /// List your desktops
+    Desktops,
+    /// Make a desktop from an image
+    Create(CreateArgs),
+    /// Mount a desktop's disks, in the foreground until it is unmounted or interrupted
+    Mount(MountArgs),
+    /// Run a desktop's machine; its changes are synced when it is switched off
+    Run(RunArgs),
+    /// Send a desktop's changes to the server
+    Sync(SyncArgs),
+    /// Show what a desktop is doing
+    Status(DesktopArgs),
+    /// List the versions of a desktop or image
+    History(HistoryArgs),
+}
+
+#[derive(Debug, Args)]
+struct LoginArgs {
+    /// The server: HOST, HOST:PORT or https://HOST:PORT
+    url: String,
+    /// The token its operator gave you (`-` reads it from standard input)
+    #[arg(long, env = "SATCHEL_TOKEN", hide_env_values = true)]
+    token: String,
+    /// The server's certificate, as `satchel-server init` printed it
+    #[arg(long, value_name = "SHA256:...")]
+    fingerprint: Option<Fingerprint>,
+}
+
+#[derive(Debug, Args)]
+struct PublishArgs {
+    /// The disk image: raw or qcow2
+    file: PathBuf,
+    /// The image it is a version of
+    #[arg(long, value_name = "NAME")]
+    image: Name,
+    /// The channel that moves to the new version
+    #[arg(long, value_name = "CHANNEL", default_value = "stable")]
+    channel: Name,
+    /// What to say of this version
+    #[arg(long, short, value_name = "TEXT")]
+    message: Option<String>,
+    /// Publish a file that does not look like a disk
+    #[arg(long)]
+    force: bool,
+}
+
+#[derive(Debug, Args)]
+struct CreateArgs {
+    /// What to call it
+    desktop: Name,
+    /// The image it starts from: NAME, NAME:CHANNEL or NAME@VERSION
+    #[arg(long, value_name = "NAME[:CHANNEL|@VERSION]")]
+    image: ImageRef,
+    /// The size of its home disk (0: none)
+    #[arg(long, value_name = "SIZE", default_value = "32G")]
+    home: ByteSize,
+    /// The key that must have signed the image
+    #[arg(long, value_name = "ed25519:...")]
+    publisher: Option<PublicKey>,
+}
+
+#[derive(Debug, Args)]
+struct DesktopArgs {
+    /// The desktop
+    desktop: Name,
+}
+
+#[derive(Debug, Args)]
+struct OpenArgs {
+    /// The most disk space to use for what was fetched
+    #[arg(long, value_name = "SIZE", default_value = "20G")]
+    cache_size: ByteSize,
+    /// What to do when the server answers but has not the right bytes
+    #[arg(long, value_name = "WHAT", value_enum, default_value_t = OnMissingArg::Wait)]
+    on_missing: OnMissingArg,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum OnMissingArg {
+    /// Wait until it has: the machine pauses
+    Wait,
+    /// Fail the read
+    Fail,
+}
+
+#[derive(Debug, Args)]
+struct MountArgs {
+    /// The desktop
+    desktop: Name,
+    /// An empty directory; DIR/system.raw and DIR/home.raw appear in it
+    dir: PathBuf,
+    #[command(flatten)]
+    open: OpenArgs,
+    /// Let other users of this machine use the disks
+    #[arg(long)]
+    allow_other: bool,
+}
+
+#[derive(Debug, Args)]
+struct RunArgs {
+    /// The desktop
+    desktop: Name,
+    /// What runs the machine
+    #[arg(long, value_enum, default_value_t = EngineArg::Auto)]
+    engine: EngineArg,
+    /// The machine's memory
+    #[arg(long, value_name = "SIZE", default_value = "2G")]
+    memory: ByteSize,
+    /// The machine's processors
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=64))]
+    cpus: u32,
+    /// The machine's screen
+    #[arg(long, value_enum, default_value_t = DisplayArg::None)]
+    display: DisplayArg,
+    /// Leave the changes on this machine when it is switched off
+    #[arg(long)]
+    no_sync: bool,
+    #[command(flatten)]
+    open: OpenArgs,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum EngineArg {
+    /// The best there is on this machine
+    Auto,
+    /// Satchel's own machine
+    Kvm,
+    /// QEMU, with KVM where it works
+    Qemu,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum DisplayArg {
+    /// A window
+    Window,
+    /// A VNC server on 127.0.0.1
+    Vnc,
+    /// A page in the browser
+    Web,
+    /// None: the serial console is in the terminal
+    None,
+}
+
+#[derive(Debug, Args)]
+struct SyncArgs {
+    /// The desktop
+    desktop: Name,
+    /// What to say of this version
+    #[arg(long, short, value_name = "TEXT")]
+    message: Option<String>,
+}
+
+#[derive(Debug, Args)]
+struct HistoryArgs {
+    /// The desktop
+    #[arg(required_unless_present = "image", conflicts_with = "image")]
+    desktop: Option<Name>,
+    /// An image instead
+    #[arg(long, value_name = "NAME")]
+    image: Option<Name>,
+}
+
+/// What every command gets.
+struct Context {
+    state_path: PathBuf,
+    printer: Printer,
+    verbose: u8,
+}
+
+impl Context {
+    fn state(&self) -> anyhow::Result<StateDir> {
+        Ok(StateDir::open(&self.state_path)?)
+    }
+}
+
+pub(crate) fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let printer = Printer::new(cli.json);
+    start_log(cli.verbose);
+    match run(cli, printer) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            printer.error(&hint::explain(&*error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli, printer: Printer) -> anyhow::Result<()> {
+    let context = Context { state_path: state_path(cli.state)?, printer, verbose: cli.verbose };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start")?;
+    let outcome = runtime.block_on(async {
+        match cli.command {
+            Command::Login(args) => login::run(&context, args).await,
+            Command::Publish(args) => interruptible(publish::run(&context, args)).await,
+            Command::Images => images::list_images(&context).await,
+            Command::Desktops => images::list_desktops(&context).await,
+            Command::Create(args) => interruptible(create::run(&context, args)).await,
+            Command::Mount(args) => mount::run(&context, args).await,
+            Command::Run(args) => run::run(&context, args).await,
+            Command::Sync(args) => interruptible(sync::run(&context, args)).await,
+            Command::Status(args) => status::run(&context, &args.desktop).await,
+            Command::History(args) => history::run(&context, args).await,
+        }
+    });
+    // Threads may still wait for a server or a terminal; nothing they do matters any more.
+    runtime.shutdown_background();
+    outcome
+}
+
+/// Ends a command at Ctrl-C. Every command leaves a state from which the same command continues.
+async fn interruptible(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    tokio::select! {
+        outcome = work => outcome,
+        _ = tokio::signal::ctrl_c() => {
+            anyhow::bail!("interrupted; the same command continues where this one stopped")
+        }
+    }
+}
+
+/// `--state`, `$SATCHEL_STATE`, `$XDG_STATE_HOME/satchel`, `~/.local/state/satchel`: the first there is.
+fn state_path(given: Option<PathBuf>) -> anyhow::Result<PathBuf> {
+    if let Some(path) = given {
+        return Ok(std::path::absolute(path)?);
+    }
+    let from =
+        |variable: &str| std::env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from);
+    from("XDG_STATE_HOME")
+        .filter(|path| path.is_absolute())
+        .or_else(|| from("HOME").map(|home| home.join(".local/state")))
+        .map(|path| path.join("satchel"))
+        .context("neither HOME nor XDG_STATE_HOME is set: say where to keep state with --state DIR")
+}
+
+fn start_log(verbose: u8) {
+    let default = match verbose {
+        0 => "warn",
+        1 => "satchel_client=info,warn",
+        _ => "satchel_client=debug,info",
+    };
+    let filter =
+        tracing_subscriber::EnvFilter::try_from_env("SATCHEL_LOG").unwrap_or_else(|_| default.into());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(output::color_on_stderr())
+        .without_time()
+        .with_target(verbose > 1)
+        .init();
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+    })
+}
+
+/// What to call this machine in histories.
+fn machine_name() -> String {
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let clean: String = name.chars().filter(|c| !c.is_control()).take(32).collect();
+    if clean.is_empty() { "unnamed".to_owned() } else { clean }
+}
+
+fn now_ms() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0, |now| u64::try_from(now.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// Threads that read, hash and compress: one more than there are processors, since some of them wait for the server.
+fn worker_threads() -> usize {
+    std::thread::available_parallelism().map_or(2, usize::from) + 1
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

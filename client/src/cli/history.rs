@@ -1,0 +1,49 @@
+//! `satchel history`
+
+use chunk_format::Subject;
+use satchel_client::remote::RemoteError;
+use satchel_client::versions::describe;
+
+use super::output::{moment, short, table};
+use super::{Context, HistoryArgs};
+
+/// Versions asked for at once.
+const PAGE: u32 = 100;
+
+pub(crate) async fn run(context: &Context, args: HistoryArgs) -> anyhow::Result<()> {
+    let (login, remote) = context.state()?.remote()?;
+    let subject = match (args.image, args.desktop) {
+        (Some(image), _) => Subject::Image { image },
+        (None, Some(desktop)) => Subject::Desktop { owner: login.user, desktop },
+        (None, None) => anyhow::bail!("name a desktop, or an image with --image"),
+    };
+    let mut versions = Vec::new();
+    let mut before = None;
+    loop {
+        let page = match remote.versions(&subject, PAGE, before).await {
+            Err(error) if error.code() == Some("not_found") => {
+                anyhow::bail!("there is no {} on the server", describe(&subject))
+            }
+            page => page.map_err(|error: RemoteError| error)?,
+        };
+        let Some(last) = page.last() else { break };
+        before = Some(last.sequence);
+        versions.extend(page);
+    }
+    context.printer.result(&versions, |versions| {
+        let rows: Vec<Vec<String>> = versions
+            .iter()
+            .map(|version| {
+                vec![
+                    version.sequence.to_string(),
+                    short(&version.id),
+                    moment(version.committed_ms),
+                    version.machine.clone(),
+                    version.note.clone().unwrap_or_default(),
+                ]
+            })
+            .collect();
+        table(&["VERSION", "ID", "WHEN", "FROM", "NOTE"], &rows)
+    })?;
+    Ok(())
+}

@@ -1,0 +1,72 @@
+//! `satchel login`
+
+use std::io::{BufRead, IsTerminal, Write};
+
+use satchel_client::remote::{Endpoint, Remote, RemoteError, ServerInfo, Trust};
+use satchel_client::state::Login;
+use serde::Serialize;
+
+use super::{Context, LoginArgs, output};
+
+#[derive(Serialize)]
+struct LoggedIn {
+    url: String,
+    server: String,
+    user: String,
+    role: String,
+    expires_ms: Option<u64>,
+}
+
+pub(crate) async fn run(context: &Context, args: LoginArgs) -> anyhow::Result<()> {
+    let state = context.state()?;
+    let token = match args.token.as_str() {
+        "-" => read_token()?,
+        token => token.to_owned(),
+    };
+    let trust = args.fingerprint.map_or(Trust::Authorities, Trust::Pinned);
+    let mut endpoint = Endpoint::new(&args.url, trust)?;
+    let info = match ask(&endpoint, &token).await {
+        Err(RemoteError::UnknownCertificate { url, found }) if accepts(&url, &found.to_string())? => {
+            endpoint.trust = Trust::Pinned(found);
+            ask(&endpoint, &token).await?
+        }
+        info => info?,
+    };
+    state.store_login(&Login::new(&endpoint, info.server, info.user.clone()), &token)?;
+    let logged_in = LoggedIn {
+        url: endpoint.url,
+        server: info.server.to_string(),
+        user: info.user.to_string(),
+        role: info.role,
+        expires_ms: info.expires_ms,
+    };
+    context.printer.result(&logged_in, |login| {
+        let until = login.expires_ms.map_or(String::new(), |ms| format!(", until {}", output::moment(ms)));
+        format!("logged in to {} as {} ({}{until})", login.url, login.user, login.role)
+    })?;
+    Ok(())
+}
+
+async fn ask(endpoint: &Endpoint, token: &str) -> Result<ServerInfo, RemoteError> {
+    Remote::new(endpoint.clone(), token.to_owned())?.server_info().await
+}
+
+fn read_token() -> anyhow::Result<String> {
+    let mut line = String::new();
+    std::io::stdin().lock().read_line(&mut line)?;
+    Ok(line.trim().to_owned())
+}
+
+/// Asks a person whether an unknown certificate is the right one; nobody there means no.
+fn accepts(url: &str, fingerprint: &str) -> std::io::Result<bool> {
+    let mut stderr = std::io::stderr();
+    if !std::io::stdin().is_terminal() || !stderr.is_terminal() {
+        return Ok(false);
+    }
+    writeln!(stderr, "No authority known here vouches for {url}. Its certificate is\n  {fingerprint}")?;
+    write!(stderr, "Is that what `satchel-server init` printed on the server? Type yes to pin it: ")?;
+    stderr.flush()?;
+    let mut answer = String::new();
+    std::io::stdin().lock().read_line(&mut answer)?;
+    Ok(answer.trim() == "yes")
+}

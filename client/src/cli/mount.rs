@@ -1,0 +1,122 @@
+//! `satchel mount`
+
+use std::sync::Arc;
+
+use chunk_format::Name;
+use satchel_client::fetch::OnMissing;
+use satchel_client::fs::fuse::MountOptions;
+use satchel_client::mount::{self, Event};
+use satchel_client::session::{Notice, Session, SessionOptions};
+use satchel_client::state::StateDir;
+use satchel_client::sync::Syncer;
+use satchel_client::upload::Patience;
+use serde::Serialize;
+
+use super::output::Printer;
+use super::{Context, MountArgs, OnMissingArg, OpenArgs, machine_name, now_ms, worker_threads};
+
+/// Threads that answer the kernel: as many requests as can wait for this machine's own disk at once.
+const FUSE_THREADS: usize = 4;
+
+#[derive(Serialize)]
+struct Mounted {
+    desktop: String,
+    mounted_at: String,
+    version: u64,
+}
+
+pub(crate) async fn run(context: &Context, args: MountArgs) -> anyhow::Result<()> {
+    let state = context.state()?;
+    let directory = std::path::absolute(&args.dir)?;
+    let session = open(context, &state, &args.desktop, &args.open).await?;
+    let syncer = syncer(&state, &session)?;
+    let record = session.desktop.store().record();
+    let version = session.desktop.store().version(record.head)?.manifest.sequence;
+    let options = MountOptions {
+        name: format!("satchel:{}", args.desktop),
+        allow_other: args.allow_other,
+        threads: FUSE_THREADS.max(std::thread::available_parallelism().map_or(1, usize::from)),
+    };
+    let printer = context.printer;
+    let mounted =
+        Mounted { desktop: args.desktop.to_string(), mounted_at: directory.display().to_string(), version };
+    let events = |event| say(printer, &mounted, event);
+    mount::serve(session, &state.desktop_path(&args.desktop), &directory, &options, syncer, events).await?;
+    Ok(())
+}
+
+fn say(printer: Printer, mounted: &Mounted, event: Event) {
+    let directory = &mounted.mounted_at;
+    match event {
+        Event::StaleMountCleared => {
+            printer.message(&format!("cleared away what a crashed process left mounted on {directory}"));
+        }
+        Event::Mounted => {
+            // Whoever waits for this line reads it; if nobody does, the mount is there all the same.
+            let _ = printer.result(mounted, |mounted| {
+                format!("mounted {} (version {}) on {directory}", mounted.desktop, mounted.version)
+            });
+        }
+        Event::LinkDown { reason } => printer.warning(&format!(
+            "the server does not answer ({reason}); reads of what is not here wait, everything else goes on"
+        )),
+        Event::LinkUp => printer.message("the server answers again; waiting reads go on"),
+        Event::Unmounting => printer.message(&format!("unmounting {directory}")),
+        Event::Busy => printer.warning(&format!(
+            "{directory} is in use (`fuser -vm {directory}` shows by what); it is unmounted as soon as it is free. \
+             Interrupt again to take it away now"
+        )),
+    }
+}
+
+/// Opens a desktop and says what a person should know about it.
+pub(crate) async fn open(
+    context: &Context,
+    state: &StateDir,
+    desktop: &Name,
+    args: &OpenArgs,
+) -> anyhow::Result<Session> {
+    let options = SessionOptions {
+        cache_bytes: args.cache_size.0,
+        on_missing: match args.on_missing {
+            OnMissingArg::Wait => OnMissing::Wait,
+            OnMissingArg::Fail => OnMissing::Fail,
+        },
+    };
+    let session = Session::open(state, desktop, &options).await?;
+    for notice in &session.notices {
+        match notice {
+            Notice::Offline { reason } => context.printer.warning(&format!(
+                "{reason}; opening the version this machine has"
+            )),
+            Notice::MovedTo { sequence, machine } => {
+                context.printer.message(&format!("continuing with version {sequence} from {machine}"));
+            }
+            Notice::Diverged { sequence, machine } => context.printer.warning(&format!(
+                "version {sequence} was made on {machine} meanwhile, and this machine has changes of its own: they \
+                 are kept and not merged, and syncing them will be refused"
+            )),
+            Notice::ServerIsBehind { server, here } => context.printer.warning(&format!(
+                "the server's newest version is {server}, this machine has {here}: was the server restored from an \
+                 older backup? Opening the version this machine has"
+            )),
+            Notice::GoneFromServer => context.printer.warning(
+                "the server does not know this desktop any more; opening what this machine has of it",
+            ),
+        }
+    }
+    Ok(session)
+}
+
+/// What syncs a session's desktop.
+pub(crate) fn syncer(state: &StateDir, session: &Session) -> anyhow::Result<Syncer> {
+    Ok(Syncer {
+        upstream: Arc::new(session.remote.clone()),
+        key: Arc::new(state.machine_key()?),
+        machine: machine_name(),
+        progress: Arc::default(),
+        threads: worker_threads(),
+        patience: Patience::DEFAULT,
+        now_ms,
+    })
+}

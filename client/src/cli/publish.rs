@@ -1,0 +1,76 @@
+//! `satchel publish`
+
+use std::sync::Arc;
+
+use satchel_client::publish::{Publisher, Request};
+use satchel_client::upload::UploadProgress;
+use serde::Serialize;
+
+use super::quantity::ByteSize;
+use super::{Context, PublishArgs, machine_name, now_ms, output, progress, worker_threads};
+
+#[derive(Serialize)]
+struct Published {
+    image: String,
+    channel: String,
+    version: String,
+    sequence: u64,
+    unchanged: bool,
+    size_bytes: u64,
+    data_bytes: u64,
+    new_bytes: u64,
+    sent_bytes: u64,
+}
+
+pub(crate) async fn run(context: &Context, args: PublishArgs) -> anyhow::Result<()> {
+    let state = context.state()?;
+    let (_, remote) = state.remote()?;
+    let progress = Arc::new(UploadProgress::default());
+    let publisher = Publisher {
+        remote,
+        key: Arc::new(state.publisher_key()?),
+        machine: machine_name(),
+        progress: Arc::clone(&progress),
+        threads: worker_threads(),
+        now_ms,
+    };
+    let request = Request {
+        file: &args.file,
+        image: &args.image,
+        channel: Some(&args.channel),
+        note: args.message,
+        force: args.force,
+    };
+    let report = progress::while_uploading(progress, publisher.publish(request)).await?;
+    let published = Published {
+        image: args.image.to_string(),
+        channel: args.channel.to_string(),
+        version: report.version.id.to_string(),
+        sequence: report.version.sequence,
+        unchanged: report.unchanged,
+        size_bytes: report.size_bytes,
+        data_bytes: report.data_bytes,
+        new_bytes: report.new_bytes,
+        sent_bytes: report.sent_bytes,
+    };
+    context.printer.result(&published, |published| {
+        let name = format!(
+            "{} version {} ({}) is {}",
+            published.image,
+            published.sequence,
+            output::short(&published.version),
+            published.channel
+        );
+        if published.unchanged {
+            return format!("{name}: it already holds this disk");
+        }
+        format!(
+            "{name}: {} disk, {} of data, {} of it new, {} sent",
+            ByteSize(published.size_bytes),
+            ByteSize(published.data_bytes),
+            ByteSize(published.new_bytes),
+            ByteSize(published.sent_bytes)
+        )
+    })?;
+    Ok(())
+}

@@ -1,0 +1,77 @@
+//! Sizes as people write and read them.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// A number of bytes: `4096`, `512M`, `32G`, `1.5T`; powers of 1,024.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ByteSize(pub(crate) u64);
+
+const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+
+impl FromStr for ByteSize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("`{text}` is no size: write 4096, 512M, 32G or 1.5T");
+        let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+        let shift = match text[digits.len()..].to_ascii_uppercase().as_str() {
+            "" | "B" => 0,
+            "K" | "KB" | "KIB" => 10,
+            "M" | "MB" | "MIB" => 20,
+            "G" | "GB" | "GIB" => 30,
+            "T" | "TB" | "TIB" => 40,
+            _ => return Err(wrong()),
+        };
+        let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
+        let is_number = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+        if whole.is_empty() || !is_number(whole) || !is_number(fraction) || fraction.len() > 3 {
+            return Err(wrong());
+        }
+        let thousandths: u64 = format!("{fraction:0<3}").parse().map_err(|_| wrong())?;
+        let whole: u64 = whole.parse().map_err(|_| wrong())?;
+        let bytes =
+            whole.checked_mul(1 << shift).and_then(|bytes| bytes.checked_add((thousandths << shift) / 1000));
+        bytes.map(Self).ok_or_else(wrong)
+    }
+}
+
+impl fmt::Display for ByteSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut unit = 0;
+        let mut scale: u64 = 1;
+        while unit + 1 < UNITS.len() && self.0 / scale >= 1024 {
+            scale *= 1024;
+            unit += 1;
+        }
+        let (whole, tenths) = (self.0 / scale, self.0 % scale * 10 / scale);
+        if unit == 0 || whole >= 100 {
+            write!(f, "{whole} {}", UNITS[unit])
+        } else {
+            write!(f, "{whole}.{tenths} {}", UNITS[unit])
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_and_shown() {
+        for (text, bytes, shown) in [
+            ("4096", 4096, "4.0 KiB"),
+            ("512M", 512 << 20, "512 MiB"),
+            ("32G", 32 << 30, "32.0 GiB"),
+            ("1.5t", 3 << 39, "1.5 TiB"),
+            ("0", 0, "0 B"),
+            ("10KiB", 10_240, "10.0 KiB"),
+        ] {
+            let size: ByteSize = text.parse().unwrap();
+            assert_eq!((size.0, size.to_string()), (bytes, shown.to_owned()), "{text}");
+        }
+        for bad in ["", "G", "-1", "1.2345G", "1,5G", "99999999999T", "1X", "0x10", "1..2"] {
+            assert!(bad.parse::<ByteSize>().is_err(), "{bad}");
+        }
+    }
+}

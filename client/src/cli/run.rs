@@ -1,0 +1,120 @@
+//! `satchel run`
+
+use std::cell::RefCell;
+use std::ffi::OsString;
+
+use anyhow::{Context as _, bail};
+use chunk_format::Subject;
+use satchel_client::control::Reply;
+use satchel_client::engine::{Display, console};
+use satchel_client::run::{self, Event, RunRequest};
+use satchel_client::session;
+
+use super::output::Printer;
+use super::progress::UploadReporter;
+use super::{Context, DisplayArg, EngineArg, OnMissingArg, RunArgs, sync};
+
+pub(crate) async fn run(context: &Context, args: RunArgs) -> anyhow::Result<()> {
+    if args.engine == EngineArg::Kvm {
+        bail!("this build of Satchel has no machine of its own yet; run it with --engine qemu");
+    }
+    let display = match args.display {
+        DisplayArg::None => Display::None,
+        DisplayArg::Window => Display::Window,
+        DisplayArg::Vnc => Display::Vnc,
+        DisplayArg::Web => bail!("QEMU shows no screen in a browser; use --display window or --display vnc"),
+    };
+    let memory_mib = args.memory.0 >> 20;
+    if memory_mib < 128 {
+        bail!("a machine with {} of memory starts no desktop; give at least --memory 512M", args.memory);
+    }
+    let state = context.state()?;
+    let (login, remote) = state.remote()?;
+    let desktop_directory = state.desktop_path(&args.desktop);
+    let subject = Subject::Desktop { owner: login.user, desktop: args.desktop.clone() };
+    let request = RunRequest {
+        desktop: args.desktop.to_string(),
+        firmware: session::firmware(&desktop_directory, &remote, &subject).await?,
+        mount_command: mount_command(context, &args)?,
+        desktop_directory,
+        memory_mib,
+        cpus: args.cpus,
+        display,
+        sync: !args.no_sync,
+    };
+    let screen =
+        Screen { printer: context.printer, reporter: RefCell::new(None), failed: RefCell::new(None) };
+    run::run(&request, &|event| screen.show(&args, event)).await?;
+    match screen.failed.into_inner() {
+        Some(reason) => bail!("the machine is off, but its changes were not synced: {reason}"),
+        None => Ok(()),
+    }
+}
+
+/// This program again, to mount the desktop.
+fn mount_command(context: &Context, args: &RunArgs) -> anyhow::Result<Vec<OsString>> {
+    let program = std::env::current_exe().context("cannot find this program's own file")?;
+    let mut command: Vec<OsString> = vec![program.into()];
+    command.extend(["--state".into(), context.state_path.clone().into()]);
+    command.extend((0..context.verbose).map(|_| "--verbose".into()));
+    command.extend(["mount".into(), "--cache-size".into(), args.open.cache_size.0.to_string().into()]);
+    let on_missing = match args.open.on_missing {
+        OnMissingArg::Wait => "wait",
+        OnMissingArg::Fail => "fail",
+    };
+    command.extend(["--on-missing".into(), on_missing.into(), args.desktop.as_str().into()]);
+    Ok(command)
+}
+
+/// Says what happens.
+struct Screen {
+    printer: Printer,
+    reporter: RefCell<Option<UploadReporter>>,
+    failed: RefCell<Option<String>>,
+}
+
+impl Screen {
+    fn show(&self, args: &RunArgs, event: Event) {
+        let printer = self.printer;
+        match event {
+            Event::Mount(line) => printer.message(&line),
+            Event::Starting { accelerated, interactive } => {
+                if !accelerated {
+                    printer.warning("this machine's processor does not virtualize: QEMU imitates one, which is slow");
+                }
+                if interactive {
+                    printer.message(console::HELP);
+                }
+            }
+            Event::Vnc { address, password } => {
+                printer.message(&format!("the screen is at vnc://{address}, password {password}"));
+            }
+            Event::ShuttingDown => printer.message("shutting the machine down; again forces it off"),
+            Event::ForcedOff => printer.message("switching the machine off"),
+            Event::Help => printer.message(console::HELP),
+            Event::DiskStopped { no_space: true } => printer.warning(
+                "no space left for what the machine writes: it is paused, nothing is lost. Free some space on the \
+                 disk that holds the state directory, and it goes on",
+            ),
+            Event::DiskStopped { no_space: false } => {
+                printer.warning("a disk could not answer: the machine is paused and tried again now and then");
+            }
+            Event::Panicked => printer.warning("the machine's kernel has panicked"),
+            Event::Off => printer.message("the machine is off"),
+            Event::Syncing(reply) => self.progress(&reply),
+            Event::Synced(report) => {
+                self.reporter.take();
+                // As data: what the run has done.
+                let _ = printer.result(&*report, |report| sync::summary(&args.desktop, report));
+            }
+            Event::NotSynced { reason } => {
+                self.reporter.take();
+                self.failed.replace(Some(reason));
+            }
+        }
+    }
+
+    fn progress(&self, reply: &Reply) {
+        self.reporter.borrow_mut().get_or_insert_with(UploadReporter::new).show(reply);
+    }
+}

@@ -1,0 +1,127 @@
+//! `satchel status`
+
+use std::fmt::Write;
+use std::io::ErrorKind;
+use std::sync::Arc;
+
+use chunk_format::Name;
+use satchel_client::control::{Connection, ControlError, Request};
+use satchel_client::desktop::DesktopError;
+use satchel_client::status::{DesktopStatus, VersionStatus};
+use satchel_client::volume::DirVolume;
+
+use super::Context;
+use super::output::{moment, short};
+use super::quantity::ByteSize;
+
+pub(crate) async fn run(context: &Context, desktop: &Name) -> anyhow::Result<()> {
+    let state = context.state()?;
+    let directory = state.desktop_path(desktop);
+    let status = match Connection::open(&directory).await {
+        Ok(mut connection) => serde_json::from_value(connection.ask(&Request::Status, |_| {}).await?)?,
+        Err(ControlError::NotMounted) => {
+            let volume = match DirVolume::open(&directory) {
+                Err(error) if error.kind() == ErrorKind::NotFound => Err(DesktopError::NotHere),
+                volume => Ok(volume?),
+            };
+            match volume.and_then(|volume| DesktopStatus::of_files(Arc::new(volume))) {
+                Err(DesktopError::NotHere) => return not_here(&state, desktop).await,
+                status => status?,
+            }
+        }
+        Err(error) => return Err(error.into()),
+    };
+    context.printer.result(&status, text)?;
+    Ok(())
+}
+
+async fn not_here(state: &satchel_client::state::StateDir, desktop: &Name) -> anyhow::Result<()> {
+    let (_, remote) = state.remote()?;
+    match remote.desktop(desktop).await {
+        Ok(info) => anyhow::bail!(
+            "nothing of desktop {desktop} is on this machine yet; the server has version {} of it, from {}. Run or \
+             mount it to begin",
+            info.head.sequence,
+            info.head.machine
+        ),
+        Err(error) if error.code() == Some("not_found") => {
+            Err(satchel_client::session::SessionError::NoSuchDesktop { desktop: desktop.clone() }.into())
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn text(status: &DesktopStatus) -> String {
+    let mut out = String::new();
+    // Writing into a string does not fail.
+    let mut line = |name: &str, value: String| {
+        let _ = writeln!(out, "{name:<10}{value}");
+    };
+    let version = |version: &VersionStatus| {
+        format!(
+            "version {} ({}), {} on {}",
+            version.sequence,
+            short(&version.id),
+            moment(version.created_ms),
+            version.machine
+        )
+    };
+    line("desktop", format!("{} of {}", status.desktop, status.owner));
+    line("head", version(&status.head));
+    line("image", version(&status.base));
+    line("mounted", status.mounted_at.clone().unwrap_or_else(|| "no".to_owned()));
+    line(
+        "unsynced",
+        match status.unsynced_bytes {
+            0 => "nothing".to_owned(),
+            bytes => format!("{} written since the head", ByteSize(bytes)),
+        },
+    );
+    for disk in &status.disks {
+        let mut value = format!("{}, {} unsynced", ByteSize(disk.size_bytes), ByteSize(disk.unsynced_bytes));
+        if let Some(activity) = &disk.activity {
+            let _ = write!(
+                value,
+                ", {} read, {} written, {} reads waited {}.{:03} s",
+                ByteSize(activity.read_bytes),
+                ByteSize(activity.written_bytes),
+                activity.missed_reads,
+                activity.stall_ms / 1000,
+                activity.stall_ms % 1000
+            );
+        }
+        line(disk.role.as_str(), value);
+    }
+    if let Some(live) = &status.live {
+        line(
+            "server",
+            match &live.offline_reason {
+                None => "answers".to_owned(),
+                Some(reason) => format!("does not answer: {reason}"),
+            },
+        );
+        line(
+            "fetched",
+            format!(
+                "{} in {} requests, {} chunks",
+                ByteSize(live.fetched_bytes),
+                live.requests,
+                live.fetched_chunks
+            ),
+        );
+        line(
+            "cache",
+            format!("{} of at most {}", ByteSize(live.cached_bytes), ByteSize(live.cache_limit_bytes)),
+        );
+        if live.damaged + live.cache_corrupt > 0 {
+            line(
+                "damaged",
+                format!(
+                    "{} answers and {} cached chunks were wrong and not used",
+                    live.damaged, live.cache_corrupt
+                ),
+            );
+        }
+    }
+    out
+}

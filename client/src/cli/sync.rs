@@ -1,0 +1,65 @@
+//! `satchel sync`
+
+use std::sync::Arc;
+
+use chunk_format::Name;
+use satchel_client::control::{Connection, ControlError, Request};
+use satchel_client::sync::{SyncReport, Syncer};
+use satchel_client::upload::UploadProgress;
+use serde::Serialize;
+
+use super::output::short;
+use super::progress::{UploadReporter, while_uploading};
+use super::quantity::ByteSize;
+use super::{Context, OnMissingArg, OpenArgs, SyncArgs, mount};
+
+/// A sync alone reads little: what lies below the changes.
+const CACHE_BYTES: u64 = 20 << 30;
+
+#[derive(Serialize)]
+struct Synced<'a> {
+    desktop: &'a Name,
+    #[serde(flatten)]
+    report: &'a SyncReport,
+}
+
+pub(crate) async fn run(context: &Context, args: SyncArgs) -> anyhow::Result<()> {
+    let state = context.state()?;
+    let directory = state.desktop_path(&args.desktop);
+    let report = match Connection::open(&directory).await {
+        Ok(mut connection) => {
+            let mut reporter = UploadReporter::new();
+            let request = Request::Sync { note: args.message };
+            let result = connection.ask(&request, |reply| reporter.show(reply)).await?;
+            serde_json::from_value(result)?
+        }
+        Err(ControlError::NotMounted) => {
+            let open = OpenArgs { cache_size: ByteSize(CACHE_BYTES), on_missing: OnMissingArg::Wait };
+            let session = mount::open(context, &state, &args.desktop, &open).await?;
+            let progress = Arc::new(UploadProgress::default());
+            let syncer = Syncer { progress: Arc::clone(&progress), ..mount::syncer(&state, &session)? };
+            let report = while_uploading(progress, syncer.sync(&session.desktop, args.message)).await?;
+            session.desktop.fetcher().stop();
+            report
+        }
+        Err(error) => return Err(error.into()),
+    };
+    context
+        .printer
+        .result(&Synced { desktop: &args.desktop, report: &report }, |_| summary(&args.desktop, &report))?;
+    Ok(())
+}
+
+/// A sync in one line.
+pub(crate) fn summary(desktop: &Name, report: &SyncReport) -> String {
+    match &report.version {
+        Some(version) => format!(
+            "synced {desktop}: version {} ({}), {} chunks changed, {} sent",
+            version.sequence,
+            short(&version.id),
+            report.dirty_chunks,
+            ByteSize(report.sent_bytes)
+        ),
+        None => format!("{desktop} has no changes to sync"),
+    }
+}

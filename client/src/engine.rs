@@ -1,0 +1,135 @@
+//! Engines: what runs a desktop's machine on its mounted disks.
+
+use std::path::{Path, PathBuf};
+
+use chunk_format::Firmware;
+
+pub mod console;
+pub mod qemu;
+pub mod qmp;
+
+/// Which engine is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Engine {
+    /// QEMU, with KVM where it works.
+    Qemu,
+}
+
+/// What the machine's screen is shown on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Display {
+    /// Nothing: the serial console is in the terminal.
+    None,
+    /// A window on this machine's desktop.
+    Window,
+    /// A VNC server on this machine's loopback address.
+    Vnc,
+}
+
+/// A machine to start.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    /// Its name, for titles.
+    pub name: String,
+    /// The disk that boots.
+    pub system: PathBuf,
+    /// The person's disk, if there is one.
+    pub home: Option<PathBuf>,
+    /// How it boots.
+    pub firmware: Firmware,
+    /// Where its firmware may keep settings.
+    pub settings: PathBuf,
+    /// Memory, MiB.
+    pub memory_mib: u64,
+    /// Processors.
+    pub cpus: u32,
+    /// Its screen.
+    pub display: Display,
+}
+
+/// Why an engine cannot run the machine.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// A program is not installed.
+    #[error("{program} is not installed")]
+    NotInstalled {
+        /// The program.
+        program: &'static str,
+        /// The Debian package that has it.
+        package: &'static str,
+    },
+    /// The machine boots by UEFI and there is no firmware for that.
+    #[error("this disk boots by UEFI, and no UEFI firmware was found in {}", searched.display())]
+    NoUefi {
+        /// Where it was looked for.
+        searched: PathBuf,
+    },
+    /// QEMU was built without this kind of display.
+    #[error("the QEMU on this machine cannot open a window")]
+    NoWindow,
+    /// A program could not be started.
+    #[error("cannot start {program}")]
+    Start {
+        /// The program.
+        program: String,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The connection to the engine failed.
+    #[error("lost the connection to the machine")]
+    Connection(#[source] std::io::Error),
+    /// The engine refused a command.
+    #[error("the machine refused `{command}`: {reason}")]
+    Refused {
+        /// The command.
+        command: String,
+        /// The engine's words.
+        reason: String,
+    },
+    /// A file could not be prepared.
+    #[error("cannot prepare {}", path.display())]
+    Prepare {
+        /// The file.
+        path: PathBuf,
+        /// What the file system said.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// Whether /dev/kvm runs stock kernels here: the processor must say that it virtualizes, and the device must open.
+/// (A /dev/kvm without vmx or svm belongs to a hypervisor that runs only kernels made for it.)
+pub fn kvm_works() -> bool {
+    let virtualizes = std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|cpus| {
+        cpus.lines()
+            .find(|line| line.starts_with("flags"))
+            .is_some_and(|flags| flags.split_whitespace().any(|flag| flag == "vmx" || flag == "svm"))
+    });
+    let opens = || std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok();
+    virtualizes && opens()
+}
+
+/// Lets a process to be started end when this one does, however this one ends: a machine without its supervisor, or
+/// a mount without its machine, is of no use to anyone.
+#[expect(unsafe_code, reason = "only the process itself can ask for this, between fork and exec")]
+pub(crate) fn die_with_parent(command: &mut tokio::process::Command) -> &mut tokio::process::Command {
+    let ask = || {
+        let signal = Some(rustix::process::Signal::TERM);
+        rustix::process::set_parent_process_death_signal(signal).map_err(std::io::Error::from)
+    };
+    // SAFETY: between fork and exec only async-signal-safe calls are allowed; `prctl` is one, and nothing is
+    // allocated or locked.
+    unsafe { command.pre_exec(ask) }
+}
+
+/// Where a program is, by the search path.
+fn find_program(program: &str) -> Option<PathBuf> {
+    std::env::split_paths(&std::env::var_os("PATH")?)
+        .map(|dir| dir.join(program))
+        .find(|path| is_executable(path))
+}
+
+fn is_executable(path: &Path) -> bool {
+    rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok() && path.is_file()
+}

@@ -1,0 +1,145 @@
+//! The machine's serial console in the terminal.
+
+use std::io::{self, IsTerminal, Read, Write};
+use std::os::unix::net::UnixStream;
+
+use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
+use tokio::sync::mpsc;
+
+/// The key before a command to the console: Ctrl-].
+const ESCAPE: u8 = 0x1d;
+const CTRL_C: u8 = 0x03;
+
+/// What a person asks of the console, not of the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Key {
+    /// Ctrl-C: press the machine's power button.
+    PowerButton,
+    /// Ctrl-] q: switch the machine off.
+    ForceOff,
+    /// Ctrl-] ?: what keys there are.
+    Help,
+}
+
+/// What the keys are, for people.
+pub const HELP: &str =
+    "Ctrl-C shuts the machine down, again forces it off; Ctrl-] c sends Ctrl-C to it, Ctrl-] q forces it off";
+
+/// The terminal in raw mode; as it was when this is dropped.
+#[derive(Debug)]
+pub struct RawTerminal {
+    before: Termios,
+}
+
+impl RawTerminal {
+    /// Puts the terminal into raw mode; none when standard input is no terminal.
+    ///
+    /// # Errors
+    /// What the terminal says.
+    pub fn enter() -> io::Result<Option<Self>> {
+        let stdin = io::stdin();
+        if !stdin.is_terminal() {
+            return Ok(None);
+        }
+        let before = tcgetattr(&stdin)?;
+        let mut raw = before.clone();
+        raw.make_raw();
+        // Output stays processed, so that our own messages begin at the left.
+        raw.output_modes = before.output_modes;
+        tcsetattr(&stdin, OptionalActions::Now, &raw)?;
+        Ok(Some(Self { before }))
+    }
+}
+
+impl Drop for RawTerminal {
+    fn drop(&mut self) {
+        // The terminal may be gone; there is nobody to tell then.
+        let _ = tcsetattr(io::stdin(), OptionalActions::Now, &self.before);
+    }
+}
+
+/// Sorts what is typed into bytes for the machine and keys for us.
+#[derive(Debug, Default)]
+struct Keyboard {
+    escaped: bool,
+}
+
+impl Keyboard {
+    fn take(&mut self, typed: &[u8], mut to_machine: impl FnMut(u8), mut key: impl FnMut(Key)) {
+        for byte in typed {
+            match (std::mem::take(&mut self.escaped), *byte) {
+                (false, ESCAPE) => self.escaped = true,
+                (false, CTRL_C) => key(Key::PowerButton),
+                (true, b'c') => to_machine(CTRL_C),
+                (true, b'q') => key(Key::ForceOff),
+                (true, b'?' | b'h') => key(Key::Help),
+                (_, byte) => to_machine(byte),
+            }
+        }
+    }
+}
+
+/// Connects terminal and serial console with two threads, which end with the machine or the process. `keys` gets what
+/// a person asks of the console; when standard input is no terminal, every byte goes to the machine.
+///
+/// # Errors
+/// When the threads cannot be started.
+pub fn connect(serial: UnixStream, interactive: bool, keys: mpsc::UnboundedSender<Key>) -> io::Result<()> {
+    serial.set_nonblocking(false)?;
+    let mut from_machine = serial.try_clone()?;
+    let mut to_machine = serial;
+    std::thread::Builder::new().name("console-out".to_owned()).spawn(move || {
+        let mut buffer = [0; 4096];
+        let mut terminal = io::stdout();
+        while let Ok(read) = from_machine.read(&mut buffer)
+            && read > 0
+        {
+            if terminal.write_all(&buffer[..read]).and_then(|()| terminal.flush()).is_err() {
+                // Nobody looks any more; the machine must not wait for them.
+                let _ = io::copy(&mut from_machine, &mut io::sink());
+                return;
+            }
+        }
+    })?;
+    std::thread::Builder::new().name("console-in".to_owned()).spawn(move || {
+        let mut keyboard = Keyboard::default();
+        let mut buffer = [0; 4096];
+        let mut terminal = io::stdin();
+        while let Ok(read) = terminal.read(&mut buffer)
+            && read > 0
+        {
+            let mut typed = Vec::with_capacity(read);
+            if interactive {
+                keyboard.take(
+                    &buffer[..read],
+                    |byte| typed.push(byte),
+                    |key| {
+                        let _ = keys.send(key);
+                    },
+                );
+            } else {
+                typed.extend_from_slice(&buffer[..read]);
+            }
+            if to_machine.write_all(&typed).is_err() {
+                return;
+            }
+        }
+    })?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_told_from_what_is_typed_into_the_machine() {
+        let mut keyboard = Keyboard::default();
+        let (mut typed, mut keys) = (Vec::new(), Vec::new());
+        for part in [&b"ls\r\x03"[..], b"\x1d", b"c\x1dq\x1d?\x1d\x1dx"] {
+            keyboard.take(part, |byte| typed.push(byte), |key| keys.push(key));
+        }
+        assert_eq!(typed, b"ls\r\x03\x1dx");
+        assert_eq!(keys, [Key::PowerButton, Key::ForceOff, Key::Help]);
+    }
+}

@@ -1,0 +1,219 @@
+//! What to do next: advice for the failures we know, found in an error's chain of causes and printed once, at the
+//! edge.
+
+use std::error::Error;
+
+use crate::cache::CacheError;
+use crate::desktop::DesktopError;
+use crate::mount::{MountError, PointError};
+use crate::overlay::OverlayError;
+use crate::publish::PublishError;
+use crate::remote::RemoteError;
+use crate::session::SessionError;
+use crate::source::{FailureKind, SourceError};
+use crate::state::StateError;
+use crate::sync::SyncError;
+use crate::upstream::CommitError;
+use crate::versions::VersionError;
+
+/// An error with its causes in one line, and the advice there is for it in another.
+pub fn explain(error: &(dyn Error + 'static)) -> String {
+    match hint(error) {
+        Some(hint) => format!("{}\nhint: {hint}", chain(error)),
+        None => chain(error),
+    }
+}
+
+/// An error and its causes in one line; a cause whose words the error already has is not repeated.
+pub fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(source) = cause {
+        let said = source.to_string();
+        if !text.contains(&said) {
+            text.push_str(": ");
+            text.push_str(&said);
+        }
+        cause = source.source();
+    }
+    text
+}
+
+/// The advice for an error, if there is some.
+pub fn hint(error: &(dyn Error + 'static)) -> Option<String> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(hint) = hint_of(error) {
+            return Some(hint);
+        }
+        cause = error.source();
+    }
+    None
+}
+
+fn hint_of(error: &(dyn Error + 'static)) -> Option<String> {
+    if let Some(error) = error.downcast_ref::<RemoteError>() {
+        return of_remote(error);
+    }
+    if let Some(error) = error.downcast_ref::<StateError>() {
+        return of_state(error);
+    }
+    if let Some(error) = error.downcast_ref::<SessionError>() {
+        return of_session(error);
+    }
+    if let Some(error) = error.downcast_ref::<VersionError>() {
+        return of_version(error);
+    }
+    if let Some(error) = error.downcast_ref::<MountError>() {
+        return of_mount(error);
+    }
+    if let Some(error) = error.downcast_ref::<PointError>() {
+        return of_point(error);
+    }
+    let text = if error.downcast_ref::<SyncError>().is_some_and(|e| matches!(e, SyncError::HeadMoved { .. }))
+    {
+        "nothing was lost: both are kept. See the other version with `satchel history DESKTOP`; to take it up, open \
+         the desktop from another state directory (`--state DIR`) and copy what you need"
+    } else if error.downcast_ref::<CommitError>().is_some_and(|e| matches!(e, CommitError::HeadMoved { .. }))
+    {
+        "someone published meanwhile: run the same command again, it builds on the new version"
+    } else if let Some(PublishError::OtherPublisher { .. }) = error.downcast_ref() {
+        "publish from the machine and user that published it before (the key is publisher.key in its state directory)"
+    } else if let Some(CacheError::InUse { .. }) = error.downcast_ref() {
+        "unmount the desktop that uses it first"
+    } else if let Some(OverlayError::Full { .. }) = error.downcast_ref() {
+        "nothing was lost; free some space on the disk that holds the state directory"
+    } else if let Some(OverlayError::Damaged { .. } | OverlayError::Failed { .. }) = error.downcast_ref() {
+        "check the disk that holds the state directory; what was synced is safe on the server, and moving the \
+         desktop's directory away lets it start again from there"
+    } else if let Some(DesktopError::Foreign { .. }) = error.downcast_ref() {
+        "the directory was copied or renamed; give each desktop the directory it was made in"
+    } else if let Some(SourceError { kind: FailureKind::Damaged, .. }) = error.downcast_ref() {
+        "the server's store is damaged or altered: tell its operator to run `satchel-server verify`"
+    } else {
+        return None;
+    };
+    Some(text.to_owned())
+}
+
+fn of_remote(error: &RemoteError) -> Option<String> {
+    let text = match error {
+        RemoteError::Unreachable { url, .. } => {
+            format!("is the server running there, and does the network reach it? (`curl -k {url}/healthz`)")
+        }
+        RemoteError::OtherCertificate { url, .. } => format!(
+            "ask the server's operator; if the certificate was replaced, log in again: \
+             `satchel login {url} --token TOKEN --fingerprint SHA256:...`"
+        ),
+        RemoteError::UnknownCertificate { found, .. } => format!(
+            "compare it with the line `fingerprint:` that `satchel-server init` printed; if it is the same, add \
+             `--fingerprint {found}`"
+        ),
+        RemoteError::NotThisInterface { .. } => {
+            "is this the address of a Satchel server? If so, client and server are of different versions: update the \
+             older one"
+                .to_owned()
+        }
+        RemoteError::Refused { code, .. } => match code.as_str() {
+            "unauthorized" => "get a new token from the server's operator (`satchel-server token DIR --user NAME \
+                 --role ROLE`) and log in again: `satchel login URL --token TOKEN`"
+                .to_owned(),
+            "forbidden" => "the token's role or user does not allow this; ask the server's operator".to_owned(),
+            "store_full" => "the server has no space left; what was sent is kept, and repeating the command \
+                 continues once there is some"
+                .to_owned(),
+            "busy" => "try again in a moment".to_owned(),
+            _ => return None,
+        },
+        _ => return None,
+    };
+    Some(text)
+}
+
+fn of_state(error: &StateError) -> Option<String> {
+    let text = match error {
+        StateError::NotLoggedIn => "`satchel login URL --token TOKEN --fingerprint SHA256:...`",
+        StateError::OtherServer { .. } => {
+            "use another state directory for this server: `satchel --state DIR login ...`"
+        }
+        StateError::Damaged { .. } => "move the file away; what it held can be had again by logging in",
+        _ => return None,
+    };
+    Some(text.to_owned())
+}
+
+fn of_session(error: &SessionError) -> Option<String> {
+    let text = match error {
+        SessionError::InUse { .. } => {
+            "see `satchel status DESKTOP`; it is free once that process has unmounted it and ended"
+        }
+        SessionError::NoSuchDesktop { .. } => {
+            "see `satchel desktops`, or make it: `satchel create DESKTOP --image IMAGE`"
+        }
+        _ => return None,
+    };
+    Some(text.to_owned())
+}
+
+fn of_version(error: &VersionError) -> Option<String> {
+    let text = match error {
+        VersionError::Bad { .. } | VersionError::WrongKey { .. } | VersionError::OtherSubject { .. } => {
+            "it is not used. Tell the server's operator: `satchel-server verify` finds what was altered"
+        }
+        VersionError::PublisherChanged { .. } => {
+            "ask who publishes the image; if the change is right, remove the image from pins.json in the state \
+             directory"
+        }
+        VersionError::WentBack { .. } => {
+            "an older version may have known holes. If it is meant, name it: `--image NAME@VERSION`"
+        }
+        VersionError::NoSuch(_) => "see `satchel images` and `satchel history`",
+        _ => return None,
+    };
+    Some(text.to_owned())
+}
+
+fn of_mount(error: &MountError) -> Option<String> {
+    let MountError::Fuse { source, .. } = error else { return None };
+    let text = match source.kind() {
+        std::io::ErrorKind::NotFound => "install FUSE: `apt install fuse3`",
+        std::io::ErrorKind::PermissionDenied => "may you use /dev/fuse, and is the directory yours?",
+        _ => {
+            "is FUSE there (`ls -l /dev/fuse`, Debian package fuse3)? `--allow-other` needs `user_allow_other` in /etc/fuse.conf"
+        }
+    };
+    Some(text.to_owned())
+}
+
+fn of_point(error: &PointError) -> Option<String> {
+    let text = match error {
+        PointError::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+            "make the directory first: `mkdir -p DIR`"
+        }
+        PointError::NotEmpty { .. } => "mount on a new directory: what is in this one would be hidden",
+        PointError::Taken { .. } => "see `findmnt DIR`; unmount it first",
+        PointError::Busy { .. } => "close the programs that use the disks (`fuser -vm DIR` lists them)",
+        _ => return None,
+    };
+    Some(text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("cannot do it")]
+    struct Outer(#[source] StateError);
+
+    #[test]
+    fn advice_is_found_anywhere_in_the_chain_and_causes_are_said_once() {
+        let error = Outer(StateError::NotLoggedIn);
+        let text = explain(&error);
+        assert!(text.starts_with("cannot do it: this machine is not logged in"), "{text}");
+        assert!(text.contains("\nhint: `satchel login"), "{text}");
+        let transparent = MountError::Point(PointError::NotEmpty { directory: "/x".into() });
+        assert_eq!(chain(&transparent), "/x is not an empty directory");
+        assert!(hint(&transparent).is_some());
+    }
+}

@@ -1,0 +1,145 @@
+//! Disk images as publishers have them: raw files and qcow2, read without their holes.
+
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use chunk_format::{BootFacts, DiskSize, FormatError};
+
+mod inspect;
+mod qcow2;
+mod raw;
+
+use qcow2::Qcow2Image;
+use raw::RawImage;
+
+/// Why a file cannot be published.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// A file operation failed.
+    #[error("cannot read {}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the file system or the image format said.
+        #[source]
+        source: io::Error,
+    },
+    /// The file is a directory, a pipe or the like.
+    #[error("{} is neither a file nor a block device", path.display())]
+    NotAFile {
+        /// What was given.
+        path: PathBuf,
+    },
+    /// The file is a disk image of a kind Satchel does not read.
+    #[error("{} is {kind}, which Satchel does not read: {remedy}", path.display())]
+    ForeignFormat {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        kind: &'static str,
+        /// What to do about it.
+        remedy: String,
+    },
+    /// Nothing in the file says that it is a disk.
+    #[error("{} does not look like a disk: it has no partition table and no file system known here", path.display())]
+    NotADisk {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The disk's size is not one a disk can have.
+    #[error("{} cannot be a disk", path.display())]
+    BadSize {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: FormatError,
+    },
+    /// A qcow2 file leans on other files, or its end is missing.
+    #[error("{} cannot be published: {reason}", path.display())]
+    Unusable {
+        /// The file.
+        path: PathBuf,
+        /// Why, and what to do.
+        reason: String,
+    },
+}
+
+/// A disk image, open for reading from several threads.
+pub trait DiskImage: Send + Sync + 'static {
+    /// Size of the disk, bytes.
+    fn size_bytes(&self) -> u64;
+
+    /// The ranges that may hold something other than zeros, in order, not touching.
+    ///
+    /// # Errors
+    /// What the file system or the image format says.
+    fn data_ranges(&self) -> io::Result<Vec<Range<u64>>>;
+
+    /// Fills the buffer from an offset of the disk; past its end with zeros.
+    ///
+    /// # Errors
+    /// What the file system or the image format says.
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
+}
+
+/// An image that was opened and looked at.
+pub struct OpenImage {
+    /// Its content.
+    pub image: Arc<dyn DiskImage>,
+    /// Size of the disk.
+    pub size: DiskSize,
+    /// How the disk boots, as far as its partition table tells.
+    pub boot: BootFacts,
+    /// `raw` or `qcow2`.
+    pub format: &'static str,
+}
+
+impl std::fmt::Debug for OpenImage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OpenImage")
+            .field("size", &self.size)
+            .field("format", &self.format)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Opens a disk image and finds out what it is. `force` takes a raw file that does not look like a disk.
+///
+/// # Errors
+/// [`ImageError`].
+pub fn open(path: &Path, force: bool) -> Result<OpenImage, ImageError> {
+    let io = |source| ImageError::Io { path: path.to_owned(), source };
+    let raw = RawImage::open(path)?;
+    let mut head = vec![0; inspect::HEAD_BYTES];
+    raw.read_at(&mut head, 0).map_err(io)?;
+    let (image, format): (Arc<dyn DiskImage>, _) = match inspect::container(&head) {
+        Some(inspect::Container::Qcow2) => {
+            let image = Qcow2Image::open(path, raw.size_bytes())?;
+            image.read_at(&mut head, 0).map_err(io)?;
+            (Arc::new(image), "qcow2")
+        }
+        Some(inspect::Container::Foreign { kind, unpack }) if !force => {
+            let shown = path.display();
+            let remedy = match unpack {
+                Some(command) => format!("unpack it first (`{command} {shown}`)"),
+                None => format!("convert it first (`qemu-img convert -O qcow2 {shown} NEW.qcow2`)"),
+            };
+            return Err(ImageError::ForeignFormat { path: path.to_owned(), kind, remedy });
+        }
+        _ => (Arc::new(raw), "raw"),
+    };
+    let boot = match inspect::boot_facts(&head) {
+        Some(boot) => boot,
+        None if force => inspect::UNKNOWN_BOOT,
+        None => return Err(ImageError::NotADisk { path: path.to_owned() }),
+    };
+    let size = DiskSize::new(image.size_bytes())
+        .map_err(|source| ImageError::BadSize { path: path.to_owned(), source })?;
+    Ok(OpenImage { image, size, boot, format })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,7 @@
+//! `satchel`: carries a desktop from machine to machine.
+
+mod cli;
+
+fn main() -> std::process::ExitCode {
+    cli::main()
+}

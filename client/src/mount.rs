@@ -1,0 +1,254 @@
+//! Serves a desktop's disks on a directory until it is unmounted.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::net::UnixListener;
+use tokio::runtime::Handle;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Notify, oneshot};
+
+mod point;
+
+pub use point::{PointError, clean_stale, unmount};
+
+use crate::control::{self, Connection, Reply, Request};
+use crate::disk::DiskError;
+use crate::fetch::LinkState;
+use crate::fs::DesktopFs;
+use crate::fs::fuse::{self, MountOptions};
+use crate::hint::explain;
+use crate::session::Session;
+use crate::status::DesktopStatus;
+use crate::sync::Syncer;
+use crate::upload::UploadProgress;
+
+/// How often the cache's index is written.
+const SAVE_INTERVAL: Duration = Duration::from_secs(5);
+/// How often unmounting is tried again while some program has a file open.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// How often a sync that someone waits for says how far it is.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Why a desktop could not be mounted, or was not unmounted cleanly.
+#[derive(Debug, thiserror::Error)]
+pub enum MountError {
+    /// The directory cannot be mounted on.
+    #[error(transparent)]
+    Point(#[from] PointError),
+    /// The kernel or `fusermount3` refused.
+    #[error("cannot mount on {}", directory.display())]
+    Fuse {
+        /// The directory.
+        directory: PathBuf,
+        /// What was said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A socket, a signal handler or a thread could not be had.
+    #[error("cannot {action}")]
+    Setup {
+        /// What was being done.
+        action: &'static str,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The last flush failed.
+    #[error("what was written last may not have reached the disk")]
+    Flush(#[from] DiskError),
+}
+
+/// What happens while a desktop is mounted.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A dead mount of an earlier process was cleared away.
+    StaleMountCleared,
+    /// The disks are there.
+    Mounted,
+    /// No source answers; requests that need one wait.
+    LinkDown {
+        /// Why.
+        reason: String,
+    },
+    /// The sources answer again.
+    LinkUp,
+    /// Asked to unmount, but some program has a file open.
+    Busy,
+    /// Unmounting.
+    Unmounting,
+}
+
+/// Serves a session's disks on a directory until it is unmounted, a signal arrives, or someone asks over the control
+/// socket. Everything written is durable when this returns.
+///
+/// # Errors
+/// [`MountError`].
+pub async fn serve(
+    session: Session,
+    desktop_directory: &Path,
+    directory: &Path,
+    options: &MountOptions,
+    syncer: Syncer,
+    events: impl Fn(Event),
+) -> Result<(), MountError> {
+    if clean_stale(directory)? {
+        events(Event::StaleMountCleared);
+    }
+    point::check(directory)?;
+    let setup = |action| move |source| MountError::Setup { action, source };
+    let listener = control::listen(desktop_directory).map_err(setup("listen for other commands"))?;
+    let session = Arc::new(session);
+    let fs = Arc::new(DesktopFs::new(session.desktop.disks()));
+    let fuse = fuse::mount(fs, Handle::current(), directory, options)
+        .map_err(|source| MountError::Fuse { directory: directory.to_owned(), source })?;
+    let (ended, mut unmounted) = oneshot::channel();
+    std::thread::Builder::new()
+        .name("fuse".to_owned())
+        .spawn(move || drop(ended.send(fuse.run())))
+        .map_err(setup("start a thread"))?;
+    let asked = Arc::new(Notify::new());
+    let answering = tokio::spawn(answer(
+        listener,
+        Arc::clone(&session),
+        syncer,
+        directory.display().to_string(),
+        Arc::clone(&asked),
+    ));
+    events(Event::Mounted);
+
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(setup("watch for signals"))?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(setup("watch for signals"))?;
+    let mut link = session.desktop.fetcher().link();
+    let mut save = tokio::time::interval(SAVE_INTERVAL);
+    let mut retry = tokio::time::interval(RETRY_INTERVAL);
+    let mut attempts = 0;
+    let outcome = loop {
+        tokio::select! {
+            outcome = &mut unmounted => break outcome,
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            () = asked.notified() => {}
+            Ok(()) = link.changed() => {
+                match link.borrow_and_update().clone() {
+                    LinkState::Up => events(Event::LinkUp),
+                    LinkState::Down { reason } => events(Event::LinkDown { reason }),
+                }
+                continue;
+            }
+            _ = save.tick() => {
+                let session = Arc::clone(&session);
+                tokio::task::spawn_blocking(move || session.desktop.cache().save_index());
+                continue;
+            }
+            _ = retry.tick(), if attempts > 0 => {
+                // Whoever was in the way may be gone.
+                let unmounting = directory.to_owned();
+                let _ = tokio::task::spawn_blocking(move || unmount(&unmounting, false)).await;
+                continue;
+            }
+        }
+        attempts += 1;
+        // A second signal means it: programs that still have a file open get errors from then on.
+        let force = attempts > 1;
+        events(Event::Unmounting);
+        let unmounting = directory.to_owned();
+        let result = tokio::task::spawn_blocking(move || unmount(&unmounting, force)).await;
+        if force {
+            session.desktop.fetcher().stop();
+        }
+        match result {
+            Ok(Err(PointError::Busy { .. })) => events(Event::Busy),
+            Ok(Err(error)) => tracing::warn!(error = &error as &dyn std::error::Error, "unmounting failed"),
+            _ => {}
+        }
+    };
+    if let Ok(Err(error)) = outcome {
+        tracing::warn!(%error, "the file system ended with an error");
+    }
+    answering.abort();
+    control::unlink(desktop_directory);
+    session.desktop.fetcher().stop();
+    let flushed = {
+        let session = Arc::clone(&session);
+        tokio::task::spawn_blocking(move || session.desktop.flush()).await
+    };
+    match flushed {
+        Ok(flushed) => Ok(flushed?),
+        Err(error) => Err(MountError::Setup { action: "flush the disks", source: error.into() }),
+    }
+}
+
+async fn answer(
+    listener: UnixListener,
+    session: Arc<Session>,
+    syncer: Syncer,
+    mounted_at: String,
+    unmount: Arc<Notify>,
+) {
+    while let Ok((stream, _)) = listener.accept().await {
+        let (session, syncer, mounted_at, unmount) =
+            (Arc::clone(&session), syncer.clone(), mounted_at.clone(), Arc::clone(&unmount));
+        tokio::spawn(async move {
+            let mut connection = Connection::new(stream);
+            let request = match connection.receive::<Request>().await {
+                Ok(Some(request)) => request,
+                Ok(None) => return,
+                Err(error) => {
+                    let _ = connection.send(&Reply::Failed { message: error.to_string() }).await;
+                    return;
+                }
+            };
+            let reply = match request {
+                Request::Status => reply_to(DesktopStatus::of_open(&session.desktop, Some(mounted_at))),
+                Request::Sync { note } => sync(&session, &syncer, note, &mut connection).await,
+                Request::Unmount => {
+                    unmount.notify_one();
+                    Reply::Done { result: serde_json::Value::Null }
+                }
+            };
+            // Who asked may have gone away; what was asked for is done all the same.
+            let _ = connection.send(&reply).await;
+        });
+    }
+}
+
+async fn sync(
+    session: &Session,
+    syncer: &Syncer,
+    note: Option<String>,
+    connection: &mut Connection,
+) -> Reply {
+    let progress = Arc::new(UploadProgress::default());
+    let syncer = Syncer { progress: Arc::clone(&progress), ..syncer.clone() };
+    let syncing = syncer.sync(&session.desktop, note);
+    tokio::pin!(syncing);
+    let mut ticks = tokio::time::interval(PROGRESS_INTERVAL);
+    loop {
+        tokio::select! {
+            result = &mut syncing => return reply_to(result),
+            _ = ticks.tick() => drop(connection.send(&progress_reply(&progress)).await),
+        }
+    }
+}
+
+/// How far an upload is, as the control socket tells it.
+pub fn progress_reply(progress: &UploadProgress) -> Reply {
+    Reply::Progress {
+        total_bytes: progress.total_bytes.load(Ordering::Relaxed),
+        hashed_bytes: progress.hashed_bytes.load(Ordering::Relaxed),
+        new_bytes: progress.new_bytes.load(Ordering::Relaxed),
+        sent_bytes: progress.sent_bytes.load(Ordering::Relaxed),
+        sent_raw_bytes: progress.sent_raw_bytes.load(Ordering::Relaxed),
+    }
+}
+
+fn reply_to<T: serde::Serialize, E: std::error::Error + 'static>(result: Result<T, E>) -> Reply {
+    match result.map(serde_json::to_value) {
+        Ok(Ok(result)) => Reply::Done { result },
+        Ok(Err(error)) => Reply::Failed { message: error.to_string() },
+        Err(error) => Reply::Failed { message: explain(&error) },
+    }
+}

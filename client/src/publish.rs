@@ -1,0 +1,264 @@
+//! Publishes a disk image as the next golden version.
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use chunk_format::{
+    ChunkIndex, ChunkSize, Disk, DiskRole, Features, FormatError, Manifest, Name, Namespace, PublicKey,
+    SecretKey, SegmentId, SegmentIndex, Subject,
+};
+
+use crate::desktop::Version;
+use crate::image::{self, DiskImage, ImageError, OpenImage};
+use crate::remote::{PresentIn, Remote, RemoteError, VersionInfo};
+use crate::upload::{Patience, ReadChunk, SegmentWork, Upload, UploadError, UploadProgress};
+use crate::upstream::{CommitError, Upstream};
+use crate::versions::{self, VersionError};
+
+/// Why an image was not published. What was sent is kept, and publishing again continues.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishError {
+    /// The file cannot be published.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// The image belongs to another publisher.
+    #[error("image {image} is signed by {publisher}; the publisher key of this machine is {ours}")]
+    OtherPublisher {
+        /// The image.
+        image: Name,
+        /// Its publisher's key.
+        publisher: PublicKey,
+        /// This machine's.
+        ours: PublicKey,
+    },
+    /// The newest version could not be read.
+    #[error(transparent)]
+    Version(#[from] VersionError),
+    /// The upload failed.
+    #[error(transparent)]
+    Upload(#[from] UploadError),
+    /// The version could not be written down.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    /// Someone else published a version meanwhile.
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+    /// The server could not be asked.
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
+}
+
+/// What to publish, and as what.
+#[derive(Debug)]
+pub struct Request<'a> {
+    /// The disk image.
+    pub file: &'a Path,
+    /// The image it becomes a version of.
+    pub image: &'a Name,
+    /// The channel that moves to the new version.
+    pub channel: Option<&'a Name>,
+    /// What to say of it.
+    pub note: Option<String>,
+    /// Take a file that does not look like a disk.
+    pub force: bool,
+}
+
+/// What publishing needs.
+#[derive(Clone)]
+pub struct Publisher {
+    /// The server.
+    pub remote: Remote,
+    /// Signs the versions.
+    pub key: Arc<SecretKey>,
+    /// What to call this machine in the history.
+    pub machine: String,
+    /// Told how far it is.
+    pub progress: Arc<UploadProgress>,
+    /// Threads that read, hash and compress.
+    pub threads: usize,
+    /// The time, milliseconds since 1970 UTC, for people.
+    pub now_ms: fn() -> u64,
+}
+
+/// What publishing did.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// The version that holds the disk now.
+    pub version: VersionInfo,
+    /// Whether the disk was already published as the newest version.
+    pub unchanged: bool,
+    /// Size of the disk, bytes.
+    pub size_bytes: u64,
+    /// Bytes read: what is not a hole.
+    pub data_bytes: u64,
+    /// Bytes the server lacked, before compression.
+    pub new_bytes: u64,
+    /// Bytes sent.
+    pub sent_bytes: u64,
+}
+
+impl Publisher {
+    /// Publishes a disk image.
+    ///
+    /// # Errors
+    /// [`PublishError`].
+    pub async fn publish(&self, request: Request<'_>) -> Result<Report, PublishError> {
+        let open = image::open(request.file, request.force)?;
+        let subject = Subject::Image { image: request.image.clone() };
+        let parent = self.newest(request.image, &subject).await?;
+        let io = |source| ImageError::Io { path: request.file.to_owned(), source };
+        let chunk_size = ChunkSize::DEFAULT;
+        let ranges = open.image.data_ranges().map_err(io)?;
+        let segments = open
+            .size
+            .segments(chunk_size)
+            .map_err(|source| ImageError::BadSize { path: request.file.to_owned(), source })?;
+        let work = plan(&ranges, chunk_size);
+        let data_bytes =
+            work.iter().map(|work| work.positions.len() as u64).sum::<u64>() * chunk_size.bytes_u64();
+        let disk = self.upload(request.image, &open, segments, work, parent.as_ref()).await?;
+        let report = |version, unchanged| Report {
+            version,
+            unchanged,
+            size_bytes: disk.size.bytes(),
+            data_bytes,
+            new_bytes: self.progress.new_bytes.load(Ordering::Relaxed),
+            sent_bytes: self.progress.sent_bytes.load(Ordering::Relaxed),
+        };
+        if let Some(parent) = &parent
+            && parent.manifest.disks == [disk.clone()]
+            && parent.manifest.boot == open.boot
+        {
+            // Committing it again changes nothing but where the channel points.
+            let version = self.commit(&subject, request.channel, parent).await?;
+            return Ok(report(version, true));
+        }
+        let manifest = Manifest {
+            features: Features::default(),
+            subject: subject.clone(),
+            base: None,
+            parent: parent.as_ref().map(|parent| parent.id),
+            sequence: parent.as_ref().map_or(1, |parent| parent.manifest.sequence + 1),
+            created_ms: (self.now_ms)(),
+            machine: self.machine.clone(),
+            note: request.note,
+            disks: vec![disk.clone()],
+            boot: open.boot,
+        };
+        let bytes = manifest.encode()?;
+        let version = Version::decode(bytes.clone(), self.key.sign(&bytes))?;
+        let committed = self.commit(&subject, request.channel, &version).await?;
+        Ok(report(committed, false))
+    }
+
+    /// The newest version of the image, if there is one, checked to be ours.
+    async fn newest(&self, image: &Name, subject: &Subject) -> Result<Option<Version>, PublishError> {
+        let info = match self.remote.image(image).await {
+            Err(error) if error.code() == Some("not_found") => return Ok(None),
+            info => info?,
+        };
+        let ours = self.key.public();
+        if info.publisher != ours {
+            return Err(PublishError::OtherPublisher {
+                image: image.clone(),
+                publisher: info.publisher,
+                ours,
+            });
+        }
+        Ok(Some(versions::fetch_version(&self.remote, subject, info.latest.id, &ours).await?))
+    }
+
+    async fn upload(
+        &self,
+        image: &Name,
+        open: &OpenImage,
+        segments: u32,
+        work: Vec<SegmentWork>,
+        parent: Option<&Version>,
+    ) -> Result<Disk, PublishError> {
+        let known: HashSet<SegmentId> = parent
+            .iter()
+            .flat_map(|parent| &parent.manifest.disks)
+            .flat_map(|disk| disk.segments.clone())
+            .collect();
+        let upload = Upload {
+            upstream: Arc::new(self.remote.clone()),
+            place: PresentIn { namespace: Namespace::Image(image.clone()), also: None },
+            chunk_size: ChunkSize::DEFAULT,
+            known_segments: Arc::new(known),
+            progress: Arc::clone(&self.progress),
+            threads: self.threads,
+            patience: Patience::DEFAULT,
+        };
+        let reader = ImageReader { image: Arc::clone(&open.image), chunk_size: upload.chunk_size };
+        let mut ids = vec![SegmentId::ZERO; segments as usize];
+        for done in upload.run(work, Arc::new(reader)).await? {
+            if let Some(id) = ids.get_mut(done.index.0 as usize) {
+                *id = done.segment.id();
+            }
+        }
+        Ok(Disk { role: DiskRole::System, size: open.size, chunk_size: upload.chunk_size, segments: ids })
+    }
+
+    async fn commit(
+        &self,
+        subject: &Subject,
+        channel: Option<&Name>,
+        version: &Version,
+    ) -> Result<VersionInfo, CommitError> {
+        let commit =
+            || Upstream::commit(&self.remote, subject, channel, version.bytes.clone(), &version.signature);
+        Patience::DEFAULT.retry(commit).await
+    }
+}
+
+struct ImageReader {
+    image: Arc<dyn DiskImage>,
+    chunk_size: ChunkSize,
+}
+
+impl ReadChunk for ImageReader {
+    fn read_chunk(
+        &self,
+        _disk: usize,
+        chunk: ChunkIndex,
+        buf: &mut [u8],
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        Ok(self.image.read_at(buf, chunk.offset_bytes(self.chunk_size))?)
+    }
+}
+
+/// The chunks that data touches, by segment; the rest of the disk is zeros without reading it.
+fn plan(ranges: &[std::ops::Range<u64>], chunk_size: ChunkSize) -> Vec<SegmentWork> {
+    let mut segments = BTreeMap::<SegmentIndex, Vec<usize>>::new();
+    let mut next = 0;
+    for range in ranges.iter().filter(|range| !range.is_empty()) {
+        let first = ChunkIndex::containing(range.start, chunk_size).0.max(next);
+        next = ChunkIndex::containing(range.end - 1, chunk_size).0 + 1;
+        for chunk in first..next {
+            let (segment, at) = ChunkIndex(chunk).in_segment();
+            segments.entry(segment).or_default().push(at);
+        }
+    }
+    segments
+        .into_iter()
+        .map(|(index, positions)| SegmentWork { disk: 0, index, before: None, positions })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_chunk_with_data_is_read_once() {
+        let size = ChunkSize::DEFAULT;
+        let kib = |at: u64| at << 10;
+        let work = plan(&[0..1, kib(60)..kib(65), kib(66)..kib(67), (64 << 20) - 1..(64 << 20) + 1], size);
+        let planned: Vec<_> = work.iter().map(|work| (work.index.0, work.positions.clone())).collect();
+        assert_eq!(planned, [(0, vec![0, 1, 1023]), (1, vec![0])]);
+        assert!(plan(&[], size).is_empty());
+    }
+}

@@ -1,0 +1,406 @@
+//! Runs a desktop: mounts it in a process of its own, starts an engine on the disks, and syncs when the machine is
+//! switched off.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use chunk_format::Firmware;
+use serde_json::json;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::process::{Child, Command};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+use crate::control::{Connection, ControlError, Reply, Request};
+use crate::engine::console::{self, Key, RawTerminal};
+use crate::engine::qmp::{Event as MachineEvent, Qmp};
+use crate::engine::{Display, EngineError, Machine, die_with_parent, qemu};
+use crate::sync::SyncReport;
+
+/// How long a mount may take to appear: it may have to fetch a version over a slow link first.
+const MOUNT_TIMEOUT: Duration = Duration::from_secs(120);
+/// How long the mount's process may take to end after the machine.
+const UNMOUNT_TIMEOUT: Duration = Duration::from_secs(60);
+/// How often a machine that was stopped by a full disk is told to go on.
+const CONTINUE_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Why a desktop could not be run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The desktop could not be mounted; the process that tried has said why.
+    #[error("desktop {desktop} could not be mounted")]
+    NotMounted {
+        /// The desktop.
+        desktop: String,
+    },
+    /// The mount's process ended while the machine was running.
+    #[error("the process that serves the disks ended; the machine was stopped. What it had flushed is safe")]
+    MountDied,
+    /// The engine failed.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// QEMU ended with an error.
+    #[error("QEMU ended with an error: {said}")]
+    Qemu {
+        /// Its own words.
+        said: String,
+    },
+    /// The mount's process could not be talked to.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// A process, a signal handler or the terminal could not be had.
+    #[error("cannot {action}")]
+    Setup {
+        /// What was being done.
+        action: &'static str,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// A desktop to run.
+#[derive(Clone, Debug)]
+pub struct RunRequest {
+    /// The desktop.
+    pub desktop: String,
+    /// Its directory.
+    pub desktop_directory: PathBuf,
+    /// The command that mounts it on the directory added at its end, in the foreground, and prints a line when the
+    /// disks are there.
+    pub mount_command: Vec<std::ffi::OsString>,
+    /// Memory, MiB.
+    pub memory_mib: u64,
+    /// Processors.
+    pub cpus: u32,
+    /// The machine's screen.
+    pub display: Display,
+    /// How it boots.
+    pub firmware: Firmware,
+    /// Whether to sync after the machine was switched off.
+    pub sync: bool,
+}
+
+/// What happens while a desktop runs.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A line from the process that serves the disks.
+    Mount(String),
+    /// The machine is starting.
+    Starting {
+        /// Whether the processor runs it itself.
+        accelerated: bool,
+        /// Whether what is typed goes to it.
+        interactive: bool,
+    },
+    /// Its screen can be seen here.
+    Vnc {
+        /// `127.0.0.1:PORT`.
+        address: String,
+        /// The password.
+        password: String,
+    },
+    /// The power button was pressed.
+    ShuttingDown,
+    /// The machine is being switched off.
+    ForcedOff,
+    /// What keys there are.
+    Help,
+    /// A disk could not answer; the machine waits and is told to go on now and then.
+    DiskStopped {
+        /// Whether for want of space.
+        no_space: bool,
+    },
+    /// The guest's kernel has panicked.
+    Panicked,
+    /// The machine is off.
+    Off,
+    /// How far the sync is.
+    Syncing(Reply),
+    /// The sync is done.
+    Synced(Box<SyncReport>),
+    /// The sync failed; what was written is kept.
+    NotSynced {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Runs a desktop until its machine is switched off. Whether the sync worked is told by an event.
+///
+/// # Errors
+/// [`RunError`].
+pub async fn run(request: &RunRequest, events: &impl Fn(Event)) -> Result<(), RunError> {
+    let mut mount = Mount::start(request, events).await?;
+    let ran = run_machine(request, &mut mount, events).await;
+    let died = matches!(ran, Err(RunError::MountDied));
+    if !died {
+        events(Event::Off);
+        if request.sync && ran.is_ok() {
+            sync(&request.desktop_directory, events).await;
+        }
+        mount.stop(&request.desktop_directory).await;
+    }
+    ran
+}
+
+async fn run_machine(
+    request: &RunRequest,
+    mount: &mut Mount,
+    events: &impl Fn(Event),
+) -> Result<(), RunError> {
+    let setup = |action| move |source| RunError::Setup { action, source };
+    let home = mount.directory.join("home.raw");
+    let machine = Machine {
+        name: request.desktop.clone(),
+        system: mount.directory.join("system.raw"),
+        home: mount.has_home.then_some(home),
+        firmware: request.firmware,
+        settings: request.desktop_directory.join("uefi-settings.fd"),
+        memory_mib: request.memory_mib,
+        cpus: request.cpus,
+        display: request.display,
+    };
+    let mut running = qemu::start(&machine)?;
+    let (mut qmp, machine_events) = match Qmp::open(running.control).await {
+        Ok(open) => open,
+        // It ended before it spoke: its own words say why.
+        Err(error) => return Err(qemu_failure(&mut running.process).await.unwrap_or(error.into())),
+    };
+    if request.display == Display::Vnc {
+        events(open_vnc(&mut qmp).await?);
+    }
+    let terminal = RawTerminal::enter().map_err(setup("set up the terminal"))?;
+    let interactive = terminal.is_some();
+    events(Event::Starting { accelerated: running.accelerated, interactive });
+    let (key_sender, keys) = mpsc::unbounded_channel();
+    console::connect(running.serial, interactive, key_sender).map_err(setup("start a thread"))?;
+    let mut supervisor = Supervisor { qmp, asked_to_stop: false, stopped_by_disk: false, events };
+    let outcome = supervisor.watch(&mut running.process, mount, machine_events, keys).await;
+    drop(terminal);
+    outcome
+}
+
+/// Watches over a running machine.
+struct Supervisor<'a, E: Fn(Event)> {
+    qmp: Qmp,
+    asked_to_stop: bool,
+    stopped_by_disk: bool,
+    events: &'a E,
+}
+
+impl<E: Fn(Event)> Supervisor<'_, E> {
+    async fn watch(
+        &mut self,
+        process: &mut Child,
+        mount: &mut Mount,
+        mut machine_events: mpsc::UnboundedReceiver<MachineEvent>,
+        mut keys: mpsc::UnboundedReceiver<Key>,
+    ) -> Result<(), RunError> {
+        let setup = |source| RunError::Setup { action: "watch for signals", source };
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(setup)?;
+        let mut terminate = signal(SignalKind::terminate()).map_err(setup)?;
+        let mut hangup = signal(SignalKind::hangup()).map_err(setup)?;
+        let mut retry = tokio::time::interval(CONTINUE_INTERVAL);
+        let Mount { process: mount_process, lines, .. } = mount;
+        loop {
+            tokio::select! {
+                status = process.wait() => {
+                    return match status {
+                        Ok(status) if status.success() || self.asked_to_stop => Ok(()),
+                        _ => Err(qemu_failure(process).await.unwrap_or(RunError::Qemu { said: "it was killed".to_owned() })),
+                    };
+                }
+                _ = mount_process.wait() => {
+                    // Without its disks the machine can only hang.
+                    let _ = process.kill().await;
+                    return Err(RunError::MountDied);
+                }
+                Some(line) = lines.recv() => (self.events)(Event::Mount(line)),
+                Some(key) = keys.recv() => match key {
+                    Key::PowerButton => self.stop(process).await,
+                    Key::ForceOff => self.force_off(process).await,
+                    Key::Help => (self.events)(Event::Help),
+                },
+                _ = interrupt.recv() => self.stop(process).await,
+                _ = terminate.recv() => self.stop(process).await,
+                _ = hangup.recv() => self.stop(process).await,
+                Some(event) = machine_events.recv() => self.take(&event),
+                _ = retry.tick(), if self.stopped_by_disk => {
+                    self.stopped_by_disk = false;
+                    // It stops again when the disk still cannot answer.
+                    let _ = self.qmp.run("cont", json!({})).await;
+                }
+            }
+        }
+    }
+
+    /// Presses the power button; switches off when asked a second time.
+    async fn stop(&mut self, process: &mut Child) {
+        if self.asked_to_stop {
+            return self.force_off(process).await;
+        }
+        self.asked_to_stop = true;
+        (self.events)(Event::ShuttingDown);
+        if self.qmp.run("system_powerdown", json!({})).await.is_err() {
+            self.force_off(process).await;
+        }
+    }
+
+    async fn force_off(&mut self, process: &mut Child) {
+        self.asked_to_stop = true;
+        (self.events)(Event::ForcedOff);
+        if self.qmp.run("quit", json!({})).await.is_err() {
+            // Gone already is as good.
+            let _ = process.start_kill();
+        }
+    }
+
+    fn take(&mut self, event: &MachineEvent) {
+        match event.name.as_str() {
+            "BLOCK_IO_ERROR" if event.data["action"] == "stop" => {
+                if !self.stopped_by_disk {
+                    let no_space = event.data["nospace"].as_bool().unwrap_or(false);
+                    (self.events)(Event::DiskStopped { no_space });
+                }
+                self.stopped_by_disk = true;
+            }
+            "GUEST_PANICKED" => (self.events)(Event::Panicked),
+            _ => {}
+        }
+    }
+}
+
+/// What QEMU said before it ended, if it said something.
+async fn qemu_failure(process: &mut Child) -> Option<RunError> {
+    let mut said = String::new();
+    let stderr = process.stderr.as_mut()?;
+    let read =
+        tokio::time::timeout(Duration::from_secs(5), stderr.take(65_536).read_to_string(&mut said)).await;
+    let said = said.trim().to_owned();
+    (read.is_ok() && !said.is_empty()).then_some(RunError::Qemu { said })
+}
+
+/// Gives the screen a password, since other users of this machine can connect to it too.
+async fn open_vnc(qmp: &mut Qmp) -> Result<Event, RunError> {
+    // As long as the protocol takes (RFC 6143, section 7.2.2).
+    const LETTERS: &[u8] = b"abcdefghijkmnpqrstuvwxyz23456789";
+    let mut random = [0; 8];
+    getrandom::fill(&mut random).map_err(|error| RunError::Setup {
+        action: "make a password",
+        source: std::io::Error::other(error.to_string()),
+    })?;
+    let password: String =
+        random.iter().map(|byte| char::from(LETTERS[usize::from(*byte) % LETTERS.len()])).collect();
+    qmp.run("set_password", json!({"protocol": "vnc", "password": password})).await?;
+    let vnc = qmp.run("query-vnc", json!({})).await?;
+    let part = |name: &str| vnc[name].as_str().unwrap_or("?").to_owned();
+    Ok(Event::Vnc { address: format!("{}:{}", part("host"), part("service")), password })
+}
+
+async fn sync(desktop_directory: &Path, events: &impl Fn(Event)) {
+    let synced = async {
+        let mut connection = Connection::open(desktop_directory).await?;
+        let request = Request::Sync { note: None };
+        connection.ask(&request, |reply| events(Event::Syncing(reply.clone()))).await
+    };
+    let report = synced.await.map(serde_json::from_value::<SyncReport>);
+    events(match report {
+        Ok(Ok(report)) => Event::Synced(Box::new(report)),
+        Ok(Err(error)) => Event::NotSynced { reason: error.to_string() },
+        Err(error) => Event::NotSynced { reason: error.to_string() },
+    });
+}
+
+/// The process that serves the disks.
+struct Mount {
+    process: Child,
+    directory: PathBuf,
+    has_home: bool,
+    /// What it says.
+    lines: mpsc::UnboundedReceiver<String>,
+}
+
+impl Mount {
+    async fn start(request: &RunRequest, events: &impl Fn(Event)) -> Result<Self, RunError> {
+        let directory = request.desktop_directory.join("disks");
+        let setup = |action| move |source| RunError::Setup { action, source };
+        match std::fs::create_dir_all(&directory) {
+            // A dead mount of an earlier run, which the next mount clears away.
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NOTCONN.raw_os_error()) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            made => made.map_err(setup("make the directory for the disks"))?,
+        }
+        let (program, arguments) = request
+            .mount_command
+            .split_first()
+            .ok_or_else(|| RunError::NotMounted { desktop: request.desktop.clone() })?;
+        let mut command = Command::new(program);
+        let mut process = die_with_parent(&mut command)
+            .args(arguments)
+            .arg(&directory)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            // A Ctrl-C in the terminal must not take the disks away from under the machine.
+            .process_group(0)
+            .spawn()
+            .map_err(setup("start the process that serves the disks"))?;
+        let (line_sender, mut lines) = mpsc::unbounded_channel();
+        if let Some(stderr) = process.stderr.take() {
+            tokio::spawn(async move {
+                let mut reader = BufReader::new(stderr).lines();
+                while let Ok(Some(line)) = reader.next_line().await {
+                    if line_sender.send(line).is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+        let mut ready = String::new();
+        let mut stdout = process.stdout.take().map(BufReader::new);
+        let deadline = tokio::time::sleep(MOUNT_TIMEOUT);
+        tokio::pin!(deadline);
+        let not_mounted = || RunError::NotMounted { desktop: request.desktop.clone() };
+        loop {
+            let Some(stdout) = &mut stdout else { return Err(not_mounted()) };
+            tokio::select! {
+                read = stdout.read_line(&mut ready) => {
+                    if read.is_ok_and(|read| read > 0) {
+                        break;
+                    }
+                    // It has ended: what it said comes first.
+                    while let Some(line) = lines.recv().await {
+                        events(Event::Mount(line));
+                    }
+                    return Err(not_mounted());
+                }
+                Some(line) = lines.recv() => events(Event::Mount(line)),
+                () = &mut deadline => return Err(not_mounted()),
+            }
+        }
+        let has_home = std::fs::exists(directory.join("home.raw")).unwrap_or(false);
+        Ok(Self { process, directory, has_home, lines })
+    }
+
+    async fn stop(&mut self, desktop_directory: &Path) {
+        let asked = async {
+            let mut connection = Connection::open(desktop_directory).await?;
+            connection.ask(&Request::Unmount, |_| {}).await
+        };
+        if asked.await.is_err() {
+            // It has no socket to be asked on; a signal says the same.
+            if let Some(pid) = self.process.id().and_then(|pid| i32::try_from(pid).ok())
+                && let Some(pid) = rustix::process::Pid::from_raw(pid)
+            {
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+            }
+        }
+        if tokio::time::timeout(UNMOUNT_TIMEOUT, self.process.wait()).await.is_err() {
+            tracing::warn!("the process that serves the disks does not end");
+        }
+        // Empty and unmounted by now; if not, it stays.
+        let _ = std::fs::remove_dir(&self.directory);
+    }
+}

@@ -1,0 +1,389 @@
+//! Opens a desktop on this machine: takes its lock, brings it up to date with the server if the server can be
+//! reached, and puts its disks together.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use chunk_format::{ChunkSize, Firmware, ManifestId, Name, Subject};
+use rustix::fs::{FlockOperation, flock};
+use tokio::runtime::Handle;
+
+use crate::cache::{Cache, CacheConfig, CacheError};
+use crate::desktop::{DesktopError, DesktopStore, NewDesktop, OpenDesktop, Version};
+use crate::fetch::{Fetcher, OnMissing, SegmentStore};
+use crate::remote::{DesktopInfo, Remote, RemoteError, VersionInfo};
+use crate::source::HttpSource;
+use crate::state::{Login, StateDir, StateError, make_private_dir};
+use crate::versions::{VersionError, fetch_version};
+use crate::volume::{DirVolume, Volume};
+
+/// How long opening waits for the server before it goes on with what is here.
+const REFRESH_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why a desktop could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// The state directory failed.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// Another process has the desktop open.
+    #[error("desktop {desktop} is in use by another process on this machine (pid {pid})")]
+    InUse {
+        /// The desktop.
+        desktop: Name,
+        /// The process, as far as it is known.
+        pid: String,
+    },
+    /// The lock could not be taken.
+    #[error("cannot lock {}", path.display())]
+    Lock {
+        /// The lock file.
+        path: PathBuf,
+        /// What the file system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// There is no such desktop, here or on the server.
+    #[error("there is no desktop {desktop}, neither on this machine nor on the server")]
+    NoSuchDesktop {
+        /// The desktop.
+        desktop: Name,
+    },
+    /// Nothing of the desktop is on this machine, and the server cannot be reached.
+    #[error("nothing of desktop {desktop} is on this machine yet, and the server cannot be asked")]
+    NotHere {
+        /// The desktop.
+        desktop: Name,
+        /// Why the server cannot be asked.
+        #[source]
+        source: RemoteError,
+    },
+    /// The desktop's files failed.
+    #[error("cannot open desktop {desktop} in {}", path.display())]
+    Desktop {
+        /// The desktop.
+        desktop: Name,
+        /// Its directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: DesktopError,
+    },
+    /// A version from the server does not hold.
+    #[error(transparent)]
+    Version(#[from] VersionError),
+    /// The cache could not be opened.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+}
+
+/// How to open a desktop.
+#[derive(Clone, Copy, Debug)]
+pub struct SessionOptions {
+    /// Most bytes of fetched chunks to keep.
+    pub cache_bytes: u64,
+    /// What to do when no source has the right bytes.
+    pub on_missing: OnMissing,
+}
+
+/// What a person should know about how the desktop was opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// The server could not be reached; the desktop is at the version this machine had.
+    Offline {
+        /// Why, in words.
+        reason: String,
+    },
+    /// Another machine's version was taken up.
+    MovedTo {
+        /// The version's number.
+        sequence: u64,
+        /// The machine it was made on.
+        machine: String,
+    },
+    /// Another machine made a version while this one holds changes of its own.
+    Diverged {
+        /// The server's newest version.
+        sequence: u64,
+        /// The machine it was made on.
+        machine: String,
+    },
+    /// The server knows only versions older than the one here.
+    ServerIsBehind {
+        /// The server's newest version.
+        server: u64,
+        /// The version here.
+        here: u64,
+    },
+    /// The server does not know the desktop any more.
+    GoneFromServer,
+}
+
+/// A desktop that is open on this machine. Its lock is held until this is dropped.
+#[derive(Debug)]
+pub struct Session {
+    /// The desktop.
+    pub desktop: OpenDesktop,
+    /// What it is a desktop of.
+    pub subject: Subject,
+    /// Its server.
+    pub remote: Remote,
+    /// What a person should know.
+    pub notices: Vec<Notice>,
+    _lock: DesktopLock,
+}
+
+/// The lock of a desktop's directory. The kernel lets go of it when the process ends, however it ends.
+#[derive(Debug)]
+pub struct DesktopLock {
+    _file: File,
+}
+
+impl DesktopLock {
+    /// Takes the lock.
+    ///
+    /// # Errors
+    /// `InUse`, `Lock`.
+    pub fn take(directory: &Path, desktop: &Name) -> Result<Self, SessionError> {
+        let path = directory.join("lock");
+        let failed = |source| SessionError::Lock { path: path.clone(), source };
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        let mut file = options.open(&path).map_err(failed)?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                let mut pid = String::new();
+                // Only for the message; who holds the lock writes its number right after taking it.
+                let _ = file.take(16).read_to_string(&mut pid);
+                let pid = match pid.trim() {
+                    "" => "unknown".to_owned(),
+                    pid => pid.to_owned(),
+                };
+                return Err(SessionError::InUse { desktop: desktop.clone(), pid });
+            }
+            Err(error) => return Err(failed(error.into())),
+        }
+        let pid = format!("{}\n", std::process::id());
+        file.set_len(0)
+            .and_then(|()| file.rewind())
+            .and_then(|()| file.write_all(pid.as_bytes()))
+            .map_err(failed)?;
+        Ok(Self { _file: file })
+    }
+}
+
+impl Session {
+    /// Opens a desktop.
+    ///
+    /// # Errors
+    /// [`SessionError`].
+    pub async fn open(
+        state: &StateDir,
+        desktop: &Name,
+        options: &SessionOptions,
+    ) -> Result<Self, SessionError> {
+        let (login, remote) = state.remote()?;
+        let directory = state.desktop_path(desktop);
+        let opening = Opening { login: &login, remote: &remote, desktop, directory: &directory };
+        let answer = tokio::time::timeout(REFRESH_TIMEOUT, remote.desktop(desktop)).await;
+        let found = match answer {
+            Ok(Ok(info)) => Ok(Some(info)),
+            Ok(Err(error)) if error.code() == Some("not_found") => Ok(None),
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(RemoteError::Unexpected {
+                url: login.url.clone(),
+                reason: format!("no answer within {} s", REFRESH_TIMEOUT.as_secs()),
+            }),
+        };
+        if !directory.exists() && matches!(found, Ok(None)) {
+            return Err(SessionError::NoSuchDesktop { desktop: desktop.clone() });
+        }
+        for path in [&directory, &directory.join("segments"), &directory.join("cache")] {
+            make_private_dir(path)?;
+        }
+        let lock = DesktopLock::take(&directory, desktop)?;
+        let mut notices = Vec::new();
+        let store = opening.bring_up_to_date(found, &mut notices).await?;
+        let runtime = Handle::current();
+        let desktop = opening.assemble(store, options, &runtime)?;
+        let subject = opening.subject();
+        Ok(Self { desktop, subject, remote, notices, _lock: lock })
+    }
+}
+
+/// How a desktop boots: from its files on this machine, or as the server says when there are none.
+///
+/// # Errors
+/// [`SessionError`].
+pub async fn firmware(
+    directory: &Path,
+    remote: &Remote,
+    subject: &Subject,
+) -> Result<Firmware, SessionError> {
+    let Subject::Desktop { desktop, .. } = subject else { return Ok(Firmware::Bios) };
+    let failed =
+        |source| SessionError::Desktop { desktop: desktop.clone(), path: directory.to_owned(), source };
+    if let Ok(volume) = DirVolume::open(directory) {
+        match DesktopStore::read_only(Arc::new(volume)) {
+            Ok(store) => {
+                let head = store.version(store.record().head).map_err(failed)?;
+                return Ok(head.manifest.boot.firmware);
+            }
+            Err(DesktopError::NotHere) => {}
+            Err(error) => return Err(failed(error)),
+        }
+    }
+    let info = match remote.desktop(desktop).await {
+        Ok(info) => info,
+        Err(error) if error.code() == Some("not_found") => {
+            return Err(SessionError::NoSuchDesktop { desktop: desktop.clone() });
+        }
+        Err(source) => return Err(SessionError::NotHere { desktop: desktop.clone(), source }),
+    };
+    let head = fetch_version(remote, subject, info.head.id, &info.head.key).await?;
+    Ok(head.manifest.boot.firmware)
+}
+
+/// A desktop on its way to being open.
+struct Opening<'a> {
+    login: &'a Login,
+    remote: &'a Remote,
+    desktop: &'a Name,
+    directory: &'a Path,
+}
+
+impl Opening<'_> {
+    fn subject(&self) -> Subject {
+        Subject::Desktop { owner: self.login.user.clone(), desktop: self.desktop.clone() }
+    }
+
+    fn failed(&self, source: DesktopError) -> SessionError {
+        SessionError::Desktop { desktop: self.desktop.clone(), path: self.directory.to_owned(), source }
+    }
+
+    /// Opens the desktop's files, begins them if there are none, and takes up a newer version if nothing here
+    /// speaks against it.
+    async fn bring_up_to_date(
+        &self,
+        found: Result<Option<DesktopInfo>, RemoteError>,
+        notices: &mut Vec<Notice>,
+    ) -> Result<DesktopStore, SessionError> {
+        let volume: Arc<dyn Volume> = Arc::new(
+            DirVolume::open(self.directory)
+                .map_err(|source| SessionError::Lock { path: self.directory.to_owned(), source })?,
+        );
+        let opened =
+            DesktopStore::open(Arc::clone(&volume), &self.login.server, &self.login.user, self.desktop);
+        let store = match opened {
+            Err(DesktopError::NotHere) => return self.begin(volume, found).await,
+            opened => opened.map_err(|source| self.failed(source))?,
+        };
+        match found {
+            Err(error) => notices.push(Notice::Offline { reason: error.to_string() }),
+            Ok(None) => notices.push(Notice::GoneFromServer),
+            Ok(Some(info)) => self.catch_up(&store, &info, notices).await?,
+        }
+        Ok(store)
+    }
+
+    async fn begin(
+        &self,
+        volume: Arc<dyn Volume>,
+        found: Result<Option<DesktopInfo>, RemoteError>,
+    ) -> Result<DesktopStore, SessionError> {
+        let desktop = self.desktop.clone();
+        let info = match found {
+            Ok(Some(info)) => info,
+            Ok(None) => return Err(SessionError::NoSuchDesktop { desktop }),
+            Err(source) => return Err(SessionError::NotHere { desktop, source }),
+        };
+        let (head, base) = self.fetch(&info.head).await?;
+        let publisher = base.signature.key;
+        let new = NewDesktop {
+            server: self.login.server,
+            owner: self.login.user.clone(),
+            desktop,
+            id: info.id,
+            publisher,
+        };
+        DesktopStore::create(volume, new, &head, &base).map_err(|source| self.failed(source))
+    }
+
+    async fn catch_up(
+        &self,
+        store: &DesktopStore,
+        info: &DesktopInfo,
+        notices: &mut Vec<Notice>,
+    ) -> Result<(), SessionError> {
+        let record = store.record();
+        let server = &info.head;
+        // A version of ours whose commit was not yet heard of is the next sync's business.
+        if server.id == record.head || record.pending.is_some_and(|pending| pending.manifest == server.id) {
+            return Ok(());
+        }
+        let here = store.version(record.head).map_err(|source| self.failed(source))?;
+        let (sequence, machine) = (server.sequence, server.machine.clone());
+        if sequence <= here.manifest.sequence {
+            notices.push(Notice::ServerIsBehind { server: sequence, here: here.manifest.sequence });
+        } else if has_changes(store, &here).map_err(|source| self.failed(source))? {
+            notices.push(Notice::Diverged { sequence, machine });
+        } else {
+            let (head, base) = self.fetch(server).await?;
+            store.move_to(&head, &base).map_err(|source| self.failed(source))?;
+            notices.push(Notice::MovedTo { sequence, machine });
+        }
+        Ok(())
+    }
+
+    /// Fetches a version of the desktop, signed as its listing says, and the golden version below it, signed by the
+    /// publisher the desktop's version names.
+    async fn fetch(&self, info: &VersionInfo) -> Result<(Version, Version), SessionError> {
+        let head = fetch_version(self.remote, &self.subject(), info.id, &info.key).await?;
+        let Some(base) = &head.manifest.base else {
+            let what = format!("desktop {}", self.desktop);
+            return Err(VersionError::OtherSubject { id: info.id, what }.into());
+        };
+        let image = Subject::Image { image: base.image.clone() };
+        let golden: ManifestId = base.version;
+        let base = fetch_version(self.remote, &image, golden, &base.publisher).await?;
+        Ok((head, base))
+    }
+
+    fn assemble(
+        &self,
+        store: DesktopStore,
+        options: &SessionOptions,
+        runtime: &Handle,
+    ) -> Result<OpenDesktop, SessionError> {
+        let record = store.record();
+        let head = store.version(record.head).map_err(|source| self.failed(source))?;
+        let chunk_size = head.manifest.disks.first().map_or(ChunkSize::DEFAULT, |disk| disk.chunk_size);
+        let config =
+            CacheConfig { chunk_size, limit_bytes: options.cache_bytes, owner: *record.id.as_bytes() };
+        let cache = Arc::new(Cache::open(&self.directory.join("cache"), &config)?);
+        let segments = SegmentStore::new(self.directory.join("segments"));
+        segments.retain(&head.manifest.disks.iter().flat_map(|disk| disk.segments.iter().copied()).collect());
+        let source = Arc::new(HttpSource::new(self.remote.clone()));
+        let fetcher = Fetcher::new(runtime, vec![source], Arc::clone(&cache), segments, options.on_missing);
+        OpenDesktop::assemble(store, cache, fetcher, runtime.clone()).map_err(|source| self.failed(source))
+    }
+}
+
+/// Whether some overlay of the desktop holds anything.
+fn has_changes(store: &DesktopStore, head: &Version) -> Result<bool, DesktopError> {
+    if store.record().pending.is_some() {
+        return Ok(true);
+    }
+    for disk in &head.manifest.disks {
+        let layout = crate::desktop::DiskLayout { role: disk.role, size: disk.size };
+        if store.open_overlays(layout)?.iter().any(|overlay| !overlay.is_empty()) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}

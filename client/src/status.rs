@@ -1,0 +1,257 @@
+//! What a desktop is doing: for people, scripts and the control socket.
+
+use std::sync::Arc;
+
+use chunk_format::{DiskRole, ManifestId, Name};
+use serde::{Deserialize, Serialize};
+
+use crate::desktop::{DesktopError, DesktopStore, DiskLayout, OpenDesktop};
+use crate::disk::{BaseChunk, Disk};
+use crate::fetch::LinkState;
+use crate::overlay::{BLOCK_BYTES, BlockIndex, BlockState, Overlay};
+use crate::volume::Volume;
+
+/// A desktop as it is on this machine.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DesktopStatus {
+    /// The desktop.
+    pub desktop: Name,
+    /// The user it belongs to.
+    pub owner: Name,
+    /// Where it is mounted, if it is.
+    pub mounted_at: Option<String>,
+    /// The version below what was written here.
+    pub head: VersionStatus,
+    /// The golden version below that.
+    pub base: VersionStatus,
+    /// Bytes written here that no committed version holds.
+    pub unsynced_bytes: u64,
+    /// Its disks, the system disk first.
+    pub disks: Vec<DiskStatus>,
+    /// What its cache and fetcher are doing; only while it is mounted.
+    pub live: Option<LiveStatus>,
+}
+
+/// A version, in short.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct VersionStatus {
+    /// Its id.
+    pub id: ManifestId,
+    /// Its number.
+    pub sequence: u64,
+    /// The machine it was made on.
+    pub machine: String,
+    /// When it was made, milliseconds since 1970 UTC.
+    pub created_ms: u64,
+}
+
+/// One disk.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DiskStatus {
+    /// What it is for.
+    pub role: DiskRole,
+    /// Its size.
+    pub size_bytes: u64,
+    /// Bytes written here that no committed version holds.
+    pub unsynced_bytes: u64,
+    /// What was done with it since it was mounted.
+    pub activity: Option<DiskActivity>,
+}
+
+/// What was done with a disk since it was mounted.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct DiskActivity {
+    /// Reads.
+    pub reads: u64,
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Reads that waited for a fetch.
+    pub missed_reads: u64,
+    /// Time reads waited, milliseconds, summed over reads.
+    pub stall_ms: u64,
+    /// Bytes written.
+    pub written_bytes: u64,
+    /// Bytes zeroed or discarded.
+    pub zeroed_bytes: u64,
+    /// Flushes.
+    pub flushes: u64,
+}
+
+/// What cache and fetcher are doing.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LiveStatus {
+    /// Whether the sources answer.
+    pub online: bool,
+    /// The last failure, while they do not.
+    pub offline_reason: Option<String>,
+    /// Bytes fetched since it was mounted.
+    pub fetched_bytes: u64,
+    /// Chunks fetched.
+    pub fetched_chunks: u64,
+    /// Requests made.
+    pub requests: u64,
+    /// Answers that were not what was asked for.
+    pub damaged: u64,
+    /// Requests that failed otherwise.
+    pub failures: u64,
+    /// Chunks waiting for a request.
+    pub queued_chunks: u64,
+    /// Bytes of chunks in the cache.
+    pub cached_bytes: u64,
+    /// The most the cache keeps, bytes.
+    pub cache_limit_bytes: u64,
+    /// Cached chunks that did not match their id and were fetched again.
+    pub cache_corrupt: u64,
+    /// Bytes of the loaded part of the disks that are here, and of all of it.
+    pub local_bytes: u64,
+    /// Bytes of the loaded part of the disks that are not zeros.
+    pub known_bytes: u64,
+}
+
+impl DesktopStatus {
+    /// The status of an open desktop.
+    ///
+    /// # Errors
+    /// [`DesktopError`].
+    pub fn of_open(desktop: &OpenDesktop, mounted_at: Option<String>) -> Result<Self, DesktopError> {
+        let disks: Vec<DiskStatus> = desktop
+            .disks()
+            .iter()
+            .map(|disk| DiskStatus {
+                role: disk.role(),
+                size_bytes: disk.size().bytes(),
+                unsynced_bytes: written_bytes(&disk.view().overlays),
+                activity: Some(activity(disk)),
+            })
+            .collect();
+        Self::new(desktop.store(), mounted_at, disks, Some(live(desktop)))
+    }
+
+    /// The status of a desktop that no process has open, from its files.
+    ///
+    /// # Errors
+    /// [`DesktopError`].
+    pub fn of_files(volume: Arc<dyn Volume>) -> Result<Self, DesktopError> {
+        let store = DesktopStore::read_only(volume)?;
+        let head = store.version(store.record().head)?;
+        let disks = head
+            .manifest
+            .disks
+            .iter()
+            .map(|disk| {
+                let overlays = store.open_overlays(DiskLayout { role: disk.role, size: disk.size })?;
+                Ok(DiskStatus {
+                    role: disk.role,
+                    size_bytes: disk.size.bytes(),
+                    unsynced_bytes: written_bytes(&overlays),
+                    activity: None,
+                })
+            })
+            .collect::<Result<_, DesktopError>>()?;
+        Self::new(&store, None, disks, None)
+    }
+
+    fn new(
+        store: &DesktopStore,
+        mounted_at: Option<String>,
+        disks: Vec<DiskStatus>,
+        live: Option<LiveStatus>,
+    ) -> Result<Self, DesktopError> {
+        let record = store.record();
+        let version = |id| {
+            let version = store.version(id)?;
+            Ok::<_, DesktopError>(VersionStatus {
+                id,
+                sequence: version.manifest.sequence,
+                machine: version.manifest.machine,
+                created_ms: version.manifest.created_ms,
+            })
+        };
+        Ok(Self {
+            desktop: record.desktop.clone(),
+            owner: record.owner.clone(),
+            mounted_at,
+            head: version(record.head)?,
+            base: version(record.base)?,
+            unsynced_bytes: disks.iter().map(|disk| disk.unsynced_bytes).sum(),
+            disks,
+            live,
+        })
+    }
+}
+
+fn activity(disk: &Disk) -> DiskActivity {
+    let stats = disk.stats();
+    DiskActivity {
+        reads: stats.reads,
+        read_bytes: stats.read_bytes,
+        missed_reads: stats.missed_reads,
+        stall_ms: stats.stall_us / 1000,
+        written_bytes: stats.written_bytes,
+        zeroed_bytes: stats.zeroed_bytes,
+        flushes: stats.flushes,
+    }
+}
+
+fn live(desktop: &OpenDesktop) -> LiveStatus {
+    let (fetch, cache) = (desktop.fetcher().stats(), desktop.cache().stats());
+    let chunk_bytes = desktop.cache().chunk_size().bytes_u64();
+    let link = desktop.fetcher().link().borrow().clone();
+    let (local, known) = desktop
+        .disks()
+        .iter()
+        .map(|disk| local_chunks(desktop, disk))
+        .fold((0, 0), |sum, disk| (sum.0 + disk.0, sum.1 + disk.1));
+    LiveStatus {
+        online: link == LinkState::Up,
+        offline_reason: match link {
+            LinkState::Up => None,
+            LinkState::Down { reason } => Some(reason),
+        },
+        fetched_bytes: fetch.fetched_bytes,
+        fetched_chunks: fetch.chunks,
+        requests: fetch.requests,
+        damaged: fetch.damaged,
+        failures: fetch.failures,
+        queued_chunks: desktop.fetcher().queued().iter().sum(),
+        cached_bytes: cache.occupied * chunk_bytes,
+        cache_limit_bytes: cache.slots * chunk_bytes,
+        cache_corrupt: cache.corrupt,
+        local_bytes: local * chunk_bytes,
+        known_bytes: known * chunk_bytes,
+    }
+}
+
+/// Chunks of the loaded segments that are in the cache, and that are stored at all.
+fn local_chunks(desktop: &OpenDesktop, disk: &Disk) -> (u64, u64) {
+    let base = &disk.view().base;
+    let chunks = base.size().chunks(base.chunk_size());
+    (0..chunks).fold((0, 0), |(local, known), chunk| match base.chunk(chunk_format::ChunkIndex(chunk)) {
+        BaseChunk::Known(id, hint) => {
+            let here = hint.get().is_some() || desktop.cache().contains(id);
+            (local + u64::from(here), known + 1)
+        }
+        BaseChunk::Zero | BaseChunk::Unloaded => (local, known),
+    })
+}
+
+/// Bytes of blocks that some overlay holds.
+fn written_bytes(overlays: &[Arc<Overlay>]) -> u64 {
+    let Some(blocks) = overlays.first().map(|overlay| overlay.blocks()) else { return 0 };
+    let (mut at, mut written) = (0, 0);
+    while at < blocks {
+        let mut end = blocks;
+        let mut is_written = false;
+        for overlay in overlays {
+            let (state, len) = overlay.run(BlockIndex(at), BlockIndex(end));
+            end = at + len.max(1);
+            if state != BlockState::Base {
+                is_written = true;
+                break;
+            }
+        }
+        written += if is_written { end - at } else { 0 };
+        at = end;
+    }
+    written * BLOCK_BYTES
+}

@@ -1,0 +1,254 @@
+//! Fetches versions from the server and judges whether they may be used.
+
+use chunk_format::{
+    FormatError, MAX_MANIFEST_BYTES, MAX_SIGNATURE_BYTES, ManifestId, Name, PublicKey, Signature, Subject,
+};
+
+use crate::desktop::Version;
+use crate::remote::{ImageInfo, Remote, RemoteError, VersionInfo};
+use crate::source::{HttpSource, Object, ObjectPath, SourceError, get_whole};
+use crate::state::{Pin, StateDir, StateError};
+
+/// Why a version is not used.
+#[derive(Debug, thiserror::Error)]
+pub enum VersionError {
+    /// The server could not be asked.
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
+    /// The version's objects could not be fetched.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The version does not hold: altered bytes, a bad signature, an unknown format.
+    #[error("version {id} of {what} does not hold")]
+    Bad {
+        /// The version.
+        id: ManifestId,
+        /// What it is a version of.
+        what: String,
+        /// Why.
+        #[source]
+        source: FormatError,
+    },
+    /// The version is signed, but not by who may sign.
+    #[error("version {id} of {what} is signed by {found}, but {expected} must sign it")]
+    WrongKey {
+        /// The version.
+        id: ManifestId,
+        /// What it is a version of.
+        what: String,
+        /// The key that signed it.
+        found: PublicKey,
+        /// The key that must.
+        expected: PublicKey,
+    },
+    /// The version is a version of something else.
+    #[error("version {id} is not a version of {what}")]
+    OtherSubject {
+        /// The version.
+        id: ManifestId,
+        /// What it should be a version of.
+        what: String,
+    },
+    /// The image is signed with another key than the one pinned.
+    #[error("image {image} is now signed by {found}; the key pinned on this machine is {pinned}")]
+    PublisherChanged {
+        /// The image.
+        image: Name,
+        /// The key now.
+        found: PublicKey,
+        /// The pinned key.
+        pinned: PublicKey,
+    },
+    /// The server offers an older version than one seen before.
+    #[error(
+        "the server offers version {found} of image {image}, older than version {seen}, which was seen before"
+    )]
+    WentBack {
+        /// The image.
+        image: Name,
+        /// The version offered.
+        found: u64,
+        /// The newest version seen.
+        seen: u64,
+    },
+    /// There is no such version, channel or image.
+    #[error("{0}")]
+    NoSuch(String),
+    /// The state directory failed.
+    #[error(transparent)]
+    State(#[from] StateError),
+}
+
+/// Which version of an image is meant: `NAME`, `NAME:CHANNEL` or `NAME@VERSION`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageRef {
+    /// The image.
+    pub image: Name,
+    /// Which of its versions.
+    pub select: Select,
+}
+
+/// Which version of an image is meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Select {
+    /// What a channel points at.
+    Channel(Name),
+    /// One version, by id, by the first eight or more digits of its id, or by its number.
+    Version(String),
+}
+
+impl std::str::FromStr for ImageRef {
+    type Err = FormatError;
+
+    fn from_str(text: &str) -> Result<Self, FormatError> {
+        if let Some((image, version)) = text.split_once('@') {
+            return Ok(Self { image: image.parse()?, select: Select::Version(version.to_owned()) });
+        }
+        let (image, channel) = text.split_once(':').unwrap_or((text, "stable"));
+        Ok(Self { image: image.parse()?, select: Select::Channel(channel.parse()?) })
+    }
+}
+
+/// Fetches a version and checks its id, its signature, its signer and its subject.
+///
+/// # Errors
+/// [`VersionError`].
+pub async fn fetch_version(
+    remote: &Remote,
+    subject: &Subject,
+    id: ManifestId,
+    signer: &PublicKey,
+) -> Result<Version, VersionError> {
+    let what = describe(subject);
+    let bad = |source| VersionError::Bad { id, what: what.clone(), source };
+    let source = HttpSource::new(remote.clone());
+    let path = |object| ObjectPath { namespace: subject.namespace(), object };
+    let bytes = get_whole(&source, &path(Object::Manifest(id)), MAX_MANIFEST_BYTES).await?;
+    let signature = get_whole(&source, &path(Object::ManifestSignature(id)), MAX_SIGNATURE_BYTES).await?;
+    id.verify(&bytes).map_err(bad)?;
+    let signature = Signature::decode(&signature).map_err(bad)?;
+    let version = Version::decode(bytes, signature).map_err(bad)?;
+    if signature.key != *signer {
+        return Err(VersionError::WrongKey { id, what, found: signature.key, expected: *signer });
+    }
+    if version.manifest.subject != *subject {
+        return Err(VersionError::OtherSubject { id, what });
+    }
+    Ok(version)
+}
+
+/// Fetches the golden version a person means, checks it against the image's pin, and notes what was seen.
+///
+/// # Errors
+/// [`VersionError`].
+pub async fn fetch_golden(
+    remote: &Remote,
+    state: &StateDir,
+    wanted: &ImageRef,
+) -> Result<Version, VersionError> {
+    let image = &wanted.image;
+    let info = match remote.image(image).await {
+        Err(error) if error.code() == Some("not_found") => {
+            return Err(VersionError::NoSuch(format!("there is no image {image} on the server")));
+        }
+        info => info?,
+    };
+    let pin = state.pin(image)?;
+    check_publisher(&info, pin.as_ref())?;
+    let subject = Subject::Image { image: image.clone() };
+    let id = match &wanted.select {
+        Select::Channel(channel) => *info.channels.get(channel.as_str()).ok_or_else(|| {
+            let known: Vec<&str> = info.channels.keys().map(String::as_str).collect();
+            VersionError::NoSuch(format!(
+                "image {image} has no channel {channel}; it has: {}",
+                known.join(", ")
+            ))
+        })?,
+        Select::Version(version) => find_version(remote, &subject, version).await?.id,
+    };
+    let version = fetch_version(remote, &subject, id, &info.publisher).await?;
+    let seen = pin.map_or(0, |pin| pin.newest_sequence);
+    // A version asked for by name may be any; a channel may not lead back in time.
+    if matches!(wanted.select, Select::Channel(_)) && version.manifest.sequence < seen {
+        return Err(VersionError::WentBack { image: image.clone(), found: version.manifest.sequence, seen });
+    }
+    let newest_sequence = seen.max(version.manifest.sequence);
+    state.set_pin(image, Pin { publisher: info.publisher, newest_sequence })?;
+    Ok(version)
+}
+
+/// Checks an image's publisher against the key pinned for it.
+///
+/// # Errors
+/// `PublisherChanged`.
+pub fn check_publisher(info: &ImageInfo, pin: Option<&Pin>) -> Result<(), VersionError> {
+    match pin {
+        Some(pin) if pin.publisher != info.publisher => Err(VersionError::PublisherChanged {
+            image: info.image.clone(),
+            found: info.publisher,
+            pinned: pin.publisher,
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Finds a version by id, by the beginning of its id, or by its number.
+///
+/// # Errors
+/// `NoSuch`, also when the beginning fits several; `Remote`.
+pub async fn find_version(
+    remote: &Remote,
+    subject: &Subject,
+    wanted: &str,
+) -> Result<VersionInfo, VersionError> {
+    const PAGE: u32 = 100;
+    const SHORTEST_PREFIX: usize = 8;
+    let number: Option<u64> = if wanted.len() < SHORTEST_PREFIX { wanted.parse().ok() } else { None };
+    let is_prefix = wanted.len() >= SHORTEST_PREFIX && wanted.bytes().all(|digit| digit.is_ascii_hexdigit());
+    let what = describe(subject);
+    if number.is_none() && !is_prefix {
+        let text = format!("`{wanted}` names no version: give its number, or at least 8 digits of its id");
+        return Err(VersionError::NoSuch(text));
+    }
+    let (mut before, mut found) = (None, Vec::new());
+    loop {
+        let page = remote.versions(subject, PAGE, before).await?;
+        let Some(last) = page.last() else { break };
+        before = Some(last.sequence);
+        found.extend(page.into_iter().filter(|version| match number {
+            Some(number) => version.sequence == number,
+            None => version.id.to_string().starts_with(wanted),
+        }));
+    }
+    match found.len() {
+        1 => Ok(found.remove(0)),
+        0 => Err(VersionError::NoSuch(format!("{what} has no version {wanted}"))),
+        count => Err(VersionError::NoSuch(format!(
+            "{count} versions of {what} begin with {wanted}: give more digits"
+        ))),
+    }
+}
+
+/// `image debian` or `desktop work`.
+pub fn describe(subject: &Subject) -> String {
+    match subject {
+        Subject::Image { image } => format!("image {image}"),
+        Subject::Desktop { desktop, .. } => format!("desktop {desktop}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_are_named_with_channel_or_version() {
+        let parse = |text: &str| text.parse::<ImageRef>().map(|wanted| wanted.select);
+        assert_eq!(parse("debian").unwrap(), Select::Channel("stable".parse().unwrap()));
+        assert_eq!(parse("debian:beta").unwrap(), Select::Channel("beta".parse().unwrap()));
+        assert_eq!(parse("debian@12").unwrap(), Select::Version("12".to_owned()));
+        for bad in ["", ":beta", "@1", "Debian", "debian:", "a:b:c"] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+}

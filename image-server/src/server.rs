@@ -3,6 +3,9 @@
 mod accept;
 pub(crate) mod connection;
 
+#[cfg(test)]
+mod tests;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;

@@ -8,6 +8,9 @@ mod packs;
 mod segments;
 mod versions;
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::Path;
 

@@ -9,7 +9,7 @@ use chunk_format::{Name, Namespace};
 use super::versions::{Page, no_versions};
 use crate::app::App;
 use crate::database::versions::{self, SeriesRow, VersionRow};
-use crate::database::{Connection, namespaces};
+use crate::database::{Connection, DatabaseError, namespaces};
 use crate::http::auth::Caller;
 use crate::http::error::ApiError;
 use crate::http::params::{PathParams, QueryParams};
@@ -76,10 +76,20 @@ async fn desktop(
     Ok(DesktopJson { desktop: series.name, owner, id: first.id, base, head: head.into() })
 }
 
-async fn base(connection: &mut Connection, head: &VersionRow) -> Result<Option<BaseJson>, ApiError> {
-    let Some(row) = head.base else { return Ok(None) };
-    let Some(version) = versions::get(&mut *connection, row).await? else { return Ok(None) };
-    let (namespace, _) = versions::series_of(connection, row).await?;
-    let channel = head.base_channel.clone();
-    Ok(Some(BaseJson { image: namespace.name().clone(), channel, version: version.id }))
+async fn base(connection: &mut Connection, head: &VersionRow) -> Result<BaseJson, ApiError> {
+    let version = match head.base {
+        Some(row) => versions::get(&mut *connection, row).await?,
+        None => None,
+    };
+    let Some(version) = version else {
+        let found = format!("a desktop's version {} without a base", head.id);
+        return Err(DatabaseError::Value { what: "version", found }.into());
+    };
+    let (namespace, _) = versions::series_of(connection, version.row).await?;
+    Ok(BaseJson {
+        image: namespace.name().clone(),
+        channel: head.base_channel.clone(),
+        version: version.id,
+        publisher: version.signature.key,
+    })
 }

@@ -84,6 +84,7 @@ pub(crate) struct BaseJson {
     pub(crate) image: Name,
     pub(crate) channel: Option<Name>,
     pub(crate) version: ManifestId,
+    pub(crate) publisher: PublicKey,
 }
 
 /// A desktop.
@@ -92,7 +93,7 @@ pub(crate) struct DesktopJson {
     pub(crate) desktop: Name,
     pub(crate) owner: Name,
     pub(crate) id: ManifestId,
-    pub(crate) base: Option<BaseJson>,
+    pub(crate) base: BaseJson,
     pub(crate) head: VersionJson,
 }
 

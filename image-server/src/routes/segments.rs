@@ -163,8 +163,7 @@ async fn store(
 ) -> Result<bool, ApiError> {
     let locator = ObjectKey { namespace: namespace.clone(), object: Object::Locator(id) };
     let segment = ObjectKey { namespace, object: Object::Segment(id) };
-    app.storage.put(&locator, located.locator.into()).await?;
-    app.storage.put(&segment, frame).await?;
+    tokio::try_join!(app.storage.put(&locator, located.locator.into()), app.storage.put(&segment, frame))?;
     let mut tx = app.database.begin().await?;
     let row = caller.claim(&mut tx, &segment.namespace).await?;
     let is_new = segments::insert(&mut tx, row, id, located.chunk_size, &located.sources, now_ms()).await?;

@@ -35,8 +35,8 @@ const FRAME_BYTES: u32 = 64 << 10;
 /// Silent peers are asked whether they are there.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
-/// Time a connection that was told to end has to do so when nothing is in flight.
-const END_GRACE: Duration = Duration::from_secs(10);
+/// Time a peer has to take note that its connection ends, once nothing is in flight. One that sleeps never does.
+const END_GRACE: Duration = Duration::from_secs(1);
 /// What HTTP/1.1 reads at once; a request's head has its own limit below it.
 const HTTP1_BUFFER_BYTES: usize = 128 << 10;
 
@@ -116,16 +116,16 @@ async fn serve_http2(
         .keep_alive_timeout(PING_TIMEOUT)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
-    let told = tokio::select! {
+    tokio::select! {
         ended = connection.as_mut() => return ended,
-        () = stop.cancelled() => false,
-        () = activity.idle(limits.idle_timeout) => true,
-    };
-    connection.as_mut().graceful_shutdown();
-    if !told {
-        return connection.await;
+        () = stop.cancelled() => {}
+        () = activity.idle(limits.idle_timeout) => {}
     }
-    timeout(END_GRACE, connection).await.unwrap_or(Ok(()))
+    connection.as_mut().graceful_shutdown();
+    tokio::select! {
+        ended = connection => ended,
+        () = activity.idle(END_GRACE) => Ok(()),
+    }
 }
 
 /// The requests in flight on one connection.

@@ -135,8 +135,9 @@ async fn listings_show_what_the_manual_says() {
     assert_eq!((&desktop["desktop"], &desktop["owner"]), (&"work".into(), &"alice".into()));
     assert_eq!(desktop["id"], fixture.desktop.version.to_string());
     assert_eq!(desktop["head"]["machine"], "laptop-b");
-    let base = serde_json::json!({ "image": "debian", "channel": "stable", "version": version });
-    assert_eq!(desktop["base"], base);
+    let mut base = serde_json::to_value(fixture.desktop.manifest.base.as_ref().unwrap()).unwrap();
+    assert_eq!(desktop["base"], base, "as the manifest has it");
+    assert_eq!(base["publisher"].take(), image["publisher"]);
     assert_eq!(*desktop, fixture.get("/v1/desktops/work", alice).await.done(200).json());
     let others = fixture.get("/v1/desktops", &fixture.tokens.bob).await.done(200).json();
     assert_eq!(others, serde_json::json!({ "desktops": [] }));

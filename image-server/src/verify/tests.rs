@@ -1,0 +1,309 @@
+//! Every kind of damage, found and named with what it affects.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Mutex;
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::{Request, header};
+use chunk_format::{FrameDecoder, FrameEncoder, Locator, Manifest, ManifestId, SEGMENT_CHUNKS};
+use tempfile::TempDir;
+use tower::ServiceExt;
+
+use super::{Part, Progress, Report, verify};
+use crate::server::{Config, Server};
+use crate::tokens::{NewToken, issue};
+use crate::{Role, init, testing};
+
+/// A stopped server with an image of two versions and a desktop of one.
+struct Stored {
+    dir: TempDir,
+    image: Vec<String>,
+    desktop: String,
+}
+
+/// Packs, segments and versions by the numbers of their chunks.
+const FIRST: std::ops::Range<u64> = 0..20;
+const SECOND: std::ops::Range<u64> = 20..40;
+const OWN: std::ops::Range<u64> = 100..110;
+
+#[derive(Default)]
+struct Heard(Mutex<Vec<(Part, u64, u64)>>);
+
+impl Progress for Heard {
+    fn begin(&self, part: Part, total: u64) {
+        self.0.lock().unwrap().push((part, total, 0));
+    }
+
+    fn advance(&self, steps: u64) {
+        self.0.lock().unwrap().last_mut().unwrap().2 += steps;
+    }
+}
+
+async fn send(router: &Router, method: &str, path: &str, token: &str, signature: &str, body: Vec<u8>) {
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header(header::AUTHORIZATION, format!("Bearer {token}"))
+        .header(header::CONTENT_LENGTH, body.len())
+        .header("satchel-signature", signature)
+        .body(Body::from(body))
+        .unwrap();
+    let answer = router.clone().oneshot(request).await.unwrap();
+    assert_eq!(answer.status(), 201, "{method} {path}");
+}
+
+impl Stored {
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let admin = init(dir.path(), &[]).await.unwrap().token.reveal().to_owned();
+        let alice =
+            NewToken { user: "alice".parse().unwrap(), role: Role::User, label: None, expires_ms: None };
+        let alice = issue(dir.path(), &alice).await.unwrap().reveal().to_owned();
+        let server = Server::open(dir.path(), Config::default()).await.unwrap();
+        let router = server.router();
+        let upload =
+            async |namespace: &str, token: &str, numbers: std::ops::Range<u64>, segment: Vec<u64>| {
+                let pack = testing::pack(numbers);
+                let path = format!("/v1/data/{namespace}/packs/{}", pack.id);
+                send(&router, "PUT", &path, token, "", pack.bytes).await;
+                let (id, frame) = testing::segment(segment.into_iter().map(testing::chunk_id).collect());
+                let path = format!("/v1/data/{namespace}/segments/{id}?also=image/debian");
+                send(&router, "PUT", &path, token, "", frame).await;
+                id
+            };
+        let commit = async |path: &str, token: &str, manifest: &Manifest, key: u8| {
+            let (bytes, signature) = testing::signed(manifest, key);
+            let id = ManifestId::of(&bytes);
+            send(&router, "POST", path, token, &signature, bytes).await;
+            id
+        };
+        let one = upload("image/debian", &admin, FIRST, FIRST.collect()).await;
+        let first = testing::image_manifest("debian", vec![one]);
+        let first_id = commit("/v1/images/debian/versions", &admin, &first, testing::PUBLISHER_KEY).await;
+        let other = upload("image/debian", &admin, SECOND, (10..40).collect()).await;
+        let second = Manifest {
+            parent: Some(first_id),
+            ..testing::next(&testing::image_manifest("debian", vec![one, other]), "x")
+        };
+        let second_id = commit("/v1/images/debian/versions", &admin, &second, testing::PUBLISHER_KEY).await;
+        let own = upload("user/alice", &alice, OWN, (0..5).chain(OWN).collect()).await;
+        let desktop = testing::desktop_manifest("alice", "work", "debian", second_id, vec![other, own]);
+        let desktop_id = commit("/v1/desktops/work/versions", &alice, &desktop, 2).await;
+        drop(server);
+        let label = |n: u32, id: ManifestId| format!("image debian version {n} ({id})");
+        let image = vec![label(1, first_id), label(2, second_id)];
+        Self { dir, image, desktop: format!("desktop alice/work version 1 ({desktop_id})") }
+    }
+
+    fn path(&self, below: &str) -> PathBuf {
+        self.dir.path().join("objects").join(below)
+    }
+
+    /// The one file of a class, or the one whose content matches.
+    fn file(&self, below: &str, matches: impl Fn(&[u8]) -> bool) -> PathBuf {
+        let mut files: Vec<PathBuf> =
+            fs::read_dir(self.path(below)).unwrap().map(|entry| entry.unwrap().path()).collect();
+        files.retain(|file| matches(&fs::read(file).unwrap()));
+        assert_eq!(files.len(), 1, "{files:?}");
+        files.remove(0)
+    }
+
+    fn pack(&self, numbers: std::ops::Range<u64>, namespace: &str) -> PathBuf {
+        self.path(&format!("{namespace}/packs/{}", testing::pack(numbers).id))
+    }
+
+    async fn verify(&self) -> Report {
+        verify(self.dir.path(), &Heard::default()).await.unwrap()
+    }
+
+    async fn execute(&self, sql: &'static str) {
+        use sqlx::{Connection, SqliteConnection};
+        let url = format!("sqlite://{}", self.dir.path().join("database.sqlite").display());
+        let mut connection = SqliteConnection::connect(&url).await.unwrap();
+        sqlx::raw_sql(sql).execute(&mut connection).await.unwrap();
+        connection.close().await.unwrap();
+    }
+
+    /// Checks that there is one finding, about this object, and that it affects these versions.
+    #[track_caller]
+    fn one(&self, report: &Report, object: &str, problem: &str, affects: &[&String]) {
+        let [finding] = &report.findings[..] else { panic!("{:#?}", report.findings) };
+        assert!(finding.object.contains(object), "{finding:#?}");
+        assert!(finding.problem.contains(problem), "{finding:#?}");
+        let mut affects: Vec<&String> = affects.to_vec();
+        affects.sort_unstable();
+        assert_eq!(finding.affects.iter().collect::<Vec<_>>(), affects, "{finding:#?}");
+    }
+}
+
+fn flip(path: &PathBuf, at: usize) {
+    let mut bytes = fs::read(path).unwrap();
+    bytes[at] ^= 1;
+    fs::write(path, bytes).unwrap();
+}
+
+#[tokio::test]
+async fn what_is_whole_is_clean_and_counted() {
+    let stored = Stored::new().await;
+    let heard = Heard::default();
+    let report = verify(stored.dir.path(), &heard).await.unwrap();
+    assert!(report.findings.is_empty(), "{:#?}", report.findings);
+    assert_eq!((report.packs, report.segments, report.versions), (3, 3, 3));
+    assert_eq!((report.unfinished.files, report.unreferenced.files, report.unknown_files), (0, 0, 0));
+    let heard = heard.0.into_inner().unwrap();
+    let parts: Vec<Part> = heard.iter().map(|(part, _, _)| *part).collect();
+    assert_eq!(parts, [Part::Packs, Part::Segments, Part::Versions, Part::Files]);
+    for (part, total, done) in &heard[..3] {
+        assert_eq!(total, done, "{part:?}");
+    }
+    assert_eq!(heard[0].1, report.pack_bytes);
+}
+
+#[tokio::test]
+async fn a_damaged_frame_affects_the_versions_that_use_it() {
+    let stored = Stored::new().await;
+    // The first frame of the first pack: chunk 0, in the image's first segment and in the desktop's own.
+    let pack = stored.pack(FIRST, "image/debian");
+    flip(&pack, 3000);
+    let report = stored.verify().await;
+    let affected = [&stored.image[0], &stored.image[1], &stored.desktop];
+    stored.one(&report, "image/debian/packs", "1 of its frames cannot be read", &affected);
+    flip(&pack, 3000);
+    // The last one: chunk 19, which the desktop has from the second segment.
+    let entries = testing::pack(FIRST).entries;
+    flip(&pack, entries[7].range().start + 100);
+    let report = stored.verify().await;
+    stored.one(&report, "image/debian/packs", "1 of its frames", &[&stored.image[0], &stored.image[1]]);
+}
+
+#[tokio::test]
+async fn a_pack_that_is_gone_cut_or_replaced_is_named() {
+    let stored = Stored::new().await;
+    let pack = stored.pack(OWN, "user/alice");
+    let bytes = fs::read(&pack).unwrap();
+    fs::remove_file(&pack).unwrap();
+    stored.one(&stored.verify().await, "user/alice/packs", "it is missing", &[&stored.desktop]);
+    fs::write(&pack, &bytes[..bytes.len() - 1]).unwrap();
+    stored.one(&stored.verify().await, "user/alice/packs", "the database says", &[&stored.desktop]);
+    let mut cut = bytes.clone();
+    cut[bytes.len() - 70] ^= 1;
+    fs::write(&pack, &cut).unwrap();
+    stored.one(&stored.verify().await, "user/alice/packs", "checksum", &[&stored.desktop]);
+    fs::write(&pack, &bytes).unwrap();
+    assert!(stored.verify().await.findings.is_empty());
+}
+
+#[tokio::test]
+async fn damaged_segments_and_locators_are_named() {
+    let stored = Stored::new().await;
+    let (own, _) = testing::segment((0..5).chain(OWN).map(testing::chunk_id).collect());
+    for class in ["segments", "locators"] {
+        let file = stored.path(&format!("user/alice/{class}/{own}"));
+        let bytes = fs::read(&file).unwrap();
+        let middle = bytes.len() / 2;
+        flip(&file, middle);
+        let report = stored.verify().await;
+        stored.one(&report, &format!("user/alice/{class}"), "", &[&stored.desktop]);
+        fs::remove_file(&file).unwrap();
+        let report = stored.verify().await;
+        stored.one(&report, &format!("user/alice/{class}"), "it is missing", &[&stored.desktop]);
+        fs::write(&file, bytes).unwrap();
+    }
+    assert!(stored.verify().await.findings.is_empty());
+}
+
+/// A locator that reads well and is wrong: each place must be checked against what the pack holds.
+#[tokio::test]
+async fn a_locator_that_points_elsewhere_is_named() {
+    let stored = Stored::new().await;
+    let (own, _) = testing::segment((0..5).chain(OWN).map(testing::chunk_id).collect());
+    let file = stored.path(&format!("user/alice/locators/{own}"));
+    let locator = Locator::decode(&fs::read(&file).unwrap(), own, &mut FrameDecoder::new().unwrap()).unwrap();
+    let mut places: Vec<_> = (0..SEGMENT_CHUNKS).map(|at| locator.place(at)).collect();
+    places.swap(0, 1);
+    let wrong = Locator::new(own, locator.packs().to_vec(), places).unwrap();
+    fs::write(&file, wrong.encode(&mut FrameEncoder::new().unwrap()).unwrap()).unwrap();
+    let report = stored.verify().await;
+    stored.one(
+        &report,
+        "user/alice/locators",
+        "2 of its chunks do not lie where it says",
+        &[&stored.desktop],
+    );
+}
+
+#[tokio::test]
+async fn damaged_manifests_and_signatures_are_named() {
+    let stored = Stored::new().await;
+    let manifest = stored.file("user/alice/manifests", |bytes| bytes.starts_with(b"{"));
+    let signature = manifest.with_extension("sig");
+    flip(&manifest, 30);
+    stored.one(&stored.verify().await, "user/alice/manifests", "damaged or replaced", &[&stored.desktop]);
+    flip(&manifest, 30);
+    let line = fs::read(&signature).unwrap();
+    let (_, other) =
+        testing::signed(&testing::image_manifest("x", Vec::from([chunk_format::SegmentId::of(b"x")])), 2);
+    fs::write(&signature, other).unwrap();
+    stored.one(&stored.verify().await, ".sig", "not signed by", &[&stored.desktop]);
+    // Rightly signed, by a key that did not commit it.
+    let bytes = fs::read(&manifest).unwrap();
+    fs::write(&signature, chunk_format::SecretKey::from_bytes(&[5; 32]).sign(&bytes).encode()).unwrap();
+    stored.one(&stored.verify().await, ".sig", "another signature", &[&stored.desktop]);
+    fs::remove_file(&signature).unwrap();
+    stored.one(&stored.verify().await, ".sig", "it is missing", &[&stored.desktop]);
+    fs::write(&signature, line).unwrap();
+    assert!(stored.verify().await.findings.is_empty());
+}
+
+#[tokio::test]
+async fn rows_that_contradict_their_objects_are_named() {
+    let stored = Stored::new().await;
+    stored
+        .execute("UPDATE versions SET machine = 'elsewhere', note = 'x' WHERE base_version_id IS NOT NULL")
+        .await;
+    let report = stored.verify().await;
+    stored.one(&report, "database", "machine is another than the manifest's; its note", &[&stored.desktop]);
+
+    let stored = Stored::new().await;
+    stored.execute("UPDATE chunks SET offset_bytes = offset_bytes + 1 WHERE pack_id = 3 AND chunk = (SELECT min(chunk) FROM chunks WHERE pack_id = 3)").await;
+    let report = stored.verify().await;
+    let problems: Vec<&str> = report.findings.iter().map(|finding| finding.problem.as_str()).collect();
+    assert!(problems[0].contains("1 have a wrong one"), "{problems:?}");
+
+    let stored = Stored::new().await;
+    stored.execute("DELETE FROM chunks WHERE pack_id = 3").await;
+    let report = stored.verify().await;
+    assert!(report.findings[0].problem.contains("10 of its chunks have no row"), "{:#?}", report.findings);
+
+    let stored = Stored::new().await;
+    stored.execute("UPDATE chunks SET pack_id = 77 WHERE pack_id = 3").await;
+    let report = stored.verify().await;
+    let named = |text: &str| report.findings.iter().any(|finding| finding.problem.contains(text));
+    assert!(named("10 chunks lie in a pack that has no row (77)"), "{:#?}", report.findings);
+
+    let stored = Stored::new().await;
+    stored.execute("DELETE FROM segments WHERE id = 1").await;
+    let report = stored.verify().await;
+    assert_eq!(report.findings.len(), 2, "{:#?}", report.findings);
+    assert!(report.findings.iter().all(|finding| finding.problem.contains("1 of its segments have no row")));
+}
+
+#[tokio::test]
+async fn what_is_left_over_is_counted_and_harms_nothing() {
+    let stored = Stored::new().await;
+    let image = stored.path("image/debian");
+    fs::create_dir_all(stored.path("staging")).unwrap();
+    fs::write(stored.path("staging/abc"), "12345").unwrap();
+    fs::write(stored.path("staging/def#1"), "123").unwrap();
+    fs::write(image.join(format!("segments/{}#2", chunk_format::SegmentId::of(b"x"))), "12").unwrap();
+    fs::write(image.join(format!("packs/{}", chunk_format::PackId::of(b"x"))), "1").unwrap();
+    fs::write(image.join("README"), "hello").unwrap();
+    fs::write(image.join("packs/notes.txt"), "hello").unwrap();
+    let report = stored.verify().await;
+    assert!(report.findings.is_empty(), "{:#?}", report.findings);
+    assert_eq!((report.unfinished.files, report.unfinished.bytes), (3, 10));
+    assert_eq!((report.unreferenced.files, report.unreferenced.bytes), (1, 1));
+    assert_eq!(report.unknown, ["image/debian/README", "image/debian/packs/notes.txt"]);
+}

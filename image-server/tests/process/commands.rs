@@ -1,0 +1,144 @@
+//! What commands print, and how they end.
+
+use std::process::Output;
+
+use crate::program::{Asker, Serving, init, run, said, text};
+
+/// Checks that a command failed with this code, printed no data, and said why once.
+#[track_caller]
+fn refused(output: &Output, code: i32) -> String {
+    assert_eq!(output.status.code(), Some(code), "{output:?}");
+    assert!(output.stdout.is_empty(), "{output:?}");
+    let message = String::from_utf8(output.stderr.clone()).unwrap();
+    assert_eq!(message.matches("error: ").count(), 1, "{message}");
+    message
+}
+
+#[test]
+fn init_prints_two_lines_of_data_and_does_it_once() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("server");
+    let printed = said(&["init", text(&dir), "--name", "files.example.org", "--name", "10.0.0.7"]);
+    let lines: Vec<&str> = printed.lines().collect();
+    let [token, fingerprint] = lines[..] else { panic!("{printed}") };
+    let token = token.strip_prefix("token: satchel_").unwrap();
+    assert_eq!(token.len(), 43);
+    let digits = fingerprint.strip_prefix("fingerprint: SHA256:").unwrap();
+    assert!(digits.len() == 64 && digits.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f')));
+    let message = refused(&run(&["init", text(&dir)]), 1);
+    assert!(message.contains("already initialised"), "{message}");
+    let message = refused(&run(&["init", text(&temp.path().join("other")), "--name", "a b"]), 1);
+    assert!(message.contains("\"a b\""), "{message}");
+    assert!(!temp.path().join("other").exists());
+
+    let json = said(&["init", text(&temp.path().join("json")), "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert!(json["token"].as_str().unwrap().starts_with("satchel_"));
+    assert!(json["fingerprint"].as_str().unwrap().starts_with("SHA256:"));
+    assert!(json["server"].as_str().unwrap().starts_with("ed25519:"));
+}
+
+#[tokio::test]
+async fn tokens_are_made_listed_and_revoked_while_the_server_runs() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("server");
+    init(&dir);
+    let serving = Serving::start(&dir, &[]);
+    let printed = said(&["token", text(&dir), "--user", "alice", "--role", "user", "--label", "laptop"]);
+    let token = printed.strip_suffix('\n').unwrap();
+    assert!(token.starts_with("satchel_") && !token.contains(char::is_whitespace));
+    let asker = Asker::new(&dir, &serving, token);
+    assert_eq!(asker.get("/v1/server").await.unwrap().status(), 200);
+    let brief =
+        said(&["token", text(&dir), "--user", "bob", "--role", "publisher", "--expires-days", "1", "--json"]);
+    let brief: serde_json::Value = serde_json::from_str(&brief).unwrap();
+    assert!(brief["expires_ms"].is_i64());
+
+    let table = said(&["token", text(&dir), "--list"]);
+    let line = table.lines().find(|line| line.contains("alice")).unwrap();
+    assert!(line.starts_with("2 ") && line.contains("laptop") && line.ends_with("valid"), "{table}");
+    said(&["token", text(&dir), "--revoke", "2"]);
+    let answer = asker.get("/v1/server").await.unwrap();
+    assert_eq!(answer.status(), 401);
+    assert!(answer.text().await.unwrap().contains("revoked"));
+    let listed: serde_json::Value =
+        serde_json::from_str(&said(&["token", text(&dir), "--list", "--json"])).unwrap();
+    assert_eq!(listed["tokens"][1]["state"], "revoked");
+    assert_eq!(listed["tokens"].as_array().unwrap().len(), 3);
+    refused(&run(&["token", text(&dir), "--revoke", "99"]), 1);
+}
+
+#[test]
+fn bad_usage_is_told_from_failure() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("server");
+    init(&dir);
+    for arguments in [
+        &["token", text(&dir)][..],
+        &["token", text(&dir), "--user", "alice"],
+        &["token", text(&dir), "--user", "Alice", "--role", "user"],
+        &["token", text(&dir), "--user", "alice", "--role", "king"],
+        &["token", text(&dir), "--user", "alice", "--role", "user", "--expires-days", "0"],
+        &["token", text(&dir), "--list", "--revoke", "1"],
+        &["serve", text(&dir), "--listen", "localhost"],
+        &["serve"],
+        &["frobnicate"],
+        &[],
+    ] {
+        assert_eq!(run(arguments).status.code(), Some(2), "{arguments:?}");
+    }
+    for command in ["serve", "verify"] {
+        let message = refused(&run(&[command, text(&temp.path().join("nowhere"))]), 1);
+        assert!(message.contains("satchel-server init"), "{message}");
+    }
+    assert_eq!(run(&["--version"]).status.code(), Some(0));
+}
+
+#[test]
+fn serve_ends_well_when_asked_and_says_why_it_cannot_begin() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("server");
+    init(&dir);
+    let mut serving = Serving::start(&dir, &[]);
+    let address = serving.url.strip_prefix("https://").unwrap().to_owned();
+    let message = refused(&run(&["serve", text(&dir), "--listen", &address]), 1);
+    assert!(message.contains(&address) && message.contains("--listen"), "{message}");
+    assert_eq!(serving.terminate().code(), Some(0));
+    assert!(serving.log().contains("SHA256:"), "{}", serving.log());
+    // A certificate that is not one.
+    std::fs::write(dir.join("tls/cert.pem"), "not a certificate").unwrap();
+    let message = refused(&run(&["serve", text(&dir), "--listen", "127.0.0.1:0"]), 1);
+    assert!(message.contains("cert.pem"), "{message}");
+}
+
+#[tokio::test]
+async fn verify_tells_clean_from_damaged() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("server");
+    let token = init(&dir);
+    let serving = Serving::start(&dir, &[]);
+    let asker = Asker::new(&dir, &serving, &token);
+    let pack = crate::testing::pack(0..5);
+    let path = format!("/v1/data/image/debian/packs/{}", pack.id);
+    assert_eq!(asker.put(&path, pack.bytes.clone()).await.unwrap(), 201);
+    let printed = said(&["verify", text(&dir)]);
+    assert!(printed.starts_with("clean: read 1 packs"), "{printed}");
+    let file = dir.join(path.replacen("/v1/data", "objects", 1));
+    std::fs::write(&file, &pack.bytes[1..]).unwrap();
+    let output = run(&["verify", text(&dir)]);
+    assert_eq!(output.status.code(), Some(1));
+    let printed = String::from_utf8(output.stdout).unwrap();
+    let (finding, summary) = printed.split_once('\n').unwrap();
+    assert!(
+        finding.starts_with("damaged image/debian/packs/") && finding.contains("Affects no version"),
+        "{printed}"
+    );
+    assert!(summary.starts_with("1 findings"), "{printed}");
+    let json = run(&["verify", text(&dir), "--json"]);
+    assert_eq!(json.status.code(), Some(1));
+    let json: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(json["findings"].as_array().unwrap().len(), 1);
+    // The same pack once more heals it.
+    assert_eq!(asker.put(&path, pack.bytes).await.unwrap(), 200);
+    said(&["verify", text(&dir)]);
+}

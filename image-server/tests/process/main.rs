@@ -1,0 +1,13 @@
+//! The real program: its commands, its end by kill -9 at any moment, a disk that is really full, and what it logs.
+
+#![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
+mod commands;
+mod crash;
+mod disk;
+mod program;
+mod secrets;
+
+#[expect(dead_code, reason = "the library's own tests use more of it")]
+#[path = "../../src/testing.rs"]
+mod testing;

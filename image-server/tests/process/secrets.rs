@@ -1,0 +1,95 @@
+//! What the log tells, and what it never tells.
+
+use crate::program::{Asker, Serving, init, said, text};
+use crate::testing;
+
+#[tokio::test]
+async fn no_token_key_or_body_is_ever_logged() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("server");
+    let admin = init(&dir);
+    let alice = said(&["token", text(&dir), "--user", "alice", "--role", "user"]).trim().to_owned();
+    let revoked = said(&["token", text(&dir), "--user", "alice", "--role", "user"]).trim().to_owned();
+    said(&["token", text(&dir), "--revoke", "3"]);
+    for format in ["text", "json"] {
+        let mut serving = Serving::start(&dir, &["--log", "trace", "--log-format", format]);
+        let mut almost = admin.clone();
+        almost.pop();
+        for token in [&admin, &alice, &revoked, &almost] {
+            let asker = Asker::new(&dir, &serving, token);
+            let pack = testing::pack(0..3);
+            let path = format!("/v1/data/image/debian/packs/{}", pack.id);
+            asker.get("/v1/server").await.unwrap();
+            asker.get(&format!("/v1/images?token={token}")).await.unwrap();
+            asker.put(&path, pack.bytes).await.unwrap();
+            asker.get(&path).await.unwrap();
+            asker
+                .post("/v1/missing/image/debian/chunks", b"a-body-that-is-not-logged".to_vec())
+                .await
+                .unwrap();
+            let manifest = testing::image_manifest("debian", vec![chunk_format::SegmentId::of(b"x")]);
+            asker.commit("/v1/images/debian/versions", &manifest, 1).await.unwrap();
+        }
+        // A failure, whose cause is logged.
+        std::fs::remove_dir_all(dir.join("objects/image")).unwrap();
+        let pack = testing::pack(0..3);
+        let answer = Asker::new(&dir, &serving, &alice)
+            .get(&format!("/v1/data/image/debian/packs/{}", pack.id))
+            .await
+            .unwrap();
+        assert_eq!(answer.status(), 500);
+        let id = answer.headers()["x-request-id"].to_str().unwrap().to_owned();
+        serving.terminate();
+
+        let log = serving.log();
+        for secret in [&admin, &alice, &revoked, &almost] {
+            assert!(!log.contains(&secret["satchel_".len()..]), "{log}");
+        }
+        for secret in ["Bearer", "uthorization", "a-body-that", "satchel-signature"] {
+            assert!(!log.contains(secret), "{secret}: {log}");
+        }
+        let failure = log.lines().find(|line| line.contains(&id)).unwrap();
+        assert!(failure.contains("there is no object image/debian/packs/"), "{failure}");
+        assert!(log.contains("/v1/server") && log.contains("alice"), "{log}");
+    }
+}
+
+#[tokio::test]
+async fn at_info_reads_of_data_are_not_logged_and_changes_are() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("server");
+    let admin = init(&dir);
+    let mut serving = Serving::start(&dir, &["--log-format", "json"]);
+    let asker = Asker::new(&dir, &serving, &admin);
+    let pack = testing::pack(0..3);
+    let path = format!("/v1/data/image/debian/packs/{}", pack.id);
+    let len = pack.bytes.len() as u64;
+    assert_eq!(asker.put(&path, pack.bytes).await.unwrap(), 201);
+    asker.get(&path).await.unwrap().bytes().await.unwrap();
+    asker.get("/healthz").await.unwrap();
+    asker.get("/v1/images").await.unwrap();
+    asker.get("/v1/data/image/debian/packs/x").await.unwrap();
+    serving.terminate();
+    let lines: Vec<serde_json::Value> =
+        serving.log().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let requests: Vec<_> = lines.iter().filter(|line| line["message"] == "request").collect();
+    let told: Vec<(&str, &str, u64)> = requests
+        .iter()
+        .map(|line| {
+            let text = |field: &str| line[field].as_str().unwrap();
+            (text("method"), text("path"), line["status"].as_u64().unwrap())
+        })
+        .collect();
+    let expected = [
+        ("PUT", path.as_str(), 201),
+        ("GET", "/v1/images", 200),
+        ("GET", "/v1/data/image/debian/packs/x", 400),
+    ];
+    assert_eq!(told, expected);
+    let put = requests[0];
+    assert_eq!(
+        (put["received"].as_u64(), put["user"].as_str(), put["whole"].as_bool()),
+        (Some(len), Some("admin"), Some(true))
+    );
+    assert_eq!(put["id"].as_str().unwrap().len(), 16);
+}

@@ -2,12 +2,15 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use chunk_format::PublicKey;
-use tokio::sync::Semaphore;
+use tokio::sync::{AcquireError, Semaphore, SemaphorePermit};
+use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
 use crate::database::Database;
 use crate::http::auth::TokenUses;
+use crate::http::body::BodyReader;
 use crate::http::error::ApiError;
 use crate::limits::Limits;
 use crate::storage::Storage;
@@ -21,10 +24,12 @@ pub(crate) struct App {
     pub(crate) uses: TokenUses,
     /// Packs being received.
     pub(crate) uploads: Semaphore,
+    /// Packs being received or waiting to be: each may have a window's worth of bytes with us already.
+    uploads_begun: Semaphore,
+    /// Bytes of bodies held in memory whole.
+    body_memory: Semaphore,
     /// Packs being decoded: as many as there are processors, whatever the number of uploads.
     pub(crate) decoders: Semaphore,
-    /// Manifests in memory.
-    pub(crate) commits: Semaphore,
     /// Work that goes on when its client hangs up, and that a stopping server waits for.
     pub(crate) tasks: TaskTracker,
 }
@@ -43,11 +48,41 @@ impl App {
             identity,
             uses: TokenUses::default(),
             uploads: Semaphore::new(limits.uploads),
+            uploads_begun: Semaphore::new(limits.uploads.saturating_add(limits.uploads_waiting)),
+            body_memory: Semaphore::new(limits.body_memory_bytes as usize),
             decoders: Semaphore::new(processors),
-            commits: Semaphore::new(limits.commits),
             tasks: TaskTracker::new(),
             limits,
         })
+    }
+
+    /// Waits for a turn to receive a pack; held until the turn is dropped.
+    ///
+    /// # Errors
+    /// `Busy` when too many wait, or the turn does not come in time.
+    pub(crate) async fn upload_turn(&self) -> Result<UploadTurn<'_>, ApiError> {
+        let begun = self.uploads_begun.try_acquire().map_err(|_| ApiError::Busy(None))?;
+        let turn = self.in_turn(self.uploads.acquire()).await?;
+        Ok(UploadTurn { _begun: begun, _turn: turn })
+    }
+
+    /// Reads a body into memory once there is room for it.
+    ///
+    /// # Errors
+    /// `Busy` when there is no room in time; otherwise as [`BodyReader::next`].
+    pub(crate) async fn read_whole(&self, body: BodyReader) -> Result<WholeBody<'_>, ApiError> {
+        // A body longer than all the room there is takes all of it.
+        let len = u32::try_from(body.len_bytes()).unwrap_or(u32::MAX).min(self.limits.body_memory_bytes);
+        let room = self.in_turn(self.body_memory.acquire_many(len)).await?;
+        Ok(WholeBody { bytes: body.read_all().await?, _room: room })
+    }
+
+    async fn in_turn<'a>(
+        &self,
+        turn: impl Future<Output = Result<SemaphorePermit<'a>, AcquireError>>,
+    ) -> Result<SemaphorePermit<'a>, ApiError> {
+        let turn = timeout(self.limits.upload_wait, turn).await;
+        turn.map_err(|_| ApiError::Busy(None))?.map_err(ApiError::internal)
     }
 
     /// Does work to its end even if the request that asked for it is given up meanwhile.
@@ -60,4 +95,16 @@ impl App {
     ) -> Result<T, ApiError> {
         self.tasks.spawn(work).await.unwrap_or_else(|error| Err(ApiError::internal(error)))
     }
+}
+
+/// Leave to receive a pack.
+pub(crate) struct UploadTurn<'a> {
+    _begun: SemaphorePermit<'a>,
+    _turn: SemaphorePermit<'a>,
+}
+
+/// A body in memory, and the room it takes there.
+pub(crate) struct WholeBody<'a> {
+    pub(crate) bytes: Bytes,
+    _room: SemaphorePermit<'a>,
 }

@@ -25,10 +25,12 @@ pub struct Limits {
     pub body_rate: u32,
     /// Packs being received at once.
     pub uploads: usize,
-    /// Time an upload waits for its turn before it is told that the server is busy.
+    /// Time an upload, or a body, waits for its turn before it is told that the server is busy.
     pub upload_wait: Duration,
-    /// Manifests being read and checked at once.
-    pub commits: usize,
+    /// Uploads that may wait for their turn; more are told at once.
+    pub uploads_waiting: usize,
+    /// Bytes of all bodies that are held in memory whole: questions, segments, manifests. More wait as uploads do.
+    pub body_memory_bytes: u32,
     /// Time requests in flight have to finish when the server stops.
     pub shutdown_grace: Duration,
 }
@@ -47,7 +49,8 @@ impl Default for Limits {
             body_rate: 8 << 10,
             uploads: 16,
             upload_wait: Duration::from_secs(10),
-            commits: 4,
+            uploads_waiting: 64,
+            body_memory_bytes: 64 << 20,
             shutdown_grace: Duration::from_secs(10),
         }
     }

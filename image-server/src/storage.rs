@@ -1,9 +1,11 @@
 //! The object store: one object per path of the data plane, so that the same tree can be served by any static host.
 
 mod key;
+mod reading;
 mod staging;
 
 use std::error::Error as StdError;
+use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -17,8 +19,8 @@ use futures_util::{StreamExt, TryStreamExt};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{
-    Error as StoreError, GetOptions, GetRange, GetResult, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode,
-    PutPayload,
+    Error as StoreError, GetOptions, GetRange, GetResultPayload, ObjectMeta, ObjectStore, ObjectStoreExt,
+    PutMode, PutPayload,
 };
 
 pub(crate) use key::{Object, ObjectKey};
@@ -104,6 +106,13 @@ pub(crate) struct Storage {
     local_root: Option<PathBuf>,
 }
 
+/// An object found and not yet read.
+pub(crate) struct Opened {
+    pub(crate) len_bytes: u64,
+    /// A local store's file: what is read of it is of one object, even if another takes its name meanwhile.
+    file: Option<File>,
+}
+
 /// What is left of uploads that were cut short.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Leftovers {
@@ -134,15 +143,34 @@ impl Storage {
         Self { store, part_bytes: REMOTE_PART_BYTES, local_root: None }
     }
 
-    /// Opens an object, or one range of it, without reading it yet.
-    pub(crate) async fn get(
+    /// Opens an object without reading it yet.
+    pub(crate) async fn open(&self, key: &ObjectKey) -> Result<Opened, StorageError> {
+        let path = key.path();
+        if self.local_root.is_some() {
+            let found = self.store.get(&path).await.map_err(failed("open", &path))?;
+            let len_bytes = found.meta.size;
+            return Ok(match found.payload {
+                GetResultPayload::File(file, _) => Opened { len_bytes, file: Some(file) },
+                GetResultPayload::Stream(_) => Opened { len_bytes, file: None },
+            });
+        }
+        Ok(Opened { len_bytes: self.len(&path).await?, file: None })
+    }
+
+    /// Reads a range of an opened object, a piece at a time.
+    pub(crate) async fn stream(
         &self,
         key: &ObjectKey,
-        range: Option<Range<u64>>,
-    ) -> Result<GetResult, StorageError> {
+        opened: Opened,
+        range: Range<u64>,
+    ) -> Result<BoxStream<'static, io::Result<Bytes>>, StorageError> {
+        if let Some(file) = opened.file {
+            return Ok(reading::pieces(file, range).boxed());
+        }
         let path = key.path();
-        let options = GetOptions { range: range.map(GetRange::Bounded), ..GetOptions::default() };
-        self.store.get_opts(&path, options).await.map_err(failed("read", &path))
+        let options = GetOptions { range: Some(GetRange::Bounded(range)), ..GetOptions::default() };
+        let found = self.store.get_opts(&path, options).await.map_err(failed("read", &path))?;
+        Ok(found.into_stream().map_err(io::Error::other).boxed())
     }
 
     /// Reads an object of at most `limit_bytes`; a longer one is cut there, which its id or checksum will tell.
@@ -289,7 +317,7 @@ mod tests {
         assert_eq!(storage.sweep_staging(None).await.unwrap(), all);
         let old = std::time::SystemTime::now() - 2 * day;
         for name in ["whole", "partial#1"] {
-            std::fs::File::options().write(true).open(dir.join(name)).unwrap().set_modified(old).unwrap();
+            File::options().write(true).open(dir.join(name)).unwrap().set_modified(old).unwrap();
         }
         assert_eq!(storage.sweep_staging(Some(day)).await.unwrap(), all);
         assert_eq!(storage.sweep_staging(None).await.unwrap(), Leftovers::default());

@@ -80,7 +80,8 @@ impl BodyReader {
         }
     }
 
-    /// All of the body. Memory grows with what arrives, not with what was announced.
+    /// All of the body, for [`crate::app::App::read_whole`], which makes room for it first. Memory grows with what arrives,
+    /// not with what was announced.
     ///
     /// # Errors
     /// As [`BodyReader::next`].

@@ -18,7 +18,6 @@ use chunk_format::{
     ID_BYTES, MAX_MANIFEST_BYTES, MAX_SIGNATURE_BYTES, Manifest, ManifestId, Name, Namespace, Signature,
     Subject,
 };
-use tokio::time::timeout;
 
 use crate::app::App;
 use crate::clock::now_ms;
@@ -73,9 +72,8 @@ async fn answer(
     let signature = signature(headers)?;
     caller.check_write(&app.database, &subject.namespace()).await?;
     let body = BodyReader::new(headers, body, "a manifest", MAX_MANIFEST_BYTES, &app.limits)?;
-    let turn = timeout(app.limits.upload_wait, app.commits.acquire()).await;
-    let _turn = turn.map_err(|_| ApiError::Busy(None))?.map_err(ApiError::internal)?;
-    let bytes = body.read_all().await?;
+    let body = app.read_whole(body).await?;
+    let bytes = body.bytes.clone();
     let read = tokio::task::spawn_blocking(move || Commit::read(bytes, signature, subject, channel));
     let commit = read.await.map_err(ApiError::internal)??;
     let (status, version) = app.to_the_end(run(app.clone(), caller, commit)).await?;

@@ -62,9 +62,9 @@ async fn answer(
         caller.check_read(namespace)?;
     }
     let limit_bytes = MAX_MISSING_IDS * ID_BYTES;
-    let bytes =
-        BodyReader::new(headers, body, "the list of ids", limit_bytes, &app.limits)?.read_all().await?;
-    let (ids, rest) = bytes.as_chunks::<ID_BYTES>();
+    let body = BodyReader::new(headers, body, "the list of ids", limit_bytes, &app.limits)?;
+    let body = app.read_whole(body).await?;
+    let (ids, rest) = body.bytes.as_chunks::<ID_BYTES>();
     if !rest.is_empty() {
         return Err(ApiError::BadRequest(format!("the body must be ids of {ID_BYTES} bytes each")));
     }

@@ -1,7 +1,5 @@
 //! Reading the data plane.
 
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -13,10 +11,7 @@ use axum::http::header::{
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
-use bytes::Bytes;
 use chunk_format::{ID_BYTES, MAX_LOCATOR_BYTES, ManifestId, frame_len_max};
-use futures_util::{Stream, TryStreamExt, stream};
-use object_store::{GetResult, GetResultPayload};
 
 use crate::app::App;
 use crate::http::auth::Caller;
@@ -24,10 +19,7 @@ use crate::http::conditional::{Wanted, is_known, wanted};
 use crate::http::error::ApiError;
 use crate::http::params::{PathParams, QueryParams};
 use crate::presence;
-use crate::storage::{Object, ObjectKey, StorageError};
-
-/// Bytes read from a file at once: few enough for many downloads at once, enough for few hand-overs between threads.
-const READ_BYTES: usize = 128 << 10;
+use crate::storage::{Object, ObjectKey};
 
 const IMMUTABLE: &str = "private, max-age=31536000, immutable";
 const MAY_CHANGE: &str = "private, max-age=60";
@@ -71,10 +63,13 @@ async fn immutable(app: &App, key: &ObjectKey, parts: &Parts) -> Result<Response
         return Ok((StatusCode::NOT_MODIFIED, headers).into_response());
     }
     // A row without its object: the store lost it, and that is no 404.
-    let found = app.storage.get(key, None).await?;
-    let (status, headers, range) = select(parts, headers, &etag, found.meta.size)?;
-    let body =
-        if parts.method == Method::HEAD { Body::empty() } else { body(app, key, found, range).await? };
+    let opened = app.storage.open(key).await?;
+    let (status, headers, range) = select(parts, headers, &etag, opened.len_bytes)?;
+    let body = if parts.method == Method::HEAD || range.is_empty() {
+        Body::empty()
+    } else {
+        Body::from_stream(app.storage.stream(key, opened, range).await?)
+    };
     Ok((status, headers, body).into_response())
 }
 
@@ -131,42 +126,4 @@ fn headers(key: &ObjectKey, etag: &str, cache: &'static str) -> Result<HeaderMap
 
 fn value(text: String) -> Result<HeaderValue, ApiError> {
     HeaderValue::try_from(text).map_err(ApiError::internal)
-}
-
-/// The bytes of a range as they are read: never more of them in memory than the connection takes.
-async fn body(app: &App, key: &ObjectKey, found: GetResult, range: Range<u64>) -> Result<Body, ApiError> {
-    if range.is_empty() {
-        return Ok(Body::empty());
-    }
-    match found.payload {
-        GetResultPayload::File(file, _) => Ok(Body::from_stream(file_stream(file, range))),
-        GetResultPayload::Stream(whole) if range == (0..found.meta.size) => Ok(Body::from_stream(whole)),
-        GetResultPayload::Stream(_) => {
-            let part = app.storage.get(key, Some(range)).await?;
-            Ok(Body::from_stream(part.into_stream().map_err(std::io::Error::other)))
-        }
-    }
-}
-
-/// Reads a file in larger pieces than the store itself would.
-fn file_stream(file: File, range: Range<u64>) -> impl Stream<Item = std::io::Result<Bytes>> + Send {
-    stream::try_unfold((file, range), |(mut file, range)| async move {
-        if range.is_empty() {
-            return Ok(None);
-        }
-        let read = tokio::task::spawn_blocking(move || {
-            let len = (range.end - range.start).min(READ_BYTES as u64);
-            let mut bytes = vec![0; usize::try_from(len).unwrap_or(READ_BYTES)];
-            file.seek(SeekFrom::Start(range.start))?;
-            file.read_exact(&mut bytes)?;
-            Ok::<_, std::io::Error>((Bytes::from(bytes), (file, range.start + len..range.end)))
-        });
-        read.await.map_err(std::io::Error::other)?.map(Some)
-    })
-}
-
-impl From<StorageError> for std::io::Error {
-    fn from(error: StorageError) -> Self {
-        Self::other(error)
-    }
 }

@@ -11,7 +11,6 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use chunk_format::{FormatError, MAX_PACK_BYTES, Namespace, PackId};
 use sha2::{Digest, Sha256};
-use tokio::time::timeout;
 
 use crate::app::App;
 use crate::clock::now_ms;
@@ -37,8 +36,7 @@ pub(super) async fn put(
     let pack: PackId = path.get("object")?;
     caller.check_write(&app.database, &namespace).await?;
     let body = BodyReader::new(&headers, body, "a pack", MAX_PACK_BYTES, &app.limits)?;
-    let turn = timeout(app.limits.upload_wait, app.uploads.acquire()).await;
-    let _turn = turn.map_err(|_| ApiError::Busy(None))?.map_err(ApiError::internal)?;
+    let _turn = app.upload_turn().await?;
     let len_bytes = body.len_bytes();
     let staging = receive(&app, body, pack).await?;
     let work = store(app.clone(), caller, namespace, pack, len_bytes, staging);

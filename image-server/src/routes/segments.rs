@@ -45,11 +45,11 @@ pub(super) async fn put(
         caller.check_read(image)?;
     }
     let body = BodyReader::new(&headers, body, "a segment", MAX_SEGMENT_FRAME_BYTES, &app.limits)?;
-    let frame = body.read_all().await?;
+    let body = app.read_whole(body).await?;
     let mut decoder = FrameDecoder::new().map_err(ApiError::internal)?;
-    let segment = Segment::decode(&frame, id, &mut decoder).map_err(ApiError::Damaged)?;
+    let segment = Segment::decode(&body.bytes, id, &mut decoder).map_err(ApiError::Damaged)?;
     let located = locate(&app, &namespace, &also, id, &segment).await?;
-    let work = store(app.clone(), caller, namespace, id, frame, located);
+    let work = store(app.clone(), caller, namespace, id, body.bytes.clone(), located);
     let is_new = app.to_the_end(work).await?;
     Ok(if is_new { StatusCode::CREATED } else { StatusCode::OK })
 }

@@ -1,10 +1,15 @@
 //! Reading objects and listings.
 
+use std::sync::Arc;
+
 use axum::body::Body;
 use axum::http::Method;
 use chunk_format::{FrameDecoder, Locator};
+use futures_util::StreamExt;
+use object_store::ObjectStore;
 
 use super::{Fixture, request};
+use crate::limits::Limits;
 use crate::testing;
 
 #[tokio::test]
@@ -50,6 +55,24 @@ async fn an_object_is_read_whole_in_part_or_not_again() {
     let head = fixture.ask(head).await.done(200);
     assert!(head.body.is_empty());
     assert_eq!(head.header("content-length"), len.to_string());
+}
+
+/// All the same from a store that has no files, as S3 has none.
+#[tokio::test]
+async fn a_remote_store_serves_the_same() {
+    let store = Arc::new(object_store::memory::InMemory::new());
+    let fixture = Fixture::empty(Limits::default(), Some(store.clone())).await;
+    fixture.publish().await;
+    let alice = &fixture.tokens.alice;
+    let path = format!("/v1/data/image/debian/packs/{}", fixture.image.pack);
+    assert_eq!(fixture.get(&path, alice).await.done(200).body, fixture.image.pack_bytes[..]);
+    let part = fixture.get_with(&path, alice, &[("range", "bytes=200000-399999")]).await.done(206);
+    assert_eq!(part.body, fixture.image.pack_bytes[200_000..400_000]);
+    let head = fixture.ask(request(Method::HEAD, &path, alice).body(Body::empty()).unwrap()).await.done(200);
+    assert_eq!(head.header("content-length"), fixture.image.pack_bytes.len().to_string());
+    assert!(fixture.files("").is_empty());
+    // Packs, segments, locators, manifests and signatures of two namespaces; nothing in staging.
+    assert_eq!(store.list(None).count().await, 10);
 }
 
 #[tokio::test]

@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::http::{Method, header};
+use axum::http::{HeaderMap, HeaderValue, Method, header};
 use bytes::Bytes;
 use chunk_format::{ChunkId, ChunkSize, FrameDecoder, FrameEncoder, Locator, PackId, SegmentId};
 use futures_util::stream;
 
 use super::{Fixture, request};
+use crate::http::body::BodyReader;
 use crate::limits::Limits;
 use crate::testing;
 
@@ -156,15 +157,41 @@ async fn an_upload_that_is_given_up_leaves_nothing() {
 
 #[tokio::test]
 async fn uploads_beyond_the_limit_wait_and_are_then_told_to_come_again() {
-    let limits = Limits { uploads: 1, upload_wait: Duration::from_millis(50), ..Limits::default() };
+    let limits = Limits {
+        uploads: 1,
+        uploads_waiting: 1,
+        upload_wait: Duration::from_millis(50),
+        ..Limits::default()
+    };
     let fixture = Fixture::empty(limits, None).await;
     let (path, publisher) = (pack_path(fixture.image.pack), &fixture.tokens.publisher);
     let turn = fixture.app.uploads.acquire().await.unwrap();
-    let busy = fixture.put(&path, publisher, &fixture.image.pack_bytes).await;
-    busy.refused(503, "busy");
+    let put = || fixture.put(&path, publisher, &fixture.image.pack_bytes);
+    let (busy, second, third) = tokio::join!(put(), put(), put());
+    for answer in [&busy, &second, &third] {
+        answer.refused(503, "busy");
+    }
     assert_eq!(busy.header("retry-after"), "2");
     drop(turn);
     fixture.put(&path, publisher, &fixture.image.pack_bytes).await.done(201);
+}
+
+#[tokio::test]
+async fn bodies_in_memory_share_what_room_there_is() {
+    let limits =
+        Limits { body_memory_bytes: 1000, upload_wait: Duration::from_millis(50), ..Limits::default() };
+    let fixture = Fixture::empty(limits, None).await;
+    let publisher = &fixture.tokens.publisher;
+    let path = "/v1/missing/image/debian/chunks";
+    let headers = HeaderMap::from_iter([(header::CONTENT_LENGTH, HeaderValue::from(960u32))]);
+    let body =
+        BodyReader::new(&headers, Body::from(vec![0; 960]), "a body", 1000, &fixture.app.limits).unwrap();
+    let held = fixture.app.read_whole(body).await.unwrap();
+    fixture.post(path, publisher, &[1; 64]).await.refused(503, "busy");
+    fixture.post(path, publisher, &[1; 32]).await.done(200);
+    drop(held);
+    // What is longer than all the room there is takes all of it.
+    fixture.post(path, publisher, &[1; 3200]).await.done(200);
 }
 
 #[tokio::test]

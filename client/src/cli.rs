@@ -293,9 +293,10 @@ fn state_path(given: Option<PathBuf>) -> anyhow::Result<PathBuf> {
 
 fn start_log(verbose: u8) {
     let default = match verbose {
-        0 => "warn",
-        1 => "satchel_client=info,warn",
-        _ => "satchel_client=debug,info",
+        // fuser warns of every question of the kernel that it has no answer to.
+        0 => "warn,fuser=error",
+        1 => "warn,fuser=error,satchel_client=info",
+        _ => "info,satchel_client=debug",
     };
     let filter =
         tracing_subscriber::EnvFilter::try_from_env("SATCHEL_LOG").unwrap_or_else(|_| default.into());

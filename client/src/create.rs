@@ -31,16 +31,16 @@ pub enum CreateError {
         wanted: PublicKey,
     },
     /// The golden version cannot be used.
-    #[error(transparent)]
+    #[error("{0}")]
     Version(#[from] VersionError),
     /// The state directory failed.
-    #[error(transparent)]
+    #[error("{0}")]
     State(#[from] StateError),
     /// The first version could not be written down.
-    #[error(transparent)]
+    #[error("{0}")]
     Format(#[from] FormatError),
     /// The first version could not be committed.
-    #[error(transparent)]
+    #[error("{0}")]
     Commit(#[from] CommitError),
 }
 

@@ -42,7 +42,7 @@ pub enum DiskError {
         size: u64,
     },
     /// The overlay could not be read or written.
-    #[error(transparent)]
+    #[error("{0}")]
     Overlay(#[from] OverlayError),
     /// A chunk could not be had.
     #[error("cannot read chunk {chunk} of the {role} disk")]

@@ -36,7 +36,7 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 #[derive(Debug, thiserror::Error)]
 pub enum MountError {
     /// The directory cannot be mounted on.
-    #[error(transparent)]
+    #[error("{0}")]
     Point(#[from] PointError),
     /// The kernel or `fusermount3` refused.
     #[error("cannot mount on {}", directory.display())]

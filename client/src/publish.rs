@@ -21,7 +21,7 @@ use crate::versions::{self, VersionError};
 #[derive(Debug, thiserror::Error)]
 pub enum PublishError {
     /// The file cannot be published.
-    #[error(transparent)]
+    #[error("{0}")]
     Image(#[from] ImageError),
     /// The image belongs to another publisher.
     #[error("image {image} is signed by {publisher}; the publisher key of this machine is {ours}")]
@@ -34,19 +34,19 @@ pub enum PublishError {
         ours: PublicKey,
     },
     /// The newest version could not be read.
-    #[error(transparent)]
+    #[error("{0}")]
     Version(#[from] VersionError),
     /// The upload failed.
-    #[error(transparent)]
+    #[error("{0}")]
     Upload(#[from] UploadError),
     /// The version could not be written down.
-    #[error(transparent)]
+    #[error("{0}")]
     Format(#[from] FormatError),
     /// Someone else published a version meanwhile.
-    #[error(transparent)]
+    #[error("{0}")]
     Commit(#[from] CommitError),
     /// The server could not be asked.
-    #[error(transparent)]
+    #[error("{0}")]
     Remote(#[from] RemoteError),
 }
 
@@ -244,7 +244,7 @@ fn plan(ranges: &[std::ops::Range<u64>], chunk_size: ChunkSize) -> Vec<SegmentWo
     }
     segments
         .into_iter()
-        .map(|(index, positions)| SegmentWork { disk: 0, index, before: None, positions })
+        .map(|(index, positions)| SegmentWork { disk: 0, index, before: None, positions, zeroed: Vec::new() })
         .collect()
 }
 

@@ -9,7 +9,7 @@ mod api;
 mod error;
 mod tls;
 
-pub use api::{DesktopInfo, ImageInfo, PresentIn, ServerInfo, VersionInfo};
+pub use api::{BaseInfo, DesktopInfo, ImageInfo, PresentIn, ServerInfo, VersionInfo};
 pub use error::RemoteError;
 pub use tls::{Fingerprint, Trust};
 

@@ -38,7 +38,7 @@ pub enum RunError {
     #[error("the process that serves the disks ended; the machine was stopped. What it had flushed is safe")]
     MountDied,
     /// The engine failed.
-    #[error(transparent)]
+    #[error("{0}")]
     Engine(#[from] EngineError),
     /// QEMU ended with an error.
     #[error("QEMU ended with an error: {said}")]
@@ -47,7 +47,7 @@ pub enum RunError {
         said: String,
     },
     /// The mount's process could not be talked to.
-    #[error(transparent)]
+    #[error("{0}")]
     Control(#[from] ControlError),
     /// A process, a signal handler or the terminal could not be had.
     #[error("cannot {action}")]

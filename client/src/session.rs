@@ -28,7 +28,7 @@ const REFRESH_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
     /// The state directory failed.
-    #[error(transparent)]
+    #[error("{0}")]
     State(#[from] StateError),
     /// Another process has the desktop open.
     #[error("desktop {desktop} is in use by another process on this machine (pid {pid})")]
@@ -74,10 +74,10 @@ pub enum SessionError {
         source: DesktopError,
     },
     /// A version from the server does not hold.
-    #[error(transparent)]
+    #[error("{0}")]
     Version(#[from] VersionError),
     /// The cache could not be opened.
-    #[error(transparent)]
+    #[error("{0}")]
     Cache(#[from] CacheError),
 }
 

@@ -76,7 +76,7 @@ pub enum StateError {
         reason: String,
     },
     /// The server cannot be asked as the directory says.
-    #[error(transparent)]
+    #[error("{0}")]
     Remote(#[from] RemoteError),
 }
 

@@ -6,7 +6,7 @@
 //! compare-and-swap moves the head. The disks stay in use throughout; the guest waits for the freeze alone. The order
 //! of every durable step is in `docs/semantics.md`.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -37,19 +37,19 @@ pub enum SyncError {
         head: Box<VersionInfo>,
     },
     /// The desktop's files failed.
-    #[error(transparent)]
+    #[error("{0}")]
     Desktop(#[from] DesktopError),
     /// What lies below a changed block could not be read.
     #[error("cannot read what lies below the changes")]
     Fetch(#[from] FetchError),
     /// The upload failed.
-    #[error(transparent)]
+    #[error("{0}")]
     Upload(#[from] UploadError),
     /// The commit failed; the next sync finds out whether it happened.
-    #[error(transparent)]
+    #[error("{0}")]
     Remote(#[from] RemoteError),
     /// The new version could not be written down.
-    #[error(transparent)]
+    #[error("{0}")]
     Format(#[from] FormatError),
 }
 
@@ -77,7 +77,7 @@ pub struct Syncer {
 pub struct SyncReport {
     /// The version the desktop is at now, when one was committed.
     pub version: Option<VersionInfo>,
-    /// Chunks that were written to.
+    /// Chunks that were written to, or zeroed.
     pub dirty_chunks: u64,
     /// Chunks the server lacked.
     pub new_chunks: u64,
@@ -147,7 +147,8 @@ impl Syncer {
             desktop.disks.iter().map(|disk| frozen_view(disk, *through_generation)).collect();
         flush(&frozen).await?;
         let work = self.plan(desktop, &frozen).await?;
-        report.dirty_chunks += work.iter().map(|work| work.positions.len() as u64).sum::<u64>();
+        report.dirty_chunks +=
+            work.iter().map(|work| (work.positions.len() + work.zeroed.len()) as u64).sum::<u64>();
         let done = self.upload(desktop, &head.manifest, frozen, work).await?;
 
         let pending = |manifest| Pending { manifest, through_generation: *through_generation };
@@ -167,17 +168,21 @@ impl Syncer {
         fold(desktop, &version, &loaded, pending(version.id))
     }
 
-    /// The segments the frozen overlays touch, with the chunks to read of each.
+    /// The segments the frozen overlays change, with the chunks to read of each.
     async fn plan(&self, desktop: &OpenDesktop, frozen: &[View]) -> Result<Vec<SegmentWork>, SyncError> {
         let mut work = Vec::new();
         for (disk, view) in frozen.iter().enumerate() {
-            for (index, positions) in dirty_chunks(view) {
+            for (index, Dirty { positions, mut zeroed }) in dirty_chunks(view) {
                 let Some(segment) = view.base.segments().get(index.0 as usize) else { continue };
                 let before = match segment.id.is_zero() {
                     true => None,
                     false => Some(desktop.fetcher.segment(segment).await?.clone()),
                 };
-                work.push(SegmentWork { disk, index, before, positions });
+                // Discarding what was zeros before, as making a file system does, changes nothing.
+                zeroed.retain(|at| before.as_ref().is_some_and(|before| !before.chunks()[*at].is_zero()));
+                if !positions.is_empty() || !zeroed.is_empty() {
+                    work.push(SegmentWork { disk, index, before, positions, zeroed });
+                }
             }
         }
         Ok(work)
@@ -281,10 +286,19 @@ fn frozen_view(disk: &Disk, through_generation: u64) -> View {
     View { overlays, base: Arc::clone(&view.base) }
 }
 
+/// The chunks of a segment that overlays touch.
+#[derive(Default)]
+struct Dirty {
+    /// To be read.
+    positions: Vec<usize>,
+    /// Zeros from end to end.
+    zeroed: Vec<usize>,
+}
+
 /// The chunks that hold a block some overlay has, by segment.
-fn dirty_chunks(view: &View) -> BTreeMap<SegmentIndex, Vec<usize>> {
+fn dirty_chunks(view: &View) -> BTreeMap<SegmentIndex, Dirty> {
     let chunk_size = view.base.chunk_size();
-    let mut chunks = std::collections::BTreeSet::new();
+    let mut chunks = BTreeSet::new();
     for overlay in &view.overlays {
         for (start, end) in written_runs(overlay) {
             let first = ChunkIndex::containing(start * BLOCK_BYTES, chunk_size);
@@ -292,12 +306,38 @@ fn dirty_chunks(view: &View) -> BTreeMap<SegmentIndex, Vec<usize>> {
             chunks.extend(first.0..=last.0);
         }
     }
-    let mut segments = BTreeMap::<SegmentIndex, Vec<usize>>::new();
-    for chunk in chunks {
-        let (segment, at) = ChunkIndex(chunk).in_segment();
-        segments.entry(segment).or_default().push(at);
+    let mut segments = BTreeMap::<SegmentIndex, Dirty>::new();
+    for chunk in chunks.into_iter().map(ChunkIndex) {
+        let (segment, at) = chunk.in_segment();
+        let dirty = segments.entry(segment).or_default();
+        if is_zeroed(view, chunk) { dirty.zeroed.push(at) } else { dirty.positions.push(at) }
     }
     segments
+}
+
+/// Whether all of a chunk was zeroed, block by block, in the overlays.
+fn is_zeroed(view: &View, chunk: ChunkIndex) -> bool {
+    let chunk_size = view.base.chunk_size();
+    let mut block = BlockIndex::containing(chunk.offset_bytes(chunk_size)).0;
+    let end_bytes = ChunkIndex(chunk.0 + 1).offset_bytes(chunk_size).min(view.base.size().bytes());
+    let end = end_bytes.div_ceil(BLOCK_BYTES);
+    while block < end {
+        let mut last = end;
+        let mut zeroed = false;
+        for overlay in &view.overlays {
+            let (state, len) = overlay.run(BlockIndex(block), BlockIndex(last));
+            last = block + len.max(1);
+            if state != BlockState::Base {
+                zeroed = state == BlockState::Zero;
+                break;
+            }
+        }
+        if !zeroed {
+            return false;
+        }
+        block = last;
+    }
+    true
 }
 
 /// The runs of blocks an overlay has, as first block and the one after the last.

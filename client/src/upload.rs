@@ -45,10 +45,10 @@ pub enum UploadError {
         offset: u64,
     },
     /// A chunk could not be encoded.
-    #[error(transparent)]
+    #[error("{0}")]
     Format(#[from] FormatError),
     /// The server could not be asked.
-    #[error(transparent)]
+    #[error("{0}")]
     Remote(#[from] RemoteError),
     /// Told to stop.
     #[error("interrupted")]
@@ -83,6 +83,8 @@ pub struct SegmentWork {
     pub before: Option<Segment>,
     /// Positions of the chunks to read; the others stay as before.
     pub positions: Vec<usize>,
+    /// Positions of chunks known to be all zeros now, which need not be read.
+    pub zeroed: Vec<usize>,
 }
 
 /// A segment brought up to date.

@@ -22,7 +22,7 @@ pub enum CommitError {
         head: Box<VersionInfo>,
     },
     /// The request failed; the version may or may not be committed.
-    #[error(transparent)]
+    #[error("{0}")]
     Remote(#[from] RemoteError),
 }
 

@@ -13,10 +13,10 @@ use crate::state::{Pin, StateDir, StateError};
 #[derive(Debug, thiserror::Error)]
 pub enum VersionError {
     /// The server could not be asked.
-    #[error(transparent)]
+    #[error("{0}")]
     Remote(#[from] RemoteError),
     /// The version's objects could not be fetched.
-    #[error(transparent)]
+    #[error("{0}")]
     Source(#[from] SourceError),
     /// The version does not hold: altered bytes, a bad signature, an unknown format.
     #[error("version {id} of {what} does not hold")]
@@ -75,7 +75,7 @@ pub enum VersionError {
     #[error("{0}")]
     NoSuch(String),
     /// The state directory failed.
-    #[error(transparent)]
+    #[error("{0}")]
     State(#[from] StateError),
 }
 

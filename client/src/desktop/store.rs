@@ -77,7 +77,7 @@ pub enum DesktopError {
         role: DiskRole,
     },
     /// An overlay cannot be used.
-    #[error(transparent)]
+    #[error("{0}")]
     Overlay(#[from] OverlayError),
     /// The operating system gave no randomness.
     #[error("the operating system gives no randomness: {reason}")]

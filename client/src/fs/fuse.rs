@@ -141,7 +141,7 @@ impl FuseAdapter {
             uid: rustix::process::geteuid().as_raw(),
             gid: rustix::process::getegid().as_raw(),
             rdev: 0,
-            blksize: STATFS_BLOCK_BYTES,
+            blksize: MAX_WRITE_BYTES,
             flags: 0,
         }
     }

@@ -1,7 +1,7 @@
 //! The calls of `docs/api.md`.
 
 use chunk_format::{
-    Base, ChunkId, ID_BYTES, ManifestId, Name, Namespace, PackId, PublicKey, SegmentId, Signature, Subject,
+    ChunkId, ID_BYTES, ManifestId, Name, Namespace, PackId, PublicKey, SegmentId, Signature, Subject,
 };
 use reqwest::{Body, Method, RequestBuilder};
 use serde::{Deserialize, Serialize};
@@ -62,6 +62,17 @@ pub struct ImageInfo {
     pub latest: VersionInfo,
 }
 
+/// The golden version a desktop stands on, as listings show it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct BaseInfo {
+    /// The image.
+    pub image: Name,
+    /// The channel the desktop follows, if it follows one.
+    pub channel: Option<Name>,
+    /// The golden version.
+    pub version: ManifestId,
+}
+
 /// A desktop as listings show it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct DesktopInfo {
@@ -72,7 +83,7 @@ pub struct DesktopInfo {
     /// Its first version: names it for ever.
     pub id: ManifestId,
     /// The golden version it stands on.
-    pub base: Base,
+    pub base: BaseInfo,
     /// Its newest version.
     pub head: VersionInfo,
 }

@@ -56,6 +56,7 @@ fn work(chunks: usize) -> Vec<SegmentWork> {
             index: SegmentIndex(u32::try_from(segment).unwrap()),
             before: None,
             positions: (0..(chunks - segment * SEGMENT_CHUNKS).min(SEGMENT_CHUNKS)).collect(),
+            zeroed: Vec::new(),
         })
         .collect()
 }

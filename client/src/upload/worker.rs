@@ -37,9 +37,12 @@ impl Shared {
     fn bring_up_to_date(&self, work: SegmentWork, tools: &mut Tools) -> Result<SegmentDone, UploadError> {
         let progress = &self.upload.progress;
         let chunk_bytes = self.upload.chunk_size.bytes();
-        let SegmentWork { disk, index, before, positions } = work;
+        let SegmentWork { disk, index, before, positions, zeroed } = work;
         let before = before.unwrap_or_else(Segment::zero);
         let mut segment = before.clone();
+        for at in zeroed {
+            segment.set(at, ChunkId::ZERO)?;
+        }
         for at in &positions {
             self.read(disk, index.first_chunk(), *at, &mut tools.chunk)?;
             let id = ChunkId::of_chunk(&tools.chunk);

@@ -58,12 +58,12 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .fold(Router::new(), |router, route| router.route(route.path, route.methods))
         .fallback(|| async { ApiError::no_such("such path") })
         .method_not_allowed_fallback(|| async { ApiError::MethodNotAllowed })
+        .layer(from_fn_with_state(app.clone(), head::check))
         .layer(from_fn_with_state(app.clone(), auth::require_token));
     let health = get(status::health).fallback(|| async { ApiError::MethodNotAllowed });
     Router::new()
         .route("/healthz", health)
         .merge(with_token)
-        .layer(from_fn_with_state(app.clone(), head::check))
         .layer(from_fn(api_version::check))
         .layer(from_fn(log::log))
         .with_state(app)

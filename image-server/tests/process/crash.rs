@@ -89,13 +89,13 @@ async fn a_killed_server_loses_nothing_it_answered_for_and_shows_nothing_half() 
     let dir = temp.path().join("server");
     let token = init(&dir);
 
-    // The first publication is not disturbed: its time sets the moments of the others' ends.
+    // The first publication is not disturbed: its time sets the moments at which the others end.
     let mut serving = Serving::start(&dir, &[]);
     let mut asker = Asker::new(&dir, &serving, &token);
     let first = Publication::new(0, None);
     let begun = Instant::now();
     assert!(first.run(&asker).await.version);
-    let whole = begun.elapsed();
+    let mut whole = begun.elapsed();
     let mut head = (first.manifest.clone(), first.id());
     let mut cut_short = 0;
 
@@ -122,8 +122,11 @@ async fn a_killed_server_loses_nothing_it_answered_for_and_shows_nothing_half() 
         asker = Asker::new(&dir, &serving, &token);
         check(&asker, &publication, &done, &head).await;
         // The client tries again and always gets there.
+        let begun = Instant::now();
         let again = publication.run(&asker).await;
         assert!(again.version, "round {round}");
+        // The first time may have been a slow one, and then all later ends would come too late.
+        whole = whole.min(begun.elapsed());
         head = (publication.manifest.clone(), publication.id());
         assert_eq!(latest(&asker).await, head.1.to_string());
     }

@@ -146,6 +146,7 @@ async fn without_a_good_token_every_route_is_401_and_tells_nothing_else() {
     }
     for path in ["/", "/v1", "/v2/server", "/v1/images/", "/v1/data/image/debian", "/metrics", "/healthz/"] {
         assert_eq!(fixture.get(path, "").await.status, 401, "{path}");
+        assert_eq!(fixture.get(&format!("{path}%2e"), "").await.status, 401, "{path}");
         fixture.get(path, &tokens.alice).await.refused(404, "not_found");
     }
 }

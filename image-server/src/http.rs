@@ -6,5 +6,6 @@ pub(crate) mod body;
 pub(crate) mod conditional;
 pub(crate) mod error;
 pub(crate) mod head;
+pub(crate) mod linger;
 pub(crate) mod log;
 pub(crate) mod params;

@@ -22,7 +22,7 @@ use axum::routing::{MethodRouter, get, post};
 
 use crate::app::App;
 use crate::http::error::ApiError;
-use crate::http::{api_version, auth, head, log};
+use crate::http::{api_version, auth, head, linger, log};
 
 /// A path and what answers there.
 struct Route {
@@ -65,6 +65,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/healthz", health)
         .merge(with_token)
         .layer(from_fn(api_version::check))
+        .layer(from_fn(linger::linger))
         .layer(from_fn(log::log))
         .with_state(app)
 }

@@ -65,6 +65,12 @@ pub(crate) enum ApiError {
     Busy(#[source] Option<Cause>),
     #[error("the server has no space left: nothing was stored, and what was stored before is safe")]
     StoreFull(#[source] Cause),
+    #[error("{path} was stored and is gone from the store")]
+    Lost {
+        path: String,
+        #[source]
+        cause: Cause,
+    },
     #[error("the server failed; its log has the cause under this request's id")]
     Internal(#[source] Cause),
 }
@@ -107,13 +113,17 @@ impl ApiError {
             Self::HeadTooLarge { .. } => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "head_too_large"),
             Self::Busy(_) => (StatusCode::SERVICE_UNAVAILABLE, "busy"),
             Self::StoreFull(_) => (StatusCode::INSUFFICIENT_STORAGE, "store_full"),
+            Self::Lost { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "lost"),
             Self::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
         }
     }
 
     fn cause(&self) -> Option<Cause> {
         match self {
-            Self::StoreFull(cause) | Self::Internal(cause) | Self::Busy(Some(cause)) => Some(cause.clone()),
+            Self::StoreFull(cause)
+            | Self::Internal(cause)
+            | Self::Busy(Some(cause))
+            | Self::Lost { cause, .. } => Some(cause.clone()),
             _ => None,
         }
     }
@@ -133,6 +143,8 @@ impl From<StorageError> for ApiError {
     fn from(error: StorageError) -> Self {
         match error {
             StorageError::Full { .. } => Self::StoreFull(Arc::new(error)),
+            // Who asks for what was never stored is answered before the store is asked.
+            StorageError::NotFound { ref path } => Self::Lost { path: path.clone(), cause: Arc::new(error) },
             error => Self::internal(error),
         }
     }

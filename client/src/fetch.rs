@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use chunk_format::{
-    ChunkId, ChunkIndex, FormatError, FrameDecoder, Locator, MAX_LOCATOR_BYTES, SEGMENT_BYTES, Segment,
-    frame_len_max,
+    ChunkId, ChunkIndex, FormatError, FrameDecoder, FrameEncoder, Locator, MAX_LOCATOR_BYTES, SEGMENT_BYTES,
+    Segment, frame_len_max,
 };
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
@@ -235,6 +235,18 @@ impl Fetcher {
         decode: impl Fn(&[u8]) -> Result<T, FormatError>,
     ) -> Result<T, FetchError> {
         self.shared.object(path, limit_bytes, decode).await
+    }
+
+    /// Keeps a segment that was made here as fetched ones are kept; failing to is no more than a fetch lost.
+    pub(crate) fn keep(&self, segment: &Segment) {
+        let (segments, id) = (&self.shared.segments, segment.id());
+        if id.is_zero() || segments.contains(id) {
+            return;
+        }
+        match FrameEncoder::new().and_then(|mut encoder| segment.encode(&mut encoder)) {
+            Ok(frame) => segments.keep(id, &frame),
+            Err(error) => tracing::debug!(segment = %id, %error, "a segment was not kept"),
+        }
     }
 
     /// Sees to it that chunks of a disk come; answers, for each, where it will be.

@@ -2,9 +2,13 @@
 //! edge.
 
 use std::error::Error;
+use std::ffi::OsStr;
+use std::path::Path;
 
 use crate::cache::CacheError;
+use crate::create::CreateError;
 use crate::desktop::DesktopError;
+use crate::image::ImageError;
 use crate::mount::{MountError, PointError};
 use crate::overlay::OverlayError;
 use crate::publish::PublishError;
@@ -84,8 +88,14 @@ fn hint_of(error: &(dyn Error + 'static)) -> Option<String> {
     } else if let Some(OverlayError::Full { .. }) = error.downcast_ref() {
         "nothing was lost; free some space on the disk that holds the state directory"
     } else if let Some(OverlayError::Damaged { .. } | OverlayError::Failed { .. }) = error.downcast_ref() {
-        "check the disk that holds the state directory; what was synced is safe on the server, and moving the \
-         desktop's directory away lets it start again from there"
+        DAMAGED_DESKTOP
+    } else if let Some(DesktopError::Damaged { .. } | DesktopError::BadVersion { .. }) = error.downcast_ref()
+    {
+        DAMAGED_DESKTOP
+    } else if let Some(CreateError::Exists { .. }) = error.downcast_ref() {
+        "choose another name, or use that one: see `satchel desktops`"
+    } else if let Some(ImageError::NotADisk { .. }) = error.downcast_ref() {
+        "if it is a disk all the same, publish it with --force"
     } else if let Some(DesktopError::Foreign { .. }) = error.downcast_ref() {
         "the directory was copied or renamed; give each desktop the directory it was made in"
     } else if let Some(SourceError { kind: FailureKind::Damaged, .. }) = error.downcast_ref() {
@@ -95,6 +105,9 @@ fn hint_of(error: &(dyn Error + 'static)) -> Option<String> {
     };
     Some(text.to_owned())
 }
+
+const DAMAGED_DESKTOP: &str = "check the disk that holds the state directory; what was synced is safe on the server, \
+     and moving the desktop's directory away lets it start again from there";
 
 fn of_remote(error: &RemoteError) -> Option<String> {
     let text = match error {
@@ -109,20 +122,22 @@ fn of_remote(error: &RemoteError) -> Option<String> {
             "compare it with the line `fingerprint:` that `satchel-server init` printed; if it is the same, add \
              `--fingerprint {found}`"
         ),
+        RemoteError::BadToken { .. } => NEW_TOKEN.to_owned(),
         RemoteError::NotThisInterface { .. } => {
             "is this the address of a Satchel server? If so, client and server are of different versions: update the \
              older one"
                 .to_owned()
         }
         RemoteError::Refused { code, .. } => match code.as_str() {
-            "unauthorized" => "get a new token from the server's operator (`satchel-server token DIR --user NAME \
-                 --role ROLE`) and log in again: `satchel login URL --token TOKEN`"
-                .to_owned(),
+            "unauthorized" => NEW_TOKEN.to_owned(),
             "forbidden" => "the token's role or user does not allow this; ask the server's operator".to_owned(),
             "store_full" => "the server has no space left; what was sent is kept, and repeating the command \
                  continues once there is some"
                 .to_owned(),
             "busy" => "try again in a moment".to_owned(),
+            "internal" => "tell the server's operator: the server's log has the cause, and `satchel-server verify` \
+                 finds what is damaged in its store"
+                .to_owned(),
             _ => return None,
         },
         _ => return None,
@@ -130,16 +145,36 @@ fn of_remote(error: &RemoteError) -> Option<String> {
     Some(text)
 }
 
+const NEW_TOKEN: &str = "get a new token from the server's operator (`satchel-server token DIR --user NAME --role \
+     ROLE`) and log in again: `satchel login URL --token TOKEN`";
+
 fn of_state(error: &StateError) -> Option<String> {
     let text = match error {
         StateError::NotLoggedIn => "`satchel login URL --token TOKEN --fingerprint SHA256:...`",
         StateError::OtherServer { .. } => {
             "use another state directory for this server: `satchel --state DIR login ...`"
         }
-        StateError::Damaged { .. } => "move the file away; what it held can be had again by logging in",
+        StateError::Damaged { path, .. } => return Some(of_damaged(path).to_owned()),
         _ => return None,
     };
     Some(text.to_owned())
+}
+
+/// What to do about a damaged file of the state directory.
+fn of_damaged(path: &Path) -> &'static str {
+    match path.file_name().and_then(OsStr::to_str) {
+        Some("publisher.key") => {
+            "put the file back from a backup: versions signed with another key would not be taken for this \
+             publisher's"
+        }
+        Some("machine.key") => "move the file away: this machine then signs its versions with a new key",
+        Some("pins.json") => {
+            "move the file away if you are sure of the server: it is made anew with the keys its images have now"
+        }
+        _ => {
+            "move the file away and log in again: logging in makes it anew (`satchel login URL --token TOKEN`)"
+        }
+    }
 }
 
 fn of_session(error: &SessionError) -> Option<String> {
@@ -147,13 +182,13 @@ fn of_session(error: &SessionError) -> Option<String> {
         SessionError::InUse { .. } => {
             "see `satchel status DESKTOP`; it is free once that process has unmounted it and ended"
         }
-        SessionError::NoSuchDesktop { .. } => {
-            "see `satchel desktops`, or make it: `satchel create DESKTOP --image IMAGE`"
-        }
+        SessionError::NoSuchDesktop { .. } => NO_DESKTOP,
         _ => return None,
     };
     Some(text.to_owned())
 }
+
+const NO_DESKTOP: &str = "see `satchel desktops`, or make it: `satchel create DESKTOP --image IMAGE`";
 
 fn of_version(error: &VersionError) -> Option<String> {
     let text = match error {
@@ -167,6 +202,8 @@ fn of_version(error: &VersionError) -> Option<String> {
         VersionError::WentBack { .. } => {
             "an older version may have known holes. If it is meant, name it: `--image NAME@VERSION`"
         }
+        VersionError::NoSuchImage { .. } => "see `satchel images`",
+        VersionError::NoSuchDesktop { .. } => NO_DESKTOP,
         VersionError::NoSuch(_) => "see `satchel images` and `satchel history`",
         _ => return None,
     };

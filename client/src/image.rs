@@ -57,7 +57,7 @@ pub enum ImageError {
         #[source]
         source: FormatError,
     },
-    /// A qcow2 file leans on other files, or its end is missing.
+    /// The file is empty, or a qcow2 file that leans on other files or whose end is missing.
     #[error("{} cannot be published: {reason}", path.display())]
     Unusable {
         /// The file.
@@ -113,6 +113,9 @@ impl std::fmt::Debug for OpenImage {
 pub fn open(path: &Path, force: bool) -> Result<OpenImage, ImageError> {
     let io = |source| ImageError::Io { path: path.to_owned(), source };
     let raw = RawImage::open(path)?;
+    if raw.size_bytes() == 0 {
+        return Err(ImageError::Unusable { path: path.to_owned(), reason: "it is empty".to_owned() });
+    }
     let mut head = vec![0; inspect::HEAD_BYTES];
     raw.read_at(&mut head, 0).map_err(io)?;
     let (image, format): (Arc<dyn DiskImage>, _) = match inspect::container(&head) {

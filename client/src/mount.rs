@@ -170,13 +170,12 @@ pub async fn serve(
     }
     answering.abort();
     control::unlink(desktop_directory);
-    session.desktop.fetcher().stop();
-    let flushed = {
+    let closed = {
         let session = Arc::clone(&session);
-        tokio::task::spawn_blocking(move || session.desktop.flush()).await
+        tokio::task::spawn_blocking(move || session.desktop.close()).await
     };
-    match flushed {
-        Ok(flushed) => Ok(flushed?),
+    match closed {
+        Ok(closed) => Ok(closed?),
         Err(error) => Err(MountError::Setup { action: "flush the disks", source: error.into() }),
     }
 }

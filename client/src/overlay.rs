@@ -173,7 +173,7 @@ impl Overlay {
             let mut sector = MapSector { at, bytes: [0; SECTOR_BYTES] };
             map_file
                 .read_exact_at(&mut sector.bytes, (HEADER_BYTES + at * SECTOR_BYTES) as u64)
-                .map_err(|e| io_error("read", &map_name, e))?;
+                .map_err(|e| read_error(&map_name, e))?;
             map.load_sector(&sector, header.nonce, &map_name)?;
         }
         Ok(Self {
@@ -358,13 +358,18 @@ fn file_names(identity: &OverlayIdentity) -> (String, String) {
 
 fn read_header(file: &dyn VolumeFile, name: &str, offset: u64) -> Result<Header, OverlayError> {
     let mut bytes = [0; HEADER_BYTES];
-    file.read_exact_at(&mut bytes, offset).map_err(|source| match source.kind() {
+    file.read_exact_at(&mut bytes, offset).map_err(|source| read_error(name, source))?;
+    Header::decode(&bytes, name)
+}
+
+/// Why something could not be read that every whole file has.
+fn read_error(name: &str, source: io::Error) -> OverlayError {
+    match source.kind() {
         io::ErrorKind::UnexpectedEof => {
             OverlayError::Damaged { file: name.to_owned(), reason: "it is cut short".to_owned() }
         }
         _ => io_error("read", name, source),
-    })?;
-    Header::decode(&bytes, name)
+    }
 }
 
 fn check_identity(header: &Header, expected: &OverlayIdentity, name: &str) -> Result<(), OverlayError> {

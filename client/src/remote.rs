@@ -69,8 +69,14 @@ impl Remote {
     /// Prepares to ask a server; connects at the first request.
     ///
     /// # Errors
-    /// `Setup` when the machine's certificates or resolver cannot be used.
+    /// `BadToken`; `Setup` when the machine's certificates or resolver cannot be used.
     pub fn new(endpoint: Endpoint, token: String) -> Result<Self, RemoteError> {
+        if token.is_empty() {
+            return Err(RemoteError::BadToken { reason: "empty" });
+        }
+        if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(RemoteError::BadToken { reason: "none: it holds spaces or signs no token has" });
+        }
         let setup = |reason: String| RemoteError::Setup { reason };
         let tls = ClientTls::new(&endpoint.trust).map_err(setup)?;
         let http = reqwest::Client::builder()

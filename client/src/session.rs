@@ -367,7 +367,12 @@ impl Opening<'_> {
             CacheConfig { chunk_size, limit_bytes: options.cache_bytes, owner: *record.id.as_bytes() };
         let cache = Arc::new(Cache::open(&self.directory.join("cache"), &config)?);
         let segments = SegmentStore::new(self.directory.join("segments"));
-        segments.retain(&head.manifest.disks.iter().flat_map(|disk| disk.segments.iter().copied()).collect());
+        let mut wanted = vec![head];
+        if let Some(pending) = record.pending {
+            wanted.push(store.version(pending.manifest).map_err(|source| self.failed(source))?);
+        }
+        let disks = wanted.iter().flat_map(|version| version.manifest.disks.iter());
+        segments.retain(&disks.flat_map(|disk| disk.segments.iter().copied()).collect());
         let source = Arc::new(HttpSource::new(self.remote.clone()));
         let fetcher = Fetcher::new(runtime, vec![source], Arc::clone(&cache), segments, options.on_missing);
         OpenDesktop::assemble(store, cache, fetcher, runtime.clone()).map_err(|source| self.failed(source))

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use chunk_format::{
-    ChunkId, ChunkIndex, Features, FormatError, Manifest, SecretKey, SegmentId, SegmentIndex,
+    ChunkId, ChunkIndex, Features, FormatError, Manifest, SecretKey, Segment, SegmentId, SegmentIndex,
 };
 use tokio::runtime::Handle;
 
@@ -19,6 +19,7 @@ use crate::cache::Cache;
 use crate::desktop::{DesktopError, OpenDesktop, Pending, Version};
 use crate::disk::{BaseSegment, Disk, View};
 use crate::fetch::FetchError;
+use crate::fetch::Fetcher;
 use crate::overlay::{BLOCK_BYTES, BlockIndex, BlockState, Overlay};
 use crate::remote::{PresentIn, RemoteError, VersionInfo};
 use crate::upload::{Patience, ReadChunk, SegmentDone, SegmentWork, Upload, UploadError, UploadProgress};
@@ -216,8 +217,12 @@ impl Syncer {
                 Disk::new(view, cache, fetcher, desktop.runtime.clone())
             })
             .collect();
-        let reader =
-            FrozenDisks { disks, cache: Arc::clone(&desktop.cache), runtime: desktop.runtime.clone() };
+        let reader = FrozenDisks {
+            disks,
+            cache: Arc::clone(&desktop.cache),
+            fetcher: desktop.fetcher.clone(),
+            runtime: desktop.runtime.clone(),
+        };
         Ok(upload.run(work, Arc::new(reader)).await?)
     }
 
@@ -361,6 +366,7 @@ fn written_runs(overlay: &Overlay) -> impl Iterator<Item = (u64, u64)> + '_ {
 struct FrozenDisks {
     disks: Vec<Disk>,
     cache: Arc<Cache>,
+    fetcher: Fetcher,
     runtime: Handle,
 }
 
@@ -385,6 +391,11 @@ impl ReadChunk for FrozenDisks {
     /// Keeps what is about to lie below: after the fold it is read from the cache, not from the network.
     fn seen(&self, id: &ChunkId, chunk: &[u8]) {
         self.cache.insert(*id, chunk);
+    }
+
+    /// Kept as what is fetched is: without a network the next opening needs it.
+    fn renewed(&self, segment: &Segment) {
+        self.fetcher.keep(segment);
     }
 }
 

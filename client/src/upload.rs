@@ -70,6 +70,9 @@ pub trait ReadChunk: Send + Sync + 'static {
 
     /// Is told each chunk's id once it is known, with its bytes.
     fn seen(&self, _id: &ChunkId, _chunk: &[u8]) {}
+
+    /// Is told each segment once it is up to date, before it is uploaded.
+    fn renewed(&self, _segment: &Segment) {}
 }
 
 /// A segment to bring up to date.

@@ -71,7 +71,19 @@ pub enum VersionError {
         /// The newest version seen.
         seen: u64,
     },
-    /// There is no such version, channel or image.
+    /// There is no image of that name.
+    #[error("there is no image {image} on the server")]
+    NoSuchImage {
+        /// The name.
+        image: Name,
+    },
+    /// The user has no desktop of that name.
+    #[error("there is no desktop {desktop} on the server")]
+    NoSuchDesktop {
+        /// The name.
+        desktop: Name,
+    },
+    /// There is no such version or channel.
     #[error("{0}")]
     NoSuch(String),
     /// The state directory failed.
@@ -149,7 +161,7 @@ pub async fn fetch_golden(
     let image = &wanted.image;
     let info = match remote.image(image).await {
         Err(error) if error.code() == Some("not_found") => {
-            return Err(VersionError::NoSuch(format!("there is no image {image} on the server")));
+            return Err(VersionError::NoSuchImage { image: image.clone() });
         }
         info => info?,
     };

@@ -1,7 +1,7 @@
 //! `satchel create`
 
-use anyhow::bail;
-use chunk_format::DiskSize;
+use anyhow::{Context as _, bail};
+use chunk_format::{ChunkSize, DiskSize};
 use satchel_client::create::{Creator, NewDesktopRequest};
 use satchel_client::remote::VersionInfo;
 use serde::Serialize;
@@ -26,7 +26,11 @@ pub(crate) async fn run(context: &Context, args: CreateArgs) -> anyhow::Result<(
         bytes if bytes < 16 << 20 => {
             bail!("a home disk of less than 16M holds no file system; give more, or 0 for none")
         }
-        bytes => Some(DiskSize::new(bytes & !511)?),
+        bytes => {
+            let size = DiskSize::new(bytes & !511)?;
+            size.segments(ChunkSize::DEFAULT).context("the home disk is too large")?;
+            Some(size)
+        }
     };
     let creator = Creator { remote, state: &state, machine: machine_name(), now_ms };
     let request = NewDesktopRequest {

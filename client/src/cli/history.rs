@@ -1,14 +1,20 @@
 //! `satchel history`
 
 use chunk_format::Subject;
-use satchel_client::remote::RemoteError;
-use satchel_client::versions::describe;
+use satchel_client::versions::VersionError;
 
 use super::output::{moment, short, table};
 use super::{Context, HistoryArgs};
 
 /// Versions asked for at once.
 const PAGE: u32 = 100;
+
+fn nothing_of(subject: &Subject) -> VersionError {
+    match subject {
+        Subject::Image { image } => VersionError::NoSuchImage { image: image.clone() },
+        Subject::Desktop { desktop, .. } => VersionError::NoSuchDesktop { desktop: desktop.clone() },
+    }
+}
 
 pub(crate) async fn run(context: &Context, args: HistoryArgs) -> anyhow::Result<()> {
     let (login, remote) = context.state()?.remote()?;
@@ -21,10 +27,8 @@ pub(crate) async fn run(context: &Context, args: HistoryArgs) -> anyhow::Result<
     let mut before = None;
     loop {
         let page = match remote.versions(&subject, PAGE, before).await {
-            Err(error) if error.code() == Some("not_found") => {
-                anyhow::bail!("there is no {} on the server", describe(&subject))
-            }
-            page => page.map_err(|error: RemoteError| error)?,
+            Err(error) if error.code() == Some("not_found") => return Err(nothing_of(&subject).into()),
+            page => page?,
         };
         let Some(last) = page.last() else { break };
         before = Some(last.sequence);

@@ -39,7 +39,7 @@ pub(crate) async fn run(context: &Context, args: SyncArgs) -> anyhow::Result<()>
             let progress = Arc::new(UploadProgress::default());
             let syncer = Syncer { progress: Arc::clone(&progress), ..mount::syncer(&state, &session)? };
             let report = while_uploading(progress, syncer.sync(&session.desktop, args.message)).await?;
-            session.desktop.fetcher().stop();
+            tokio::task::block_in_place(|| session.desktop.close())?;
             report
         }
         Err(error) => return Err(error.into()),

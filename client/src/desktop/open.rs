@@ -122,6 +122,21 @@ impl OpenDesktop {
         self.disks.iter().try_for_each(|disk| disk.flush())
     }
 
+    /// Ends the use of a desktop: stops fetching, makes everything written durable, and notes what is in the cache.
+    ///
+    /// Not left to the drop of the last handle, which a task that is still winding up may hold when the process ends.
+    ///
+    /// # Errors
+    /// [`DiskError`].
+    pub fn close(&self) -> Result<(), DiskError> {
+        self.fetcher.stop();
+        let flushed = self.flush();
+        if let Err(error) = self.cache.save_index() {
+            tracing::warn!(%error, "the cache's index was not saved; some chunks will be fetched again");
+        }
+        flushed
+    }
+
     /// Freezes all disks at one instant; what is written from now on is in a new generation.
     pub(crate) fn freeze(&self) -> Result<(), DesktopError> {
         let layouts: Vec<DiskLayout> =

@@ -242,6 +242,10 @@ impl Filesystem for FuseAdapter {
             Err(error) => return reply.error(errno(error)),
         };
         let len = DesktopFs::clamp(disk, offset, size as usize);
+        if len == 0 {
+            // At the end and past it, which the disk itself does not know.
+            return reply.data(&[]);
+        }
         READ_BUFFER.with_borrow_mut(|buffer| {
             if buffer.len() < len {
                 buffer.resize(len, 0);

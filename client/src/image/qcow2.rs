@@ -2,6 +2,7 @@
 
 use std::io;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use imago::file::File;
@@ -9,6 +10,11 @@ use imago::qcow2::Qcow2;
 use imago::{FormatAccess, Mapping};
 
 use super::{DiskImage, ImageError};
+
+/// The header of version 2, which later ones begin with, bytes.
+const HEADER_BYTES: usize = 72;
+/// Clusters have up to 2 MiB.
+const MAX_CLUSTER_BITS: u64 = 21;
 
 pub(super) struct Qcow2Image {
     image: FormatAccess<File>,
@@ -20,6 +26,11 @@ impl Qcow2Image {
     /// Opens an image whose file has `file_bytes`.
     pub(super) fn open(path: &Path, file_bytes: u64) -> Result<Self, ImageError> {
         let unusable = |reason: String| ImageError::Unusable { path: path.to_owned(), reason };
+        let tables_end = tables_end(path, file_bytes)
+            .map_err(|source| ImageError::Io { path: path.to_owned(), source })?;
+        if tables_end > file_bytes {
+            return Err(unusable(cut_short(tables_end, file_bytes)));
+        }
         // Opens this one file only, whatever others its header names.
         let driver = Qcow2::<File>::open_path(path, false)
             .map_err(|source| ImageError::Io { path: path.to_owned(), source })?;
@@ -37,12 +48,53 @@ impl Qcow2Image {
         let (ranges, needed_bytes) =
             map_data(&image).map_err(|source| ImageError::Io { path: path.to_owned(), source })?;
         if needed_bytes > file_bytes {
-            return Err(unusable(format!(
-                "it is cut short: its tables speak of {needed_bytes} bytes and the file has {file_bytes}; copy it again"
-            )));
+            return Err(unusable(cut_short(needed_bytes, file_bytes)));
         }
         Ok(Self { image, ranges })
     }
+}
+
+fn cut_short(needed_bytes: u64, file_bytes: u64) -> String {
+    format!(
+        "it is cut short: its tables speak of {needed_bytes} bytes and the file has {file_bytes}; copy it again"
+    )
+}
+
+/// Where the last of the image's mapping tables ends, or the first that does not end in the file: what is past the end
+/// of a file reads as zeros, and an empty table is an empty disk. Source: qcow2 specification (QEMU,
+/// docs/interop/qcow2.rst), header and "L1 table entry".
+fn tables_end(path: &Path, file_bytes: u64) -> io::Result<u64> {
+    const L2_OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+    let file = std::fs::File::open(path)?;
+    let mut header = [0; HEADER_BYTES];
+    if file_bytes < header.len() as u64 {
+        return Ok(header.len() as u64);
+    }
+    file.read_exact_at(&mut header, 0)?;
+    let field =
+        |at: usize, len: usize| header[at..at + len].iter().fold(0, |n, byte| n << 8 | u64::from(*byte));
+    let (cluster_bits, l1_entries, l1_offset) = (field(20, 4), field(36, 4), field(40, 8));
+    let l1_end = l1_offset.saturating_add(l1_entries * 8);
+    if l1_end > file_bytes {
+        return Ok(l1_end);
+    }
+    let cluster_bytes = 1 << cluster_bits.min(MAX_CLUSTER_BITS);
+    let mut end = l1_end;
+    let mut part = vec![0; 65_536];
+    let mut at = l1_offset;
+    while at < l1_end {
+        let len = usize::try_from(l1_end - at).unwrap_or(usize::MAX).min(part.len());
+        let part = &mut part[..len];
+        file.read_exact_at(part, at)?;
+        for entry in part.as_chunks::<8>().0 {
+            let l2_offset = u64::from_be_bytes(*entry) & L2_OFFSET;
+            if l2_offset != 0 {
+                end = end.max(l2_offset + cluster_bytes);
+            }
+        }
+        at += len as u64;
+    }
+    Ok(end)
 }
 
 /// The ranges of the disk that hold data, and how long the file must at least be for all of it to be there.

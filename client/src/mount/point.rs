@@ -52,10 +52,10 @@ pub enum PointError {
 /// # Errors
 /// `Unmount`, `Busy`.
 pub fn clean_stale(directory: &Path) -> Result<bool, PointError> {
-    // What the kernel answers for every file of a FUSE mount without a process behind it.
-    let not_connected = rustix::io::Errno::NOTCONN.raw_os_error();
-    match std::fs::symlink_metadata(directory) {
-        Err(error) if error.raw_os_error() == Some(not_connected) => unmount(directory, true).map(|()| true),
+    // What the kernel answers for a FUSE mount without a process behind it. Asked of the file system, since it may
+    // remember what its files looked like.
+    match rustix::fs::statfs(directory) {
+        Err(rustix::io::Errno::NOTCONN) => unmount(directory, true).map(|()| true),
         _ => Ok(false),
     }
 }

@@ -25,6 +25,12 @@ pub enum RemoteError {
         /// Why.
         reason: String,
     },
+    /// The token is none that any server gave.
+    #[error("the token is {reason}")]
+    BadToken {
+        /// What is wrong with it; never the token itself.
+        reason: &'static str,
+    },
     /// No connection, or it broke or fell silent.
     #[error("cannot reach {url}")]
     Unreachable {

@@ -56,6 +56,7 @@ impl ChunkSource for HttpSource {
 
 fn classify(error: &RemoteError) -> (FailureKind, Option<Duration>) {
     match error {
+        RemoteError::Refused { code, .. } if code == "lost" => (FailureKind::Damaged, None),
         RemoteError::Refused { status, retry_after_s, .. } => {
             let kind = match *status {
                 StatusCode::NOT_FOUND => FailureKind::NotFound,

@@ -75,6 +75,7 @@ impl Shared {
                 }
             }
         }
+        self.reader.renewed(&segment);
         Ok(SegmentDone { disk, index, segment })
     }
 

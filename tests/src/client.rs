@@ -83,25 +83,43 @@ impl Output {
 pub struct Client {
     name: String,
     directory: TempDir,
+    state: PathBuf,
 }
 
 impl Client {
     /// Sets up a new machine, called `name` in reports.
     pub fn new(name: &str) -> Self {
         let directory = tempfile::Builder::new().prefix(&format!("satchel-{name}-")).tempdir();
-        Self { name: name.to_owned(), directory: directory.expect("a temporary directory can be made") }
+        let directory = directory.expect("a temporary directory can be made");
+        let state = directory.path().join("state");
+        Self { name: name.to_owned(), directory, state }
+    }
+
+    /// Sets up a new machine that keeps its state in a directory of the caller's, on a small disk for example.
+    pub fn with_state(name: &str, state: &Path) -> Self {
+        Self { state: state.to_owned(), ..Self::new(name) }
     }
 
     /// Returns the machine's state directory.
     pub fn state(&self) -> PathBuf {
-        self.directory.path().join("state")
+        self.state.clone()
+    }
+
+    /// Returns the directory of the machine's own that everything of it is in: its state, its home, its mounts.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Returns the directory that has what this machine knows of a desktop.
+    pub fn desktop_directory(&self, desktop: &str) -> PathBuf {
+        self.state.join("desktops").join(desktop)
     }
 
     /// Makes the command `satchel --state DIR ARGUMENTS`, which sees nothing of the real machine's settings.
     #[track_caller]
     pub fn command(&self, arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Command {
         let mut command = programs::hermetic(&programs::path("satchel"), self.directory.path());
-        command.arg("--state").arg(self.state()).args(arguments);
+        command.arg("--state").arg(&self.state).args(arguments);
         command
     }
 
@@ -160,19 +178,42 @@ impl Client {
     /// Mounts a desktop's disks in a new directory, and waits until they are there.
     #[track_caller]
     pub fn mount(&self, desktop: &str) -> Mount {
-        let directory =
-            tempfile::tempdir_in(self.directory.path()).expect("a temporary directory can be made").keep();
-        let process = self.start(["mount".as_ref(), desktop.as_ref(), directory.as_os_str()]);
-        remember_mount(&directory);
-        let mut mount = Mount { process, directory };
+        self.mount_with(desktop, &[])
+    }
+
+    /// Mounts as [`mount`](Self::mount) does, with more arguments.
+    #[track_caller]
+    pub fn mount_with(&self, desktop: &str, arguments: &[&str]) -> Mount {
+        self.mount_at(desktop, &self.new_directory(), arguments)
+    }
+
+    /// Mounts a desktop's disks on a directory, with more arguments, and waits until they are there.
+    #[track_caller]
+    pub fn mount_at(&self, desktop: &str, directory: &Path, arguments: &[&str]) -> Mount {
+        let words = ["mount", desktop].into_iter().chain(arguments.iter().copied()).map(OsStr::new);
+        let process = self.start(words.chain([directory.as_os_str()]));
+        self.mounted(desktop, directory, process)
+    }
+
+    /// Waits until `process` has mounted a desktop's disks on a directory.
+    #[track_caller]
+    pub fn mounted(&self, desktop: &str, directory: &Path, process: Process) -> Mount {
+        remember_mount(directory);
+        let mut mount = Mount { process, directory: directory.to_owned(), ends_with_process: true };
         let appeared = wait::attempt(MOUNT_LIMIT, || {
-            (mount.process.status().is_some() || mount.system().is_file()).then_some(())
+            // Asked on its own output, since a mount of another user cannot be looked at.
+            (mount.process.status().is_some() || mount.process.stdout().ends_with('\n')).then_some(())
         });
         if appeared.is_none() || mount.process.status().is_some() {
             let report = mount.process.report();
             panic!("{desktop} was not mounted on {}\n{report}", self.name);
         }
         mount
+    }
+
+    /// Makes a new empty directory.
+    pub fn new_directory(&self) -> PathBuf {
+        tempfile::tempdir_in(self.directory.path()).expect("a temporary directory can be made").keep()
     }
 
     /// Runs a desktop and talks to its guest on the serial line, which `satchel run` has on its standard input and output.
@@ -220,6 +261,8 @@ impl Default for RunOptions {
 pub struct Mount {
     process: Process,
     directory: PathBuf,
+    /// Whether dropping this clears the mount away, also when its process is dead already.
+    ends_with_process: bool,
 }
 
 impl Mount {
@@ -255,12 +298,19 @@ impl Mount {
     pub fn kill9(mut self) {
         self.process.kill();
     }
+
+    /// Kills the mounting process with SIGKILL and leaves the dead mount where it is; its directory.
+    pub fn abandon(mut self) -> PathBuf {
+        self.process.kill();
+        self.ends_with_process = false;
+        self.directory.clone()
+    }
 }
 
 impl Drop for Mount {
     fn drop(&mut self) {
         self.process.kill();
-        if is_mounted(&self.directory) {
+        if self.ends_with_process && is_mounted(&self.directory) {
             unmount(&self.directory);
         }
         if !is_mounted(&self.directory) {
@@ -270,13 +320,13 @@ impl Drop for Mount {
 }
 
 /// Whether something is mounted on `directory`, even when whoever served it is dead.
-fn is_mounted(directory: &Path) -> bool {
+pub(crate) fn is_mounted(directory: &Path) -> bool {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("/proc is mounted");
     mounts.lines().any(|line| line.split(' ').nth(4).is_some_and(|point| Path::new(point) == directory))
 }
 
 /// Clears a mount away, whether or not anyone still serves it. Best effort: the reaper tries again at the end.
-fn unmount(directory: &Path) {
+pub(crate) fn unmount(directory: &Path) {
     for (program, arguments) in [("fusermount3", ["-u", "-z"].as_slice()), ("umount", &["-l"])] {
         let tried = Command::new(program).args(arguments).arg(directory).stderr(Stdio::null()).status();
         if tried.is_ok_and(|status| status.success()) {
@@ -303,12 +353,21 @@ impl Running {
         &mut self.process
     }
 
-    /// Powers the guest off and waits until `satchel run` has ended well: synced, unless told not to.
+    /// Powers the guest off and waits until `satchel run` has ended well: synced, unless told not to. Returns all that
+    /// came on its standard output: what the guest wrote, and at the end what the run has done.
     #[track_caller]
-    pub fn shut_down(mut self, limit: Duration) {
-        self.guest.shut_down(limit);
+    pub fn shut_down(mut self, limit: Duration) -> String {
+        self.guest.power_off();
+        self.wait_closed(limit)
+    }
+
+    /// Waits until `satchel run` has ended well, as [`shut_down`](Self::shut_down) does, without asking for it.
+    #[track_caller]
+    pub fn wait_closed(mut self, limit: Duration) -> String {
+        self.guest.wait_closed(limit);
         let status = self.process.wait(limit);
         assert!(status.success(), "the run did not end well\n{}", self.process.report());
+        self.guest.transcript()
     }
 
     /// Kills everything with SIGKILL, as a power cut would.

@@ -17,7 +17,7 @@ const RUN_BLOCKS: u64 = 8;
 const REPEATED_BLOCKS: u64 = 16;
 
 /// Content of a disk of any size, every block computable on its own: a third zero, a third text that compresses well, a
-/// quarter noise, the rest blocks that occur again and again, all in runs of 32 KiB.
+/// quarter noise, the rest blocks that occur again and again, all in runs of 32 KiB. The first block has a partition table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Content {
     seed: u64,
@@ -32,6 +32,10 @@ impl Content {
     /// Returns block number `index`.
     pub fn block(&self, index: u64) -> [u8; BLOCK_BYTES] {
         let mut block = [0; BLOCK_BYTES];
+        if index == 0 {
+            PARTITION_TABLE.iter().for_each(|(at, byte)| block[*at] = *byte);
+            return block;
+        }
         let kind = Rng::of_part(self.seed, index / RUN_BLOCKS).below(12);
         let mut rng = Rng::of_part(!self.seed, index);
         match kind {
@@ -89,6 +93,9 @@ impl Content {
     }
 }
 
+/// Marks a disk as one: an empty-looking partition table (MBR) with one partition, as tools that look for one expect.
+const PARTITION_TABLE: [(usize, u8); 4] = [(450, 0x83), (454, 8), (510, 0x55), (511, 0xaa)];
+
 /// Fills `block` with words and numbers, as logs and configuration have: about a fifth of its size compressed.
 fn fill_with_text(rng: &mut Rng, block: &mut [u8]) {
     const WORDS: [&str; 16] = [
@@ -130,6 +137,21 @@ pub fn assert_same(expected: &Path, found: &Path) {
     compare(&expected.display().to_string(), |offset, len| left.read(offset, len), &right, left.size_bytes);
 }
 
+/// Checks that a file holds exactly these bytes.
+///
+/// # Panics
+/// When it does not, with the first difference.
+#[track_caller]
+pub fn assert_holds(path: &Path, bytes: &[u8]) {
+    let disk = Disk::open(path);
+    assert_eq!(disk.size_bytes, bytes.len() as u64, "the size of {}", path.display());
+    let expected = |offset: u64, len: usize| {
+        let start = usize::try_from(offset).expect("an offset in memory fits");
+        bytes[start..start + len].to_vec()
+    };
+    compare("what it must hold", expected, &disk, disk.size_bytes);
+}
+
 /// Returns `len` bytes at `offset` of a file, both multiples of 4,096, read past the page cache (`O_DIRECT`).
 ///
 /// # Panics
@@ -150,6 +172,27 @@ pub fn read_direct(path: &Path, offset: u64, len: usize) -> Vec<u8> {
         panic!("cannot read {len} bytes at {offset} of {} directly: {error}", path.display())
     });
     aligned.to_vec()
+}
+
+/// Writes bytes past the page cache (`O_DIRECT`); offset and length are multiples of 512.
+///
+/// # Panics
+/// When the file system has no direct writes, or the write fails.
+#[track_caller]
+pub fn write_direct(path: &Path, offset: u64, bytes: &[u8]) {
+    let flags = i32::try_from(rustix::fs::OFlags::DIRECT.bits()).expect("open flags fit an i32");
+    let file = OpenOptions::new()
+        .write(true)
+        .custom_flags(flags)
+        .open(path)
+        .unwrap_or_else(|error| panic!("cannot open {} for direct writes: {error}", path.display()));
+    let mut buffer = vec![0; bytes.len() + BLOCK_BYTES];
+    let start = buffer.as_ptr().align_offset(BLOCK_BYTES);
+    let aligned = &mut buffer[start..start + bytes.len()];
+    aligned.copy_from_slice(bytes);
+    file.write_all_at(aligned, offset).unwrap_or_else(|error| {
+        panic!("cannot write {} bytes at {offset} of {} directly: {error}", bytes.len(), path.display())
+    });
 }
 
 struct Disk<'a> {

@@ -124,9 +124,15 @@ impl Guest {
     /// Powers the guest off as its menu does, and waits for the line to close.
     #[track_caller]
     pub fn shut_down(&mut self, limit: Duration) {
+        self.power_off();
+        self.wait_closed(limit);
+    }
+
+    /// Powers the guest off as its menu does, and does not wait.
+    #[track_caller]
+    pub fn power_off(&mut self) {
         self.open_shell();
         self.console.send("systemctl poweroff\n");
-        self.wait_closed(limit);
     }
 
     /// Waits until the line closes: the machine is gone.

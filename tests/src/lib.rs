@@ -26,21 +26,27 @@ mod client;
 pub mod disk;
 mod guest;
 pub mod images;
+pub mod model;
 mod process;
 mod programs;
 mod proxy;
+mod publication;
 mod seed;
 mod server;
 pub mod skip;
+mod small_disk;
 mod turn;
 pub mod wait;
 
 pub use client::{Client, Mount, Output, RunOptions, Running};
 pub use guest::{Guest, Machine, MachineOptions, ShellOutput};
+pub use model::{Model, Zeroing};
 pub use process::{Process, Signal};
 pub use proxy::{
     Class, Counts, Direction, Event, Exchange, Fault, FaultyHttps, Link, Policy, Rule, Shape, Way,
 };
+pub use publication::Publication;
 pub use seed::Rng;
-pub use server::{Access, TestServer};
+pub use server::{Access, Backup, TestServer};
+pub use small_disk::SmallDisk;
 pub use turn::Turn;

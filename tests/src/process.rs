@@ -89,6 +89,19 @@ impl Process {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
+    /// Returns the most memory the program has had at once so far (`VmHWM`), bytes.
+    ///
+    /// # Panics
+    /// When it has ended.
+    #[track_caller]
+    pub fn peak_memory_bytes(&self) -> u64 {
+        let path = format!("/proc/{}/status", self.id());
+        let status = fs::read_to_string(&path).unwrap_or_else(|error| panic!("cannot read {path}: {error}"));
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"));
+        let kib: u64 = peak.and_then(|kib| kib.trim().parse().ok()).expect("a running program has memory");
+        kib * 1024
+    }
+
     /// Waits for a complete line of standard output that `find` makes something of, and returns that.
     ///
     /// # Panics

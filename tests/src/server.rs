@@ -42,6 +42,7 @@ impl Access {
 #[derive(Debug)]
 pub struct TestServer {
     directory: TempDir,
+    store: PathBuf,
     admin_token: String,
     fingerprint: String,
     address: SocketAddr,
@@ -58,6 +59,19 @@ impl TestServer {
         let directory =
             tempfile::Builder::new().prefix("satchel-server-").tempdir().expect("a temporary directory");
         let store = directory.path().join("store");
+        Self::start_in(directory, store)
+    }
+
+    /// Makes a new store in a directory of the caller's, on a small disk for example, and serves it.
+    #[track_caller]
+    pub fn start_at(store: &Path) -> Self {
+        let directory =
+            tempfile::Builder::new().prefix("satchel-server-").tempdir().expect("a temporary directory");
+        Self::start_in(directory, store.to_owned())
+    }
+
+    #[track_caller]
+    fn start_in(directory: TempDir, store: PathBuf) -> Self {
         let mut init = command(directory.path());
         init.arg("init").arg(&store);
         let said = Output::of(&mut init).ok().stdout;
@@ -69,12 +83,17 @@ impl TestServer {
         };
         let (admin_token, fingerprint) = (word("token"), word("fingerprint"));
         let (process, address) = serve(directory.path(), &store, SocketAddr::from(([127, 0, 0, 1], 0)));
-        Self { directory, admin_token, fingerprint, address, process: Some(process) }
+        Self { directory, store, admin_token, fingerprint, address, process: Some(process) }
     }
 
     /// Returns the store's directory, what `satchel-server` is given as `DIR`.
     pub fn store(&self) -> PathBuf {
-        self.directory.path().join("store")
+        self.store.clone()
+    }
+
+    /// Returns where an object of the data plane lies, such as `image/debian/packs`.
+    pub fn objects(&self, path: &str) -> PathBuf {
+        self.store.join("objects").join(path)
     }
 
     /// Returns the address it listens on; it keeps it over restarts.
@@ -118,7 +137,7 @@ impl TestServer {
     #[track_caller]
     pub fn run(&self, verb: &[&str], arguments: &[&str]) -> Output {
         let mut command = command(self.directory.path());
-        command.args(verb).arg(self.store()).args(arguments);
+        command.args(verb).arg(&self.store).args(arguments);
         Output::of(&mut command)
     }
 
@@ -129,6 +148,26 @@ impl TestServer {
     #[track_caller]
     pub fn verify(&self) {
         let _ = self.run(&["verify"], &[]).ok();
+    }
+
+    /// Stops the server, keeps a copy of all it has, and starts it again.
+    #[track_caller]
+    pub fn back_up(&mut self) -> Backup {
+        self.stop();
+        let copy =
+            tempfile::Builder::new().prefix("satchel-backup-").tempdir().expect("a temporary directory");
+        copy_directory(&self.store, &copy.path().join("store"));
+        self.start_again();
+        Backup { copy }
+    }
+
+    /// Stops the server and has it go on from a copy it made earlier, as if nothing had happened since.
+    #[track_caller]
+    pub fn restore(&mut self, backup: &Backup) {
+        self.stop();
+        std::fs::remove_dir_all(&self.store).expect("the store can be removed");
+        copy_directory(&backup.copy.path().join("store"), &self.store);
+        self.start_again();
     }
 
     /// Collects garbage with `satchel-server gc`; what it said.
@@ -154,7 +193,7 @@ impl TestServer {
     #[track_caller]
     pub fn start_again(&mut self) {
         assert!(self.process.is_none(), "the server is running");
-        let (process, address) = serve(self.directory.path(), &self.store(), self.address);
+        let (process, address) = serve(self.directory.path(), &self.store, self.address);
         assert_eq!(address, self.address, "the server listens elsewhere");
         self.process = Some(process);
     }
@@ -170,6 +209,17 @@ impl TestServer {
     pub fn process(&mut self) -> &mut Process {
         self.process.as_mut().expect("the server is running")
     }
+}
+
+/// What a server had when the copy was made.
+#[derive(Debug)]
+pub struct Backup {
+    copy: TempDir,
+}
+
+#[track_caller]
+fn copy_directory(from: &Path, to: &Path) {
+    let _ = Output::of(Command::new("cp").arg("-a").arg("--").arg(from).arg(to)).ok();
 }
 
 #[track_caller]

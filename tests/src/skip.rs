@@ -6,6 +6,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
 
 use crate::images;
 
@@ -48,6 +49,17 @@ macro_rules! require {
             }
         )+
     };
+}
+
+/// Needs FUSE file systems that an ordinary user can mount, seen from root.
+pub fn user_fuse() -> Need {
+    let mode = fs::metadata("/dev/fuse").map(|device| device.permissions().mode());
+    let lack = match mode {
+        Err(error) => Some(format!("cannot look at /dev/fuse: {error}")),
+        Ok(mode) if mode & 0o006 != 0o006 => Some("/dev/fuse is not for everyone here".to_owned()),
+        Ok(_) => tool("fusermount3").lack,
+    };
+    Need::new("user_fuse", lack)
 }
 
 /// Needs to mount FUSE file systems.

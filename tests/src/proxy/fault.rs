@@ -27,6 +27,10 @@ pub enum Fault {
     Stall(Duration),
     /// The connection closes half-way through the answer's body.
     Close,
+    /// The server is told that the client speaks this interface version.
+    AskAs(u32),
+    /// The client is told that the server speaks this interface version.
+    AnswerAs(u32),
 }
 
 /// Kinds of requests, by what they are for.

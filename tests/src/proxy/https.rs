@@ -37,6 +37,9 @@ const NOT_FORWARDED: [HeaderName; 8] = [
     header::CONTENT_LENGTH,
 ];
 
+/// Which interface version a side speaks.
+const API_VERSION: HeaderName = HeaderName::from_static("satchel-api");
+
 type Body = BoxBody<Bytes, io::Error>;
 
 /// A request that went through a [`FaultyHttps`], and what became of it.
@@ -242,8 +245,14 @@ impl Shared {
         if let Some(range) = &other_range {
             headers.insert(header::RANGE, HeaderValue::from_str(range).expect("a range is plain text"));
         }
+        if let Some(Fault::AskAs(version)) = exchange.fault {
+            headers.insert(API_VERSION, version.into());
+        }
         let mut answer = self.forward(&parts.method, &exchange.path, headers, body.into()).await?;
         exchange.response_bytes = answer.body.len() as u64;
+        if let Some(Fault::AnswerAs(version)) = exchange.fault {
+            answer.headers.insert(API_VERSION, version.into());
+        }
         if exchange.fault == Some(Fault::LoseAnswer) {
             return Err(closed());
         }

@@ -1,0 +1,150 @@
+//! The whole of Satchel in a few minutes: a real Debian disk is published, runs on one machine while it streams, is
+//! changed there, and continues on another machine with the change.
+//!
+//! Everything is the real thing: the programs, TLS, tokens, a FUSE mount, a guest in QEMU. The "machines" are two state
+//! directories. Whatever it starts and mounts is gone when it ends, however it ends.
+
+#![expect(clippy::print_stdout, reason = "its output is what it is for")]
+
+use std::fmt::Display;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use satchel_tests::images;
+use satchel_tests::{Client, Link, RunOptions, Running, Shape, TestServer};
+
+/// A boot under emulation, on a busy machine, may take this long.
+const BOOT_LIMIT: Duration = Duration::from_secs(600);
+const END_LIMIT: Duration = Duration::from_secs(300);
+const LETTER: &str = "written on machine A";
+
+fn main() {
+    step("A real Debian disk: built once with the Debian packages of this machine, then kept");
+    let disk = images::plain();
+    let about = fs::metadata(&disk).expect("the image is there");
+    let (size, allocated) = (about.len(), about.blocks() * 512);
+    say(format!("{}: {} of data on a disk of {}", disk.display(), bytes(allocated), bytes(size)));
+
+    step("An image server: certificate, database and object store in one directory, HTTPS on loopback");
+    command("satchel-server init STORE; satchel-server serve STORE");
+    let server = TestServer::start();
+    say(format!("listening on {}, certificate {}", server.url(), server.fingerprint()));
+
+    step("IT publishes the disk: cut into chunks, compressed, signed; only what the server lacks is sent");
+    let publisher = Client::new("the publisher");
+    publisher.login(&server.access("it", "publisher"));
+    command("satchel publish debian.raw --image debian");
+    let published = publisher.satchel(["publish", path(&disk), "--image", "debian", "--json"]).ok().json();
+    let sent = number(&published, "sent_bytes");
+    say(format!("version {}: {} sent for {} of data", published["sequence"], bytes(sent), bytes(allocated)));
+
+    step("Machine A makes a desktop and runs it at once: the disk streams as the guest touches it");
+    let link = Link::start(server.address(), Shape::default());
+    let alice = server.access("alice", "user");
+    let machine_a = Client::new("machine A");
+    machine_a.login(&alice.through(&link));
+    command("satchel create work --image debian --home 4G");
+    machine_a.create("work", "debian", Some("4G"));
+    let before = link.counts();
+    let (mut running, up_after) = boot(&machine_a);
+    let after = link.counts();
+    let streamed = after.down_bytes - before.down_bytes;
+    say(format!(
+        "up after {:.0} s with {} over the wire: {} of the image",
+        up_after.as_secs_f64(),
+        bytes(streamed),
+        percent(streamed, allocated)
+    ));
+
+    step("Someone works on it: a file in the home directory");
+    guest(&mut running, &format!("echo '{LETTER}' > /home/user/letter"));
+    guest(&mut running, "apt-get --version | head -1 > /root/system-note");
+
+    step("They switch it off; what changed is sent to the server");
+    command("# in the guest: poweroff");
+    let said = running.shut_down(END_LIMIT);
+    say(said.lines().rev().find(|line| line.starts_with("synced")).unwrap_or("nothing was synced"));
+    let a_counts = link.counts();
+    let synced = a_counts.up_bytes - after.up_bytes;
+
+    step("Machine B knows nothing but the server, and continues");
+    let machine_b = Client::new("machine B");
+    machine_b.login(&alice);
+    let (mut running, _) = boot(&machine_b);
+    let letter = guest(&mut running, "cat /home/user/letter");
+    let note = guest(&mut running, "cat /root/system-note");
+    running.shut_down(END_LIMIT);
+    assert_eq!(letter, LETTER, "the letter did not arrive");
+    assert!(note.starts_with("apt"), "the change on the system disk did not arrive");
+    command("satchel history work");
+    print!("{}", machine_b.satchel(["history", "work"]).ok().stdout);
+    server.verify();
+
+    step("What it took");
+    let row = |name: &str, value: String| println!("  {name:<44}{value}");
+    row("image size", format!("{}, {} of it allocated", bytes(size), bytes(allocated)));
+    row("bytes published", bytes(sent));
+    row("bytes streamed until the guest was up", bytes(streamed));
+    row("  share of the image's allocated bytes", percent(streamed, allocated));
+    row("seconds until the guest was up", format!("{:.0}", up_after.as_secs_f64()));
+    row("bytes sent by the sync", bytes(synced));
+    row("found on machine B", format!("/home/user/letter: \"{letter}\""));
+}
+
+/// Runs the desktop to the moment its guest says that it is up.
+fn boot(machine: &Client) -> (Running, Duration) {
+    command("satchel run work --engine qemu --memory 1G");
+    let options =
+        RunOptions { engine: "qemu".to_owned(), memory: Some("1G".to_owned()), ..RunOptions::default() };
+    let began = Instant::now();
+    let mut running = machine.run("work", &options);
+    running.guest().wait_ready(BOOT_LIMIT);
+    let up_after = began.elapsed();
+    (running, up_after)
+}
+
+/// Runs a command in the guest and shows it with what it said.
+fn guest(running: &mut Running, line: &str) -> String {
+    println!("  guest# {line}");
+    let said = running.guest().run(&format!("{line}; sync"));
+    let said = said.trim().to_owned();
+    if !said.is_empty() {
+        println!("  {said}");
+    }
+    said
+}
+
+fn step(text: &str) {
+    println!("\n== {text}");
+}
+
+fn command(line: &str) {
+    println!("  $ {line}");
+}
+
+fn say(text: impl Display) {
+    println!("  {text}");
+}
+
+fn path(disk: &Path) -> &str {
+    disk.to_str().expect("the image's path is text")
+}
+
+fn number(value: &serde_json::Value, field: &str) -> u64 {
+    value[field].as_u64().unwrap_or_else(|| panic!("no {field} in {value}"))
+}
+
+fn bytes(count: u64) -> String {
+    match count {
+        0..1024 => format!("{count} B"),
+        1024..1_048_576 => format!("{} KiB", count >> 10),
+        1_048_576..10_737_418_240 => format!("{} MiB", count >> 20),
+        _ => format!("{} GiB", count >> 30),
+    }
+}
+
+fn percent(part: u64, whole: u64) -> String {
+    format!("{:.1} %", part as f64 * 100.0 / whole as f64)
+}

@@ -1,0 +1,62 @@
+//! A disk that is soon full.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tempfile::TempDir;
+
+use crate::client::{Output, is_mounted, unmount};
+use crate::process::{forget_mount, remember_mount};
+
+/// A file system in memory of a size that can change; gone when dropped. Needs root.
+#[derive(Debug)]
+pub struct SmallDisk {
+    directory: TempDir,
+}
+
+impl SmallDisk {
+    /// Makes a disk with room for `size_bytes`.
+    ///
+    /// # Panics
+    /// When it cannot be mounted.
+    #[track_caller]
+    pub fn new(size_bytes: u64) -> Self {
+        let directory =
+            tempfile::Builder::new().prefix("satchel-small-disk-").tempdir().expect("a temporary directory");
+        let options = format!("size={size_bytes},mode=0700");
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &options, "satchel-test"]).arg(directory.path());
+        let _ = Output::of(&mut mount).ok();
+        remember_mount(directory.path());
+        Self { directory }
+    }
+
+    /// Returns the directory it is mounted on.
+    pub fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Gives it another size; what is on it stays.
+    ///
+    /// # Panics
+    /// When it holds more than that.
+    #[track_caller]
+    pub fn resize(&self, size_bytes: u64) {
+        let options = format!("remount,size={size_bytes}");
+        let _ = Output::of(Command::new("mount").args(["-o", &options]).arg(self.path())).ok();
+    }
+
+    /// Returns a path on it.
+    pub fn join(&self, name: &str) -> PathBuf {
+        self.path().join(name)
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        unmount(self.path());
+        if !is_mounted(self.path()) {
+            forget_mount(self.path());
+        }
+    }
+}

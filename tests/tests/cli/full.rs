@@ -1,0 +1,132 @@
+//! Disks that are full: under the cache, under what was written, under the server's store.
+
+use std::os::unix::fs::FileExt;
+
+use satchel_tests::disk::BLOCK_BYTES;
+use satchel_tests::model::open_for_writing;
+use satchel_tests::{Client, Model, Publication, Rng, SmallDisk, TestServer, disk::Content, require};
+
+use super::assert_refused;
+
+#[test]
+fn a_cache_without_room_is_only_slower() {
+    require!(root, fuse);
+    let published = Publication::new(30, 40 << 20);
+    let small = SmallDisk::new(16 << 20);
+    let laptop = Client::with_state("laptop", &small.join("state"));
+    laptop.login(&published.access());
+    laptop.create("work", "golden", Some("16M"));
+    let mut mount = laptop.mount("work");
+    published.content.assert_in(&mount.system());
+    published.content.assert_in(&mount.system());
+    let said = mount.process().stderr();
+    assert!(!said.contains("error"), "{said}");
+    // And what is written comes first: the cache makes room.
+    let mut model = Model::zeros(16 << 20);
+    let disk = open_for_writing(&mount.home());
+    let mut noise = vec![0; 8 << 20];
+    Rng::new(30).fill(&mut noise);
+    model.write(&disk, 0, &noise);
+    disk.sync_all().expect("there is room once the cache has made it");
+    drop(disk);
+    model.assert_in(&mount.home());
+    published.content.assert_in(&mount.system());
+    mount.unmount();
+}
+
+#[test]
+fn a_full_disk_under_a_desktop_loses_nothing_and_says_so() {
+    require!(root, fuse);
+    let published = Publication::new(31, 1 << 20);
+    let small = SmallDisk::new(12 << 20);
+    let laptop = Client::with_state("laptop", &small.join("state"));
+    laptop.login(&published.access());
+    laptop.create("work", "golden", Some("32M"));
+    let mut mount = laptop.mount("work");
+    let mut model = Model::zeros(32 << 20);
+    let disk = open_for_writing(&mount.home());
+    let mut rng = Rng::new(31);
+    let mut block = [0; BLOCK_BYTES];
+    let mut place = 0;
+    let refused = loop {
+        rng.fill(&mut block);
+        match disk.write_all_at(&block, place) {
+            Ok(()) => model.wrote(place, &block),
+            Err(error) => break error,
+        }
+        if place % (1 << 20) == 0 {
+            disk.sync_data().expect("what was taken can be flushed");
+        }
+        place += BLOCK_BYTES as u64;
+        assert!(place < 32 << 20, "32 MiB were written to a disk of 12");
+    };
+    assert_eq!(refused.raw_os_error(), Some(rustix::io::Errno::NOSPC.raw_os_error()), "{refused}");
+    assert!(place > 6 << 20, "{place} bytes is not what 12 MiB have room for");
+    model.assert_in(&mount.home());
+    disk.sync_data().expect("what was taken can be flushed");
+    let said = mount.process().stderr();
+    assert!(said.contains("no space left") && said.contains("free some space"), "{said}");
+    super::assert_clean(&said);
+
+    // With room again it goes on as if nothing had been.
+    small.resize(64 << 20);
+    model.write(&disk, place, &block);
+    model.write(&disk, place + BLOCK_BYTES as u64, &vec![5; 4 << 20]);
+    disk.sync_data().expect("there is room");
+    drop(disk);
+    mount.unmount();
+    let mount = laptop.mount("work");
+    model.assert_in(&mount.home());
+    mount.unmount();
+    let _ = laptop.sync("work");
+    let other = published.machine("other").mount("work");
+    model.assert_in(&other.home());
+    other.unmount();
+}
+
+#[test]
+fn a_disk_too_full_to_open_a_desktop_says_so() {
+    require!(root, fuse);
+    let published = Publication::new(32, 1 << 20);
+    let small = SmallDisk::new(1 << 20);
+    let laptop = Client::with_state("laptop", &small.join("state"));
+    laptop.login(&published.access());
+    laptop.create("work", "golden", Some("16M"));
+    // To the last byte.
+    let filler = std::fs::File::create(small.join("filler")).unwrap();
+    let mut at = 0;
+    while filler.write_all_at(&[1; 512], at).is_ok() {
+        at += 512;
+    }
+    let directory = laptop.new_directory();
+    let refused = laptop.satchel(["mount".as_ref(), "work".as_ref(), directory.as_os_str()]).exited(1);
+    super::assert_clean(&refused.stderr);
+    assert!(refused.stderr.contains("pace"), "{}", refused.stderr);
+    std::fs::remove_file(small.join("filler")).unwrap();
+    small.resize(8 << 20);
+    let mount = laptop.mount("work");
+    published.content.assert_in(&mount.system());
+    mount.unmount();
+}
+
+#[test]
+fn a_server_whose_store_is_full_says_so_and_publishing_goes_on_later() {
+    require!(root);
+    let small = SmallDisk::new(12 << 20);
+    let server = TestServer::start_at(&small.join("store"));
+    let publisher = Client::new("build-machine");
+    publisher.login(&server.access("it", "publisher"));
+    let disk = publisher.directory().join("disk.raw");
+    Content::new(33).write_to(&disk, 64 << 20);
+    let publish =
+        || publisher.satchel(["publish".as_ref(), disk.as_os_str(), "--image".as_ref(), "golden".as_ref()]);
+    assert_refused(
+        publish(),
+        &["space"],
+        &["the server has no space left", "repeating the command continues"],
+    );
+    server.verify();
+    small.resize(128 << 20);
+    let _ = publish().ok();
+    server.verify();
+}

@@ -1,0 +1,90 @@
+//! A desktop follows its person from machine to machine.
+
+use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
+
+use satchel_tests::wait::{self, PATIENCE};
+use satchel_tests::{Client, Event, Link, Shape, Signal, Turn, require};
+
+use super::BOOT_LIMIT;
+use super::server::{DebianServer, emulated};
+
+/// The most of an image's data that may come over the wire until its guest is up, percent.
+const BOOT_SHARE_LIMIT_PERCENT: u64 = 15;
+
+/// How long the network is away: longer than it takes to be noticed.
+const OUTAGE: Duration = Duration::from_secs(9);
+
+#[test]
+fn a_desktop_boots_from_a_fraction_of_its_image_and_follows_its_person() {
+    require!(fuse, guest);
+    let debian = DebianServer::start();
+    let allocated_bytes = std::fs::metadata(&debian.image).expect("the image is there").blocks() * 512;
+    let _turn = Turn::wait("guest");
+    let behind_a_link = |name: &str| {
+        let link = Link::start(debian.server.address(), Shape::default());
+        let machine = Client::new(name);
+        machine.login(&debian.server.access("alice", "user").through(&link));
+        (link, machine)
+    };
+    let (link, laptop) = behind_a_link("laptop");
+    laptop.create("work", "debian", Some("1G"));
+
+    // The first machine: cold, nothing of the image is there.
+    let before = link.counts().down_bytes;
+    let mut running = laptop.run("work", &emulated());
+    let uptime_s = running.guest().wait_ready(BOOT_LIMIT);
+    let fetched_bytes = link.counts().down_bytes - before;
+    let percent = fetched_bytes * 100 / allocated_bytes;
+    println!(
+        "up after {uptime_s} s; {:.1} MB over the wire, {percent} % of the {:.1} MB in use",
+        fetched_bytes as f64 / 1e6,
+        allocated_bytes as f64 / 1e6
+    );
+    assert!(
+        percent <= BOOT_SHARE_LIMIT_PERCENT,
+        "{fetched_bytes} of {allocated_bytes} bytes until it was up"
+    );
+    let written = running
+        .guest()
+        .run("head -c 3000000 /dev/urandom >/home/user/carried && sync && sha256sum </home/user/carried");
+    running.guest().run("echo also here >/root/carried && sync");
+    let console = running.shut_down(BOOT_LIMIT);
+    assert!(console.contains("synced work: version 2"), "the run did not say that it synced");
+
+    // The second one: its network goes away in the middle of the boot and comes back.
+    let (link, other) = behind_a_link("other");
+    let mut running = other.run("work", &emulated());
+    wait::until("the guest has begun to boot", BOOT_LIMIT, || {
+        (link.counts().down_bytes > 20_000_000).then_some(())
+    });
+    link.apply(Event::Stall(OUTAGE));
+    wait::until("the run says that the server is away", PATIENCE, || {
+        running.process().stderr().contains("the server does not answer").then_some(())
+    });
+    running.guest().wait_ready(BOOT_LIMIT);
+    assert!(
+        running.process().stderr().contains("the server answers again"),
+        "{}",
+        running.process().report()
+    );
+    assert_eq!(running.guest().run("sha256sum </home/user/carried"), written);
+    assert_eq!(running.guest().run("cat /root/carried"), "also here");
+    let errors =
+        running.guest().run("dmesg --level err,crit,alert,emerg | grep -iE 'vda|vdb|ext4|I/O' || true");
+    assert_eq!(errors, "", "the outage was seen in the guest");
+    running.guest().run("echo from the other >/home/user/answered && sync");
+    // Ctrl-C is the power button.
+    running.process().signal(Signal::INT);
+    let console = running.wait_closed(BOOT_LIMIT);
+    assert!(console.contains("synced work: version 3"), "the run did not say that it synced");
+    assert_eq!(other.history("work").as_array().map(Vec::len), Some(3));
+
+    // Back to the first machine, without booting it: its disk has what the other wrote.
+    let mount = laptop.mount("work");
+    let found =
+        std::process::Command::new("debugfs").args(["-R", "cat user/answered"]).arg(mount.home()).output();
+    assert_eq!(String::from_utf8_lossy(&found.expect("debugfs can be run").stdout), "from the other\n");
+    mount.unmount();
+    debian.server.verify();
+}

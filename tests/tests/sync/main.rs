@@ -1,0 +1,9 @@
+//! Syncs between machines through the real server: what is sent, what arrives, and what cuts and races leave behind.
+
+mod changes;
+mod discards;
+mod kills;
+mod machines;
+mod mounted;
+mod offline;
+mod story;

@@ -38,9 +38,10 @@ demo: ## Publish a desktop, carry it between two machines, and show it
 	cargo run --release --locked -p satchel-tests --bin demo
 
 .PHONY: bench
-bench: ## Measure
-	@tests/install-packages build bench
-	cargo bench --workspace --locked
+bench: ## Measure against casync, openssl and a plain file, and write docs/benchmarks.md
+	@tests/install-packages build bench image
+	cargo build --release --workspace --locked
+	cargo run --release --locked -p satchel-tests --bin bench
 
 .PHONY: fuzz
 fuzz: ## Feed every decoder with broken bytes, each for FUZZ_SECONDS (60)

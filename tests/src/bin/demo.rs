@@ -10,6 +10,8 @@ use std::fmt::Display;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use satchel_tests::images;
@@ -18,6 +20,7 @@ use satchel_tests::{Client, Link, RunOptions, Running, Shape, TestServer};
 /// A boot under emulation, on a busy machine, may take this long.
 const BOOT_LIMIT: Duration = Duration::from_secs(600);
 const END_LIMIT: Duration = Duration::from_secs(300);
+const TELL_EVERY: Duration = Duration::from_secs(5);
 const LETTER: &str = "written on machine A";
 
 fn main() {
@@ -48,7 +51,7 @@ fn main() {
     command("satchel create work --image debian --home 4G");
     machine_a.create("work", "debian", Some("4G"));
     let before = link.counts();
-    let (mut running, up_after) = boot(&machine_a);
+    let (mut running, up_after) = boot(&machine_a, &link);
     let after = link.counts();
     let streamed = after.down_bytes - before.down_bytes;
     say(format!(
@@ -66,13 +69,13 @@ fn main() {
     command("# in the guest: poweroff");
     let said = running.shut_down(END_LIMIT);
     say(said.lines().rev().find(|line| line.starts_with("synced")).unwrap_or("nothing was synced"));
-    let a_counts = link.counts();
-    let synced = a_counts.up_bytes - after.up_bytes;
+    let synced = link.counts().up_bytes - after.up_bytes;
 
     step("Machine B knows nothing but the server, and continues");
+    let link = Link::start(server.address(), Shape::default());
     let machine_b = Client::new("machine B");
-    machine_b.login(&alice);
-    let (mut running, _) = boot(&machine_b);
+    machine_b.login(&alice.through(&link));
+    let (mut running, _) = boot(&machine_b, &link);
     let letter = guest(&mut running, "cat /home/user/letter");
     let note = guest(&mut running, "cat /root/system-note");
     running.shut_down(END_LIMIT);
@@ -93,16 +96,26 @@ fn main() {
     row("found on machine B", format!("/home/user/letter: \"{letter}\""));
 }
 
-/// Runs the desktop to the moment its guest says that it is up.
-fn boot(machine: &Client) -> (Running, Duration) {
+/// Runs the desktop to the moment its guest says that it is up, and tells meanwhile how far it is.
+fn boot(machine: &Client, link: &Link) -> (Running, Duration) {
     command("satchel run work --engine qemu --memory 1G");
     let options =
         RunOptions { engine: "qemu".to_owned(), memory: Some("1G".to_owned()), ..RunOptions::default() };
     let began = Instant::now();
     let mut running = machine.run("work", &options);
-    running.guest().wait_ready(BOOT_LIMIT);
-    let up_after = began.elapsed();
-    (running, up_after)
+    let start_bytes = link.counts().down_bytes;
+    let (is_up, waiting) = mpsc::channel::<()>();
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            while let Err(RecvTimeoutError::Timeout) = waiting.recv_timeout(TELL_EVERY) {
+                let streamed = link.counts().down_bytes - start_bytes;
+                say(format!("{:3} s, {} streamed", began.elapsed().as_secs(), bytes(streamed)));
+            }
+        });
+        running.guest().wait_ready(BOOT_LIMIT);
+        drop(is_up);
+    });
+    (running, began.elapsed())
 }
 
 /// Runs a command in the guest and shows it with what it said.
@@ -140,8 +153,8 @@ fn bytes(count: u64) -> String {
     match count {
         0..1024 => format!("{count} B"),
         1024..1_048_576 => format!("{} KiB", count >> 10),
-        1_048_576..10_737_418_240 => format!("{} MiB", count >> 20),
-        _ => format!("{} GiB", count >> 30),
+        1_048_576..1_073_741_824 => format!("{} MiB", count >> 20),
+        _ => format!("{:.1} GiB", count as f64 / 1_073_741_824.0),
     }
 }
 

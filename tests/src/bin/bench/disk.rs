@@ -95,7 +95,9 @@ pub(crate) fn against_a_raw_file(report: &mut Report) {
     report.compare(
         "A mounted disk",
         "`fio` with direct I/O (`O_DIRECT`) on a disk of 1 GiB that `satchel mount` serves and that is in its cache, and \
-         on a raw file on the same file system. What is read is noise; what is written are disks that were empty.",
+         on a raw file on the same file system. What is read is noise; what is written are disks that were empty. The mount \
+         reads and writes its own files through the host's page cache, as `cache=writeback` does for a hypervisor, which is \
+         most of its lead where it leads; a flush goes to the disk in both.",
         "raw file",
         &rows,
     );

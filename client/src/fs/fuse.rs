@@ -1,12 +1,11 @@
 //! The adapter between the kernel and [`DesktopFs`]. What is here is answered on the thread that asked; what must be
-//! fetched or synced leaves it, so that no miss ever blocks another request.
+//! fetched leaves it, so that no miss ever blocks another request.
 
 use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
@@ -62,7 +61,7 @@ pub fn mount(
     ];
     config.acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
     config.n_threads = Some(options.threads);
-    let flushers = fs.entries().map(|(_, inode)| start_flusher(&fs, inode)).collect::<io::Result<_>>()?;
+    let flushers = fs.entries().map(|_| Flusher::default()).collect();
     Session::new(FuseAdapter { fs, runtime, flushers }, directory, &config)
 }
 
@@ -71,31 +70,53 @@ pub fn mount(
 pub struct FuseAdapter {
     fs: Arc<DesktopFs>,
     runtime: Handle,
-    /// One for each file, in their order: flushes that arrive while one is under way are done together.
-    flushers: Vec<Sender<ReplyEmpty>>,
+    /// One for each file, in their order.
+    flushers: Vec<Flusher>,
 }
 
 thread_local! {
     static READ_BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-fn start_flusher(fs: &Arc<DesktopFs>, inode: u64) -> io::Result<Sender<ReplyEmpty>> {
-    let (sender, requests) = channel();
-    let disk = fs.disk(inode).map(Arc::clone).map_err(|_| io::ErrorKind::NotFound)?;
-    std::thread::Builder::new()
-        .name(format!("flush-{}", disk.role()))
-        .spawn(move || flush_all(&disk, &requests))?;
-    Ok(sender)
+/// The flushes of one disk: one at a time, on the thread that asked first, for everyone who asks meanwhile.
+///
+/// On that thread, because handing a flush over costs a program that flushes each of its writes a good part of its time.
+/// So flushes keep at most one thread a disk.
+#[derive(Debug, Default)]
+struct Flusher {
+    /// Who waits for the next flush; none when none is under way. Held for a look, never over a flush.
+    waiting: Mutex<Option<Vec<ReplyEmpty>>>,
 }
 
-fn flush_all(disk: &Disk, requests: &Receiver<ReplyEmpty>) {
-    while let Ok(first) = requests.recv() {
-        // All of these arrived before the flush begins, so it covers them.
-        let replies: Vec<ReplyEmpty> = std::iter::once(first).chain(requests.try_iter()).collect();
-        let result = disk.flush();
-        for reply in replies {
-            finish_empty("fsync", &result, reply);
+impl Flusher {
+    fn flush(&self, disk: &Disk, reply: ReplyEmpty) {
+        {
+            let mut waiting = self.lock();
+            if let Some(waiting) = &mut *waiting {
+                return waiting.push(reply);
+            }
+            *waiting = Some(Vec::new());
         }
+        let mut replies = vec![reply];
+        while !replies.is_empty() {
+            // All of these arrived before the flush begins, so it covers them.
+            let result = disk.flush();
+            for reply in replies.drain(..) {
+                finish_empty("fsync", &result, reply);
+            }
+            let mut waiting = self.lock();
+            match waiting.take() {
+                Some(next) if !next.is_empty() => {
+                    replies = next;
+                    *waiting = Some(Vec::new());
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Vec<ReplyEmpty>>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -311,10 +332,10 @@ impl Filesystem for FuseAdapter {
         reply: ReplyEmpty,
     ) {
         let at = self.fs.entries().position(|(_, file)| file == inode.0);
-        match at.and_then(|at| self.flushers.get(at)) {
-            // A flusher lives as long as the adapter; should it not, the reply says EIO when it is dropped.
-            Some(flusher) => drop(flusher.send(reply)),
-            None => reply.error(errno(FsError::NotFound)),
+        match (self.fs.disk(inode.0), at.and_then(|at| self.flushers.get(at))) {
+            (Ok(disk), Some(flusher)) => flusher.flush(disk, reply),
+            (Err(error), _) => reply.error(errno(error)),
+            (_, None) => reply.error(errno(FsError::NotFound)),
         }
     }
 

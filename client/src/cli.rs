@@ -100,6 +100,9 @@ struct PublishArgs {
     /// Publish a file that does not look like a disk
     #[arg(long)]
     force: bool,
+    /// Publish the free blocks of ext4 file systems as they are, and not as zeros
+    #[arg(long)]
+    keep_free: bool,
 }
 
 #[derive(Debug, Args)]

@@ -1,6 +1,7 @@
 //! Publishes a disk image as the next golden version.
 
 use std::collections::{BTreeMap, HashSet};
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,7 +12,7 @@ use chunk_format::{
 };
 
 use crate::desktop::Version;
-use crate::image::{self, DiskImage, ImageError, OpenImage};
+use crate::image::{self, DiskImage, ImageError, KeptFree, OpenImage};
 use crate::remote::{PresentIn, Remote, RemoteError, VersionInfo};
 use crate::upload::{Patience, ReadChunk, SegmentWork, Upload, UploadError, UploadProgress};
 use crate::upstream::{CommitError, Upstream};
@@ -63,6 +64,8 @@ pub struct Request<'a> {
     pub note: Option<String>,
     /// Take a file that does not look like a disk.
     pub force: bool,
+    /// Publish the free blocks of file systems as they are.
+    pub keep_free: bool,
 }
 
 /// What publishing needs.
@@ -93,6 +96,10 @@ pub struct Report {
     pub size_bytes: u64,
     /// Bytes read: what is not a hole.
     pub data_bytes: u64,
+    /// Bytes left out because they belong to no file.
+    pub free_bytes: u64,
+    /// File systems whose free space was published as it is.
+    pub kept_free: Vec<KeptFree>,
     /// Bytes the server lacked, before compression.
     pub new_bytes: u64,
     /// Bytes sent.
@@ -105,12 +112,15 @@ impl Publisher {
     /// # Errors
     /// [`PublishError`].
     pub async fn publish(&self, request: Request<'_>) -> Result<Report, PublishError> {
-        let open = image::open(request.file, request.force)?;
+        let mut open = image::open(request.file, request.force)?;
         let subject = Subject::Image { image: request.image.clone() };
         let parent = self.newest(request.image, &subject).await?;
         let io = |source| ImageError::Io { path: request.file.to_owned(), source };
         let chunk_size = ChunkSize::DEFAULT;
+        let all_bytes = bytes_in(&open.image.data_ranges().map_err(io)?);
+        let kept_free = if request.keep_free { Vec::new() } else { open.leave_out_free().map_err(io)? };
         let ranges = open.image.data_ranges().map_err(io)?;
+        let free_bytes = all_bytes - bytes_in(&ranges);
         let segments = open
             .size
             .segments(chunk_size)
@@ -124,6 +134,8 @@ impl Publisher {
             unchanged,
             size_bytes: disk.size.bytes(),
             data_bytes,
+            free_bytes,
+            kept_free,
             new_bytes: self.progress.new_bytes.load(Ordering::Relaxed),
             sent_bytes: self.progress.sent_bytes.load(Ordering::Relaxed),
         };
@@ -230,8 +242,12 @@ impl ReadChunk for ImageReader {
     }
 }
 
+fn bytes_in(ranges: &[Range<u64>]) -> u64 {
+    ranges.iter().map(|range| range.end - range.start).sum()
+}
+
 /// The chunks that data touches, by segment; the rest of the disk is zeros without reading it.
-fn plan(ranges: &[std::ops::Range<u64>], chunk_size: ChunkSize) -> Vec<SegmentWork> {
+fn plan(ranges: &[Range<u64>], chunk_size: ChunkSize) -> Vec<SegmentWork> {
     let mut segments = BTreeMap::<SegmentIndex, Vec<usize>>::new();
     let mut next = 0;
     for range in ranges.iter().filter(|range| !range.is_empty()) {

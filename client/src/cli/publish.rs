@@ -18,6 +18,7 @@ struct Published {
     unchanged: bool,
     size_bytes: u64,
     data_bytes: u64,
+    free_bytes: u64,
     new_bytes: u64,
     sent_bytes: u64,
 }
@@ -40,8 +41,16 @@ pub(crate) async fn run(context: &Context, args: PublishArgs) -> anyhow::Result<
         channel: Some(&args.channel),
         note: args.message,
         force: args.force,
+        keep_free: args.keep_free,
     };
     let report = progress::while_uploading(progress, publisher.publish(request)).await?;
+    for kept in &report.kept_free {
+        context.printer.message(&format!(
+            "the free space of the ext4 file system at {} is published as it is: {}",
+            ByteSize(kept.offset),
+            kept.reason
+        ));
+    }
     let published = Published {
         image: args.image.to_string(),
         channel: args.channel.to_string(),
@@ -50,6 +59,7 @@ pub(crate) async fn run(context: &Context, args: PublishArgs) -> anyhow::Result<
         unchanged: report.unchanged,
         size_bytes: report.size_bytes,
         data_bytes: report.data_bytes,
+        free_bytes: report.free_bytes,
         new_bytes: report.new_bytes,
         sent_bytes: report.sent_bytes,
     };
@@ -64,8 +74,12 @@ pub(crate) async fn run(context: &Context, args: PublishArgs) -> anyhow::Result<
         if published.unchanged {
             return format!("{name}: it already holds this disk");
         }
+        let free = match published.free_bytes {
+            0 => String::new(),
+            bytes => format!(" ({} of free space left out)", ByteSize(bytes)),
+        };
         format!(
-            "{name}: {} disk, {} of data, {} of it new, {} sent",
+            "{name}: {} disk, {} of data{free}, {} of it new, {} sent",
             ByteSize(published.size_bytes),
             ByteSize(published.data_bytes),
             ByteSize(published.new_bytes),

@@ -52,7 +52,7 @@ fn what_is_no_disk_is_refused_with_a_reason() {
     let text = file("notes.txt", &b"not a disk\n".repeat(1000));
     assert!(matches!(open(&text, false), Err(ImageError::NotADisk { .. })));
     assert!(matches!(open(&text, true), Err(ImageError::BadSize { .. })));
-    assert!(matches!(open(&file("empty", b""), false), Err(ImageError::NotADisk { .. })));
+    assert!(matches!(open(&file("empty", b""), false), Err(ImageError::Unusable { .. })));
     assert!(matches!(open(&dir.path().join("none"), false), Err(ImageError::Io { .. })));
     assert!(matches!(open(dir.path(), false), Err(ImageError::NotAFile { .. })));
     let error = open(&file("a.vmdk", b"KDMV and more"), false).unwrap_err().to_string();
@@ -118,4 +118,42 @@ fn a_qcow2_that_leans_on_another_file_is_refused() {
     };
     let error = open(&path, false).unwrap_err().to_string();
     assert!(error.contains("difference"), "{error}");
+}
+
+/// Changes bytes of what describes a file system, in all kinds of ways; whatever they say, nothing is read or left out
+/// that is not on the disk.
+#[test]
+fn a_damaged_file_system_is_looked_at_without_harm() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk.raw");
+    std::fs::File::create(&path).unwrap().set_len(16 << 20).unwrap();
+    let made = Command::new("mkfs.ext4").args(["-q", "-F", "-b", "1024"]).arg(&path).status();
+    if !made.is_ok_and(|status| status.success()) {
+        eprintln!("SKIPPED: mkfs.ext4 is not there");
+        return;
+    }
+    let good = std::fs::read(&path).unwrap();
+    let mut known = 0;
+    let mut state = 1_u64;
+    let mut random = |below: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(state >> 33).unwrap() % below
+    };
+    let file = std::fs::File::options().write(true).open(&path).unwrap();
+    for _ in 0..800 {
+        file.write_all_at(&good[..8192], 0).unwrap();
+        for _ in 0..=random(3) {
+            // The super block's fields, the group descriptors after it, and the partition table there is none of.
+            let at = [1024 + random(352), 2048 + random(128), 446 + random(66)][random(3)];
+            let byte = [0, 1, 0x7f, 0x80, 0xff, u8::try_from(random(256)).unwrap()][random(6)];
+            file.write_all_at(&[byte], at as u64).unwrap();
+        }
+        let Ok(mut open) = open(&path, true) else { continue };
+        let kept = open.leave_out_free().unwrap();
+        let ranges = open.image.data_ranges().unwrap();
+        assert!(ranges.iter().all(|range| range.start < range.end && range.end <= 16 << 20), "{ranges:?}");
+        assert!(ranges.windows(2).all(|pair| pair[0].end <= pair[1].start), "{ranges:?}");
+        known += u32::from(kept.is_empty());
+    }
+    assert!(known > 100, "{known}: most of what is tried is not looked at");
 }

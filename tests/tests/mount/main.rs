@@ -3,6 +3,7 @@
 mod crash;
 mod debian;
 mod exercisers;
+mod free;
 mod network;
 mod point;
 mod reading;

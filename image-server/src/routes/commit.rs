@@ -170,10 +170,11 @@ enum Standing {
 /// Stores the manifest and adds the version.
 async fn run(app: Arc<App>, caller: Caller, commit: Commit) -> Result<(StatusCode, VersionRow), ApiError> {
     let mut reader = app.database.readers().acquire().await.map_err(failed("answer"))?;
-    if let Standing::Done(version) = stand(&mut reader, &commit).await? {
-        return Ok((StatusCode::OK, *version));
-    }
+    let standing = stand(&mut reader, &commit).await?;
     drop(reader);
+    if let Standing::Done(version) = standing {
+        return repeat(&app, &caller, &commit, *version).await;
+    }
 
     let signature = Bytes::from(commit.signature.encode());
     let signature_key = commit.key(Object::ManifestSignature);
@@ -184,7 +185,10 @@ async fn run(app: Arc<App>, caller: Caller, commit: Commit) -> Result<(StatusCod
 
     let mut tx = app.database.begin().await?;
     let (series, base) = match stand(&mut tx, &commit).await? {
-        Standing::Done(version) => return Ok((StatusCode::OK, *version)),
+        Standing::Done(version) => {
+            drop(tx);
+            return repeat(&app, &caller, &commit, *version).await;
+        }
         Standing::Next { series, base } => (series, base),
     };
     if !is_ours {
@@ -222,6 +226,27 @@ async fn run(app: Arc<App>, caller: Caller, commit: Commit) -> Result<(StatusCod
     }
     end_transaction(tx).await?;
     Ok((StatusCode::CREATED, version))
+}
+
+/// Answers a commit of what is committed already. The newest version may so be put on another channel; one that comes late
+/// takes no channel back.
+async fn repeat(
+    app: &App,
+    caller: &Caller,
+    commit: &Commit,
+    version: VersionRow,
+) -> Result<(StatusCode, VersionRow), ApiError> {
+    if let (Some(channel), Subject::Image { image }) = (&commit.channel, &commit.manifest.subject) {
+        let mut tx = app.database.begin().await?;
+        let namespace = caller.claim(&mut tx, &commit.manifest.subject.namespace()).await?;
+        if let Some(series) = versions::find_series(&mut *tx, namespace, image).await?
+            && versions::head(&mut *tx, series.id).await?.is_some_and(|head| head.id == version.id)
+        {
+            versions::move_channel(&mut tx, series.id, channel, version.row).await?;
+            end_transaction(tx).await?;
+        }
+    }
+    Ok((StatusCode::OK, version))
 }
 
 /// Checks a commit against the database.

@@ -233,3 +233,19 @@ async fn a_channel_moves_with_its_version() {
     let expected = serde_json::json!({ "beta": second, "stable": fixture.image.version.to_string() });
     assert_eq!(channels, expected);
 }
+
+#[tokio::test]
+async fn the_newest_version_is_put_on_another_channel_by_its_publisher() {
+    let fixture = Fixture::new().await;
+    let (publisher, manifest) = (&fixture.tokens.publisher, &fixture.image.manifest);
+    let version = fixture.image.version.to_string();
+    fixture.commit(&format!("{IMAGE}?channel=beta"), publisher, manifest, 1).await.done(200);
+    let channels = async || fixture.get("/v1/images/debian", publisher).await.json()["channels"].clone();
+    assert_eq!(channels().await, serde_json::json!({ "beta": version, "stable": version }));
+    let second = testing::next(manifest, "second");
+    fixture.commit(&format!("{IMAGE}?channel=beta"), publisher, &second, 1).await.done(201);
+    // No longer the newest.
+    fixture.commit(&format!("{IMAGE}?channel=beta"), publisher, manifest, 1).await.done(200);
+    let second = ManifestId::of(&second.encode().unwrap()).to_string();
+    assert_eq!(channels().await, serde_json::json!({ "beta": second, "stable": version }));
+}

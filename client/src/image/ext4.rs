@@ -8,6 +8,7 @@ use std::io;
 use std::ops::Range;
 
 use super::DiskImage;
+use super::inspect::{HEAD_BYTES, has_other_volume};
 
 /// What is known of the free space of a place on a disk.
 #[derive(Debug, PartialEq, Eq)]
@@ -34,6 +35,8 @@ const KNOWN_INCOMPATIBLE: u32 =
 const HAS_CLUSTERS: u32 = 0x200;
 /// Files are still to be deleted.
 const HAS_ORPHANS: u32 = 0x1_0000;
+/// Group descriptors have checksums; without, their flags mean nothing.
+const HAS_GROUP_FLAGS: u32 = 0x10 | 0x400;
 /// The group's bitmap was never written: nothing but metadata is in the group.
 const BLOCK_UNINIT: u32 = 0x2;
 /// 4 TiB in groups of 8 MiB, the smallest.
@@ -49,6 +52,11 @@ pub(super) fn free_blocks(disk: &dyn DiskImage, area: &Range<u64>) -> io::Result
     let found = Super(bytes);
     if found.u16(56) != MAGIC {
         return Ok(FreeBlocks::None);
+    }
+    let mut head = vec![0; HEAD_BYTES.min(usize::try_from(area.end - area.start).unwrap_or(HEAD_BYTES))];
+    disk.read_at(&mut head, area.start)?;
+    if has_other_volume(&head) {
+        return Ok(FreeBlocks::Unknown("there are signs of something else in its place"));
     }
     match found.layout(area) {
         Ok(layout) => layout.free_blocks(disk),
@@ -95,6 +103,7 @@ impl Super {
             descriptor_bytes: if is_64bit { self.u16(254) as usize } else { 32 },
             table_blocks: (u64::from(self.u32(40)) * u64::from(self.u16(88).max(128))).div_ceil(block_bytes),
             reserved_blocks: u64::from(self.u16(206)),
+            has_group_flags: read_only & HAS_GROUP_FLAGS != 0,
         };
         if layout.group_blocks != 8 * block_bytes
             || layout.first_block > 1
@@ -124,6 +133,7 @@ struct Layout {
     table_blocks: u64,
     /// Blocks kept free for descriptors of groups to come.
     reserved_blocks: u64,
+    has_group_flags: bool,
 }
 
 /// What a group's descriptor says.
@@ -166,21 +176,19 @@ impl Layout {
         for (at, group) in (0..).zip(&groups) {
             let first = self.first_block + at * self.group_blocks;
             let len = self.group_blocks.min(self.blocks - first);
-            let mut bitmap = if group.flags & BLOCK_UNINIT == 0 {
-                self.read(disk, group.bitmap, 1)?
-            } else {
-                vec![0; usize::try_from(self.block_bytes).unwrap_or(0)]
+            let is_unwritten = self.has_group_flags && group.flags & BLOCK_UNINIT != 0;
+            let mut bitmap = match is_unwritten {
+                false => Bitmap::of(self.read(disk, group.bitmap, 1)?, len),
+                true => Bitmap::of(vec![0; usize::try_from(self.block_bytes).unwrap_or(0)], len),
             };
-            let counted = count_free(&bitmap, len);
-            if group.flags & BLOCK_UNINIT == 0 && counted != group.free {
+            let said_free = bitmap.free();
+            self.mark_used(&mut bitmap, &metadata, first..first + len);
+            // Of a bitmap that was never written, what is marked here may be more than what is used, never less.
+            let agrees = if is_unwritten { bitmap.free() <= group.free } else { said_free == group.free };
+            if !agrees {
                 return Ok(FreeBlocks::Unknown("its block bitmaps and its counts do not agree"));
             }
-            self.mark_used(&mut bitmap, &metadata, first..first + len);
-            for (offset, is_used) in (0..len).map(|offset| (offset, bit(&bitmap, offset))) {
-                if !is_used {
-                    free.add(first + offset);
-                }
-            }
+            bitmap.each_free(|at| free.add(first + at));
         }
         let bytes = |block: u64| self.start + block * self.block_bytes;
         Ok(FreeBlocks::Known(free.0.into_iter().map(|run| bytes(run.start)..bytes(run.end)).collect()))
@@ -224,14 +232,10 @@ impl Layout {
 
     /// Marks the metadata in `range` as used, and the place of copies of the super block and the descriptors, whether or
     /// not the group has one: a bitmap that was never written does not have them.
-    fn mark_used(&self, bitmap: &mut [u8], metadata: &[Range<u64>], range: Range<u64>) {
+    fn mark_used(&self, bitmap: &mut Bitmap, metadata: &[Range<u64>], range: Range<u64>) {
         let mut mark = |blocks: Range<u64>| {
-            for block in blocks.start.max(range.start)..blocks.end.min(range.end) {
-                let offset = block - range.start;
-                if let Some(byte) = usize::try_from(offset / 8).ok().and_then(|at| bitmap.get_mut(at)) {
-                    *byte |= 1 << (offset % 8);
-                }
-            }
+            let (from, to) = (blocks.start.max(range.start), blocks.end.min(range.end));
+            (from..to).for_each(|block| bitmap.set_used(block - range.start));
         };
         mark(range.start..range.start + 1 + self.descriptor_blocks() + self.reserved_blocks);
         // None is longer than a table, so that none which reaches into the range begins before this.
@@ -241,14 +245,33 @@ impl Layout {
     }
 }
 
-fn bit(bitmap: &[u8], at: u64) -> bool {
-    let byte = usize::try_from(at / 8).ok().and_then(|at| bitmap.get(at));
-    // What is past the bitmap is not known to be free.
-    byte.is_none_or(|byte| byte >> (at % 8) & 1 == 1)
-}
+/// Which blocks of a group are used, a bit each; those the group does not have are.
+struct Bitmap(Vec<u8>);
 
-fn count_free(bitmap: &[u8], len: u64) -> u64 {
-    (0..len).filter(|at| !bit(bitmap, *at)).count() as u64
+impl Bitmap {
+    /// The first `len` bits of a block, at most all of them.
+    fn of(bytes: Vec<u8>, len: u64) -> Self {
+        let bits = bytes.len() as u64 * 8;
+        let mut bitmap = Self(bytes);
+        (len..bits).for_each(|at| bitmap.set_used(at));
+        bitmap
+    }
+
+    fn set_used(&mut self, at: u64) {
+        if let Some(byte) = usize::try_from(at / 8).ok().and_then(|at| self.0.get_mut(at)) {
+            *byte |= 1 << (at % 8);
+        }
+    }
+
+    fn free(&self) -> u64 {
+        self.0.iter().map(|byte| u64::from(byte.count_zeros())).sum()
+    }
+
+    fn each_free(&self, mut found: impl FnMut(u64)) {
+        for (at, byte) in (0..).step_by(8).zip(&self.0).filter(|(_, byte)| **byte != 0xff) {
+            (0..8).filter(|bit| byte >> bit & 1 == 0).for_each(|bit| found(at + bit));
+        }
+    }
 }
 
 /// Numbers in order as ranges.

@@ -2,8 +2,8 @@
 
 use chunk_format::{Architecture, BootFacts, Firmware};
 
-/// As much of a disk as [`boot_facts`] looks at: up to the magic number of btrfs.
-pub(super) const HEAD_BYTES: usize = 68 << 10;
+/// As much of a disk or partition as is looked at: up to the end of the first label of ZFS.
+pub(super) const HEAD_BYTES: usize = 256 << 10;
 
 /// Boot facts of a disk that does not say.
 pub(super) const UNKNOWN_BOOT: BootFacts =
@@ -105,14 +105,39 @@ fn has_mbr_partitions(head: &[u8]) -> bool {
 }
 
 fn has_file_system(head: &[u8]) -> bool {
+    head.get(1080..1082) == Some(&[0x53, 0xef]) || has_other_volume(head)
+}
+
+/// Whether a disk or partition begins as something else than ext2 to ext4 does. Many of these leave the place of the
+/// ext4 super block alone, so that an earlier one may still be there.
+pub(super) fn has_other_volume(head: &[u8]) -> bool {
     let at = |offset: usize, magic: &[u8]| head.get(offset..offset + magic.len()) == Some(magic);
-    at(1080, &[0x53, 0xef])
-        || at(0, b"XFSB")
+    let is_zfs = || {
+        // An uberblock each KiB, in the byte order of the machine that wrote it (OpenZFS, uberblock_impl.h).
+        (128 << 10..HEAD_BYTES).step_by(1024).any(|offset| {
+            at(offset, &[0x0c, 0xb1, 0xba, 0, 0, 0, 0, 0]) || at(offset, &[0, 0, 0, 0, 0, 0xba, 0xb1, 0x0c])
+        })
+    };
+    at(0, b"XFSB")
         || at(0x10040, b"_BHRfS_M")
         || at(3, b"NTFS    ")
+        || at(3, b"-FVE-FS-")
         || (at(510, &[0x55, 0xaa]) && (at(54, b"FAT") || at(82, b"FAT32")))
         || at(0, b"LUKS\xba\xbe")
-        || at(512, b"LABELONE")
+        || at(0, b"integrt\0")
+        || at(0, b"verity\0\0")
+        || at(0, b"dmvdo001")
+        || (0..4).any(|sector| at(sector * 512, b"LABELONE"))
+        || [0, 4096].into_iter().any(|offset| at(offset, &[0xfc, 0x4e, 0x2b, 0xa9]))
+        // bcache and bcachefs.
+        || at(4096 + 24, &[0xc6, 0x85, 0x73, 0xf6])
+        || at(4086, b"SWAPSPACE2")
+        || at(32_768, b"JFS1")
+        || at(32_769, b"CD001")
+        || at(32_769, b"BEA01")
+        || at(0x10000 + 52, b"ReIsEr")
+        || at(0x10000, &[0x01, 0x16, 0x19, 0x70])
+        || is_zfs()
 }
 
 #[cfg(test)]

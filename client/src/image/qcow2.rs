@@ -15,6 +15,8 @@ use super::{DiskImage, ImageError};
 const HEADER_BYTES: usize = 72;
 /// Clusters have up to 2 MiB.
 const MAX_CLUSTER_BITS: u64 = 21;
+/// As much of a first-level table as QEMU reads, bytes.
+const MAX_L1_BYTES: u64 = 32 << 20;
 
 pub(super) struct Qcow2Image {
     image: FormatAccess<File>,
@@ -74,6 +76,10 @@ fn tables_end(path: &Path, file_bytes: u64) -> io::Result<u64> {
     let field =
         |at: usize, len: usize| header[at..at + len].iter().fold(0, |n, byte| n << 8 | u64::from(*byte));
     let (cluster_bits, l1_entries, l1_offset) = (field(20, 4), field(36, 4), field(40, 8));
+    if l1_entries * 8 > MAX_L1_BYTES {
+        let reason = format!("its first-level table has {l1_entries} entries, more than any disk needs");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
+    }
     let l1_end = l1_offset.saturating_add(l1_entries * 8);
     if l1_end > file_bytes {
         return Ok(l1_end);

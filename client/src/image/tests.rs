@@ -157,3 +157,75 @@ fn a_damaged_file_system_is_looked_at_without_harm() {
     }
     assert!(known > 100, "{known}: most of what is tried is not looked at");
 }
+
+/// A file system with blocks of 1 KiB in groups of 8 MiB, all of whose groups hold something.
+fn small_groups(dir: &Path) -> Option<PathBuf> {
+    let (path, tree) = (dir.join("disk.raw"), dir.join("tree"));
+    std::fs::create_dir(&tree).unwrap();
+    std::fs::write(tree.join("file"), vec![7; 20 << 20]).unwrap();
+    std::fs::File::create(&path).unwrap().set_len(32 << 20).unwrap();
+    let mut make = Command::new("mkfs.ext4");
+    make.args(["-q", "-F", "-b", "1024", "-O", "^metadata_csum,^uninit_bg,^flex_bg", "-d"]).arg(&tree);
+    if !make.arg(&path).status().is_ok_and(|status| status.success()) {
+        eprintln!("SKIPPED: mkfs.ext4 is not there");
+        return None;
+    }
+    // Without holes, so that what is left out is what is free and nothing else.
+    let whole = std::fs::read(&path).unwrap();
+    std::fs::write(&path, whole).unwrap();
+    Some(path)
+}
+
+fn patch(path: &Path, offset: u64, bytes: &[u8]) {
+    std::fs::File::options().write(true).open(path).unwrap().write_all_at(bytes, offset).unwrap();
+}
+
+/// What is left out of an image, and why what is not.
+fn left_out(path: &Path) -> (u64, Vec<&'static str>) {
+    let mut open = open(path, false).unwrap();
+    let bytes = |open: &OpenImage| -> u64 {
+        open.image.data_ranges().unwrap().iter().map(|range| range.end - range.start).sum()
+    };
+    let before = bytes(&open);
+    let kept = open.leave_out_free().unwrap();
+    (before - bytes(&open), kept.iter().map(|kept| kept.reason).collect())
+}
+
+#[test]
+fn an_earlier_ext4_below_something_else_leaves_nothing_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(path) = small_groups(dir.path()) else { return };
+    let good = std::fs::read(&path).unwrap();
+    let signs: [(u64, &[u8]); 9] = [
+        (0, b"LUKS\xba\xbe"),
+        (512, b"LABELONE"),
+        (1536, b"LABELONE"),
+        (4096, &[0xfc, 0x4e, 0x2b, 0xa9]),
+        (4120, &[0xc6, 0x85, 0x73, 0xf6]),
+        (32_768, b"JFS1"),
+        (65_600, b"_BHRfS_M"),
+        (131_072, &[0x0c, 0xb1, 0xba, 0, 0, 0, 0, 0]),
+        (261_120, &[0, 0, 0, 0, 0, 0xba, 0xb1, 0x0c]),
+    ];
+    for (offset, sign) in signs {
+        std::fs::write(&path, &good).unwrap();
+        patch(&path, offset, sign);
+        assert_eq!(left_out(&path), (0, vec!["there are signs of something else in its place"]), "{offset}");
+    }
+}
+
+#[test]
+fn flags_of_groups_count_only_where_descriptors_have_checksums() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(path) = small_groups(dir.path()) else { return };
+    let (expected, kept) = left_out(&path);
+    assert!(expected > 1 << 20 && kept.is_empty(), "{expected} {kept:?}");
+    // The second group's bitmap is said to be unwritten, by a flag that means nothing here.
+    let good = std::fs::read(&path).unwrap();
+    let descriptor_bytes = if good[1024 + 96] & 0x80 != 0 { 64 } else { 32 };
+    patch(&path, 2048 + descriptor_bytes + 18, &[2]);
+    assert_eq!(left_out(&path), (expected, Vec::new()));
+    // And by one that means something, but the group's own count denies it.
+    patch(&path, 1024 + 100, &[good[1024 + 100] | 0x10]);
+    assert_eq!(left_out(&path), (0, vec!["its block bitmaps and its counts do not agree"]));
+}

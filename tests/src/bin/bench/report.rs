@@ -83,8 +83,8 @@ impl Report {
     /// The whole page.
     pub(crate) fn markdown(&self) -> String {
         format!(
-            "# Benchmarks\n\nWritten by `make bench`. Each number is the median of {} rounds, taken in turns with its \
-             rival's in one run on the same files, both from a warm page cache. Machines differ: look at the ratios.\n\n\
+            "# Benchmarks\n\nWritten by `make bench`. Where two are compared, each number is the median of {} rounds, taken in turns in one run on \
+             the same files, which were read or written just before. Machines differ: look at the ratios.\n\n\
              Measured on {}.\n{}",
             self.rounds,
             machine(),

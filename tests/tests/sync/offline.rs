@@ -55,9 +55,7 @@ fn a_sync_without_the_server_fails_clearly_and_goes_on_later() {
     assert_eq!(unsynced_bytes(&laptop), 0);
     disks.assert_in(&mount);
     mount.unmount();
-    let seen = published.machine("other").mount("work");
-    disks.assert_in(&seen);
-    seen.unmount();
+    disks.assert_on_another_machine(&published);
     published.server.verify();
 }
 
@@ -92,9 +90,7 @@ fn a_sync_over_a_network_that_breaks_and_lies_arrives_whole() {
     proxy.heal();
     assert_eq!(sync(&laptop)["version"], serde_json::Value::Null);
     mount.unmount();
-    let seen = published.machine("other").mount("work");
-    disks.assert_in(&seen);
-    seen.unmount();
+    disks.assert_on_another_machine(&published);
     versions(&laptop);
     published.server.verify();
 }
@@ -192,9 +188,7 @@ fn a_connection_cut_at_any_byte_does_no_harm() {
     sync_until_done(&laptop);
     disks.assert_in(&mount);
     mount.unmount();
-    let seen = published.machine("other").mount("work");
-    disks.assert_in(&seen);
-    seen.unmount();
+    disks.assert_on_another_machine(&published);
     versions(&laptop);
     published.server.verify();
 }

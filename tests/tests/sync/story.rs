@@ -26,6 +26,14 @@ impl Disks {
         self.home.assert_in(&mount.home());
     }
 
+    /// Checks that a machine which knows nothing but the server finds exactly this.
+    #[track_caller]
+    pub(crate) fn assert_on_another_machine(&self, published: &Publication) {
+        let mount = published.machine("other").mount("work");
+        self.assert_in(&mount);
+        mount.unmount();
+    }
+
     /// Whether a mounted desktop holds exactly this.
     pub(crate) fn are_in(&self, mount: &Mount) -> bool {
         let holds = |model: &Model, path: PathBuf| {

@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use bytes::Bytes;
-use chunk_format::{ManifestId, Namespace, PackId, SegmentId};
+use chunk_format::{ManifestId, Namespace, PackId, ProfileId, SegmentId, StreamId};
 use futures_util::future::BoxFuture;
 use futures_util::stream::{BoxStream, TryStreamExt};
 
@@ -38,6 +38,14 @@ pub enum Object {
     Manifest(ManifestId),
     /// The signature over a manifest.
     ManifestSignature(ManifestId),
+    /// Which profile a version has: its id in text.
+    ManifestProfile(ManifestId),
+    /// A boot profile.
+    Profile(ProfileId),
+    /// The signature over a boot profile.
+    ProfileSignature(ProfileId),
+    /// A part of a boot stream.
+    Stream(StreamId),
 }
 
 impl fmt::Display for ObjectPath {
@@ -49,6 +57,10 @@ impl fmt::Display for ObjectPath {
             Object::Locator(id) => write!(f, "locators/{id}"),
             Object::Manifest(id) => write!(f, "manifests/{id}"),
             Object::ManifestSignature(id) => write!(f, "manifests/{id}.sig"),
+            Object::ManifestProfile(id) => write!(f, "manifests/{id}.profile"),
+            Object::Profile(id) => write!(f, "profiles/{id}"),
+            Object::ProfileSignature(id) => write!(f, "profiles/{id}.sig"),
+            Object::Stream(id) => write!(f, "streams/{id}"),
         }
     }
 }

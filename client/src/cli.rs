@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use chunk_format::{Name, PublicKey};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use satchel_client::hint;
+use satchel_client::profile::LinkShape;
 use satchel_client::remote::Fingerprint;
 use satchel_client::state::StateDir;
 use satchel_client::versions::ImageRef;
@@ -18,6 +19,7 @@ mod images;
 mod login;
 mod mount;
 mod output;
+mod profile;
 mod progress;
 mod publish;
 mod quantity;
@@ -70,6 +72,52 @@ enum Command {
     Status(DesktopArgs),
     /// List the versions of a desktop or image
     History(HistoryArgs),
+    /// Record or show what a start of an image touches, so that clients fetch it ahead
+    #[command(subcommand)]
+    Profile(ProfileCommand),
+}
+
+#[derive(Debug, Subcommand)]
+enum ProfileCommand {
+    /// Boot a published version twice on this machine and attach what both starts read to it
+    Record(RecordArgs),
+    /// Show a version's profile, and what a start takes over a given link
+    Show(ShowProfileArgs),
+}
+
+#[derive(Debug, Args)]
+struct RecordArgs {
+    /// The version: NAME, NAME:CHANNEL or NAME@VERSION
+    #[arg(value_name = "NAME[:CHANNEL|@VERSION]")]
+    image: ImageRef,
+    /// The machine's memory
+    #[arg(long, value_name = "SIZE", default_value = "2G")]
+    memory: ByteSize,
+    /// The machine's processors
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=64))]
+    cpus: u32,
+    /// The machine's screen: a desktop needs one to start
+    #[arg(long, value_enum, default_value_t = DisplayArg::Vnc)]
+    display: DisplayArg,
+    /// A start is over when its serial console says this
+    #[arg(long, value_name = "TEXT", conflicts_with = "quiet")]
+    until: Option<String>,
+    /// A start is over when nothing new was read for so many seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 20)]
+    quiet: u64,
+    /// The longest a start may take, seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 900)]
+    limit: u64,
+}
+
+#[derive(Debug, Args)]
+struct ShowProfileArgs {
+    /// The version: NAME, NAME:CHANNEL or NAME@VERSION
+    #[arg(value_name = "NAME[:CHANNEL|@VERSION]")]
+    image: ImageRef,
+    /// A link to estimate a start for, as in 25mbit/40ms
+    #[arg(long, value_name = "RATE/ROUND-TRIP", default_value = "25mbit/40ms")]
+    link: LinkShape,
 }
 
 #[derive(Debug, Args)]
@@ -103,6 +151,9 @@ struct PublishArgs {
     /// Publish the free blocks of ext4 file systems as they are, and not as zeros
     #[arg(long)]
     keep_free: bool,
+    /// Carry the profile of an earlier version over to this one: its number or id, or `newest`
+    #[arg(long, value_name = "VERSION")]
+    profile_from: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -263,6 +314,12 @@ fn run(cli: Cli, printer: Printer) -> anyhow::Result<()> {
             Command::Sync(args) => interruptible(sync::run(&context, args)).await,
             Command::Status(args) => status::run(&context, &args.desktop).await,
             Command::History(args) => history::run(&context, args).await,
+            Command::Profile(ProfileCommand::Record(args)) => {
+                interruptible(profile::record(&context, args)).await
+            }
+            Command::Profile(ProfileCommand::Show(args)) => {
+                interruptible(profile::show(&context, args)).await
+            }
         }
     });
     // Threads may still wait for a server or a terminal; nothing they do matters any more.

@@ -34,6 +34,7 @@ pub use boot::{BootPlan, BootProgress};
 pub use pace::LinkEstimate;
 pub use queue::Class;
 pub use segments::SegmentStore;
+pub(crate) use segments::write_whole;
 pub use sources::LinkState;
 
 use crate::cache::Cache;

@@ -12,6 +12,7 @@ pub mod hint;
 pub mod image;
 pub mod mount;
 pub mod overlay;
+pub mod profile;
 pub mod publish;
 pub mod remote;
 pub mod run;

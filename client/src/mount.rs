@@ -109,6 +109,15 @@ pub async fn serve(
         .name("fuse".to_owned())
         .spawn(move || drop(ended.send(fuse.run())))
         .map_err(setup("start a thread"))?;
+    let starting = Arc::clone(&session);
+    tokio::spawn(async move {
+        if let Err(error) = starting.desktop.fetch_for_start().await {
+            tracing::info!(
+                error = &error as &dyn std::error::Error,
+                "nothing is fetched ahead for the start"
+            );
+        }
+    });
     let asked = Arc::new(Notify::new());
     let answering = tokio::spawn(answer(
         listener,

@@ -1,6 +1,7 @@
 //! Opens a desktop on this machine: takes its lock, brings it up to date with the server if the server can be
 //! reached, and puts its disks together.
 
+use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -15,6 +16,7 @@ use tokio::runtime::Handle;
 use crate::cache::{Cache, CacheConfig, CacheError};
 use crate::desktop::{DesktopError, DesktopStore, NewDesktop, OpenDesktop, Version};
 use crate::fetch::{Fetcher, OnMissing, SegmentStore};
+use crate::profile::ProfileStore;
 use crate::remote::{DesktopInfo, Remote, RemoteError, VersionInfo};
 use crate::source::HttpSource;
 use crate::state::{Login, StateDir, StateError, make_private_dir};
@@ -203,7 +205,9 @@ impl Session {
         if !directory.exists() && matches!(found, Ok(None)) {
             return Err(SessionError::NoSuchDesktop { desktop: desktop.clone() });
         }
-        for path in [&directory, &directory.join("segments"), &directory.join("cache")] {
+        for path in
+            [&directory, &directory.join("segments"), &directory.join("cache"), &directory.join("profiles")]
+        {
             make_private_dir(path)?;
         }
         let lock = DesktopLock::take(&directory, desktop)?;
@@ -375,7 +379,10 @@ impl Opening<'_> {
         segments.retain(&disks.flat_map(|disk| disk.segments.iter().copied()).collect());
         let source = Arc::new(HttpSource::new(self.remote.clone()));
         let fetcher = Fetcher::new(runtime, vec![source], Arc::clone(&cache), segments, options.on_missing);
-        OpenDesktop::assemble(store, cache, fetcher, runtime.clone()).map_err(|source| self.failed(source))
+        let profiles = ProfileStore::new(self.directory.join("profiles"));
+        profiles.retain(&HashSet::from([store.record().base]));
+        OpenDesktop::assemble(store, cache, fetcher, profiles, runtime.clone())
+            .map_err(|source| self.failed(source))
     }
 }
 

@@ -15,6 +15,7 @@ use bytes::{Bytes, BytesMut};
 use chunk_format::{
     BootStream, ChunkId, ChunkIndex, FormatError, Namespace, Profile, STREAM_HISTORY_BYTES, StreamDecoder,
 };
+use futures_util::future::FutureExt;
 use futures_util::stream::{StreamExt, TryStreamExt};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -189,8 +190,9 @@ impl Boot<'_> {
                 }
             }
         }
-        futures_util::stream::iter(segments)
-            .map(|segment| self.fetcher.segment(segment))
+        let loads: Vec<_> =
+            segments.into_iter().map(|segment| self.fetcher.segment(segment).boxed()).collect();
+        futures_util::stream::iter(loads)
             .buffer_unordered(SEGMENT_REQUESTS)
             .try_for_each(|_| std::future::ready(Ok(())))
             .await

@@ -319,6 +319,12 @@ impl Cache {
         self.lock().by_id.contains_key(id)
     }
 
+    /// How many of these chunks are there.
+    pub fn count(&self, ids: &[ChunkId]) -> u64 {
+        let index = self.lock();
+        ids.iter().filter(|id| index.by_id.contains_key(*id)).count() as u64
+    }
+
     /// Gives up to this many bytes of disk space back, of the chunks read longest ago; returns how many.
     pub fn give_back(&self, bytes: u64) -> u64 {
         let wanted = usize::try_from(bytes.div_ceil(self.chunk_size.bytes_u64())).unwrap_or(usize::MAX);

@@ -19,6 +19,7 @@ mod images;
 mod login;
 mod mount;
 mod output;
+mod pin;
 mod profile;
 mod progress;
 mod publish;
@@ -68,6 +69,8 @@ enum Command {
     Run(RunArgs),
     /// Send a desktop's changes to the server
     Sync(SyncArgs),
+    /// Fetch all of a desktop and keep it, so that it works without a network
+    Pin(PinArgs),
     /// Show what a desktop is doing
     Status(DesktopArgs),
     /// List the versions of a desktop or image
@@ -185,6 +188,30 @@ struct OpenArgs {
     /// What to do when the server answers but has not the right bytes
     #[arg(long, value_name = "WHAT", value_enum, default_value_t = OnMissingArg::Wait)]
     on_missing: OnMissingArg,
+    /// Contact nobody: start from what is on this machine, and only if a start needs no more
+    #[arg(long)]
+    offline: bool,
+}
+
+#[derive(Debug, Args)]
+struct PinArgs {
+    /// The desktop
+    desktop: Name,
+    /// The most to take of the link, bytes a second (without it: all that nobody else needs)
+    #[arg(long, value_name = "SIZE")]
+    limit_rate: Option<ByteSize>,
+    /// No longer keep all of it
+    #[arg(long, conflicts_with_all = ["pause", "resume", "limit_rate"])]
+    unpin: bool,
+    /// Stop fetching in the background while the desktop is mounted
+    #[arg(long, conflicts_with = "resume")]
+    pause: bool,
+    /// Go on with fetching in the background
+    #[arg(long)]
+    resume: bool,
+    /// The most disk space to use for what was fetched
+    #[arg(long, value_name = "SIZE", default_value = "20G")]
+    cache_size: ByteSize,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -312,6 +339,7 @@ fn run(cli: Cli, printer: Printer) -> anyhow::Result<()> {
             Command::Mount(args) => mount::run(&context, args).await,
             Command::Run(args) => run::run(&context, args).await,
             Command::Sync(args) => interruptible(sync::run(&context, args)).await,
+            Command::Pin(args) => interruptible(pin::run(&context, args)).await,
             Command::Status(args) => status::run(&context, &args.desktop).await,
             Command::History(args) => history::run(&context, args).await,
             Command::Profile(ProfileCommand::Record(args)) => {

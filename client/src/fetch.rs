@@ -22,6 +22,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 mod boot;
+mod fill;
 mod flight;
 mod pace;
 mod queue;
@@ -31,6 +32,7 @@ mod silence;
 mod sources;
 
 pub use boot::{BootPlan, BootProgress};
+pub use fill::{FillError, FillProgress};
 pub use pace::LinkEstimate;
 pub use queue::Class;
 pub use segments::SegmentStore;
@@ -268,6 +270,11 @@ impl Fetcher {
     /// [`FetchError`].
     pub async fn segment<'a>(&self, segment: &'a BaseSegment) -> Result<&'a Segment, FetchError> {
         segment.segment_or_load(|| self.shared.load_segment(segment)).await
+    }
+
+    /// The chunk ids of a segment, if they are on this machine. Asks nobody.
+    pub fn segment_here<'a>(&self, segment: &'a BaseSegment) -> Option<&'a Segment> {
+        segment.segment_or_take(|| self.shared.segments.load(segment.id))
     }
 
     /// Fetches a whole object that `decode` accepts, for as long as it takes.

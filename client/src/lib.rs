@@ -10,6 +10,7 @@ pub mod fetch;
 pub mod fs;
 pub mod hint;
 pub mod image;
+pub mod local;
 pub mod mount;
 pub mod overlay;
 pub mod profile;

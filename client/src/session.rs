@@ -18,7 +18,7 @@ use crate::desktop::{DesktopError, DesktopStore, NewDesktop, OpenDesktop, Versio
 use crate::fetch::{Fetcher, OnMissing, SegmentStore};
 use crate::profile::ProfileStore;
 use crate::remote::{DesktopInfo, Remote, RemoteError, VersionInfo};
-use crate::source::HttpSource;
+use crate::source::{ChunkSource, HttpSource, NoSource};
 use crate::state::{Login, StateDir, StateError, make_private_dir};
 use crate::versions::{VersionError, fetch_version};
 use crate::volume::{DirVolume, Volume};
@@ -90,6 +90,8 @@ pub struct SessionOptions {
     pub cache_bytes: u64,
     /// What to do when no source has the right bytes.
     pub on_missing: OnMissing,
+    /// Contact nobody.
+    pub offline: bool,
 }
 
 /// What a person should know about how the desktop was opened.
@@ -192,7 +194,10 @@ impl Session {
         let (login, remote) = state.remote()?;
         let directory = state.desktop_path(desktop);
         let opening = Opening { login: &login, remote: &remote, desktop, directory: &directory };
-        let answer = tokio::time::timeout(REFRESH_TIMEOUT, remote.desktop(desktop)).await;
+        let answer = match options.offline {
+            true => Ok(Err(RemoteError::Offline)),
+            false => tokio::time::timeout(REFRESH_TIMEOUT, remote.desktop(desktop)).await,
+        };
         let found = match answer {
             Ok(Ok(info)) => Ok(Some(info)),
             Ok(Err(error)) if error.code() == Some("not_found") => Ok(None),
@@ -288,6 +293,7 @@ impl Opening<'_> {
             opened => opened.map_err(|source| self.failed(source))?,
         };
         match found {
+            Err(RemoteError::Offline) => {}
             Err(error) => notices.push(Notice::Offline { reason: error.to_string() }),
             Ok(None) => notices.push(Notice::GoneFromServer),
             Ok(Some(info)) => self.catch_up(&store, &info, notices).await?,
@@ -377,7 +383,10 @@ impl Opening<'_> {
         }
         let disks = wanted.iter().flat_map(|version| version.manifest.disks.iter());
         segments.retain(&disks.flat_map(|disk| disk.segments.iter().copied()).collect());
-        let source = Arc::new(HttpSource::new(self.remote.clone()));
+        let source: Arc<dyn ChunkSource> = match options.offline {
+            true => Arc::new(NoSource),
+            false => Arc::new(HttpSource::new(self.remote.clone())),
+        };
         let fetcher = Fetcher::new(runtime, vec![source], Arc::clone(&cache), segments, options.on_missing);
         let profiles = ProfileStore::new(self.directory.join("profiles"));
         profiles.retain(&HashSet::from([store.record().base]));

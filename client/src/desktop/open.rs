@@ -12,7 +12,7 @@ use super::record::Version;
 use super::store::{DesktopError, DesktopStore, DiskLayout};
 use crate::cache::Cache;
 use crate::disk::{Base, BaseSegment, Disk, DiskError, View};
-use crate::fetch::{BootPlan, Fetcher};
+use crate::fetch::{BootPlan, Fetcher, FillError, FillProgress};
 use crate::profile::{ProfileError, ProfileStore, fetch_profile};
 
 /// Why what a start touches is not known.
@@ -40,6 +40,9 @@ pub struct OpenDesktop {
     pub(crate) profile: OnceLock<Arc<Profile>>,
     /// One sync at a time.
     pub(crate) syncing: tokio::sync::Mutex<()>,
+    /// One fill at a time.
+    filling: tokio::sync::Mutex<()>,
+    filled: FillProgress,
 }
 
 /// Whose each segment of a desktop's disks is.
@@ -110,6 +113,8 @@ impl OpenDesktop {
             profiles,
             profile: OnceLock::new(),
             syncing: tokio::sync::Mutex::default(),
+            filling: tokio::sync::Mutex::default(),
+            filled: FillProgress::default(),
         })
     }
 
@@ -202,6 +207,32 @@ impl OpenDesktop {
             recorded.push(base);
         }
         Ok(BootPlan { profile, namespace: self.origins.image.clone(), recorded, now })
+    }
+
+    /// Fetches everything that is not here, in the background of everything else, and keeps it.
+    ///
+    /// # Errors
+    /// [`FillError`].
+    pub async fn fill(&self) -> Result<(), FillError> {
+        let _one = self.filling.lock().await;
+        let bases: Vec<Arc<Base>> = self.disks.iter().map(|disk| Arc::clone(&disk.view().base)).collect();
+        self.fetcher.fill(&bases, &self.filled).await
+    }
+
+    /// How far the fill is.
+    pub fn fill_progress(&self) -> &FillProgress {
+        &self.filled
+    }
+
+    /// Lets go of everything that was kept for good; it stays until its space is needed.
+    pub fn unpin(&self) {
+        for disk in &self.disks {
+            for segment in disk.view().base.segments() {
+                if let Some(chunks) = self.fetcher.segment_here(segment) {
+                    self.cache.set_pinned(chunks.chunks().iter().copied(), false);
+                }
+            }
+        }
     }
 
     /// Whether something was written that no committed version holds.

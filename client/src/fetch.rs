@@ -515,11 +515,11 @@ impl Shared {
             let Some((at, entry)) = self.sources.pick(&passed_over).await else {
                 rounds += 1;
                 if rounds == ROUNDS {
-                    if let Some(error) = &last {
-                        tracing::error!(object = %path, %error, "no source has the right bytes");
-                    }
                     if let (OnMissing::Fail, Some(source)) = (on_missing, last.take()) {
                         return Err(FetchError::NotToBeHad { what: path.to_string(), source });
+                    }
+                    if let Some(error) = &last {
+                        tracing::error!(object = %path, %error, "no source has the right bytes");
                     }
                 }
                 tokio::time::sleep(backoff(rounds)).await;

@@ -7,6 +7,7 @@
 pub(crate) mod chunks;
 pub(crate) mod namespaces;
 pub(crate) mod packs;
+pub(crate) mod profiles;
 pub(crate) mod segments;
 pub(crate) mod tokens;
 pub(crate) mod versions;

@@ -1,6 +1,6 @@
 //! Which objects count.
 
-use crate::database::{Database, DatabaseError, packs, segments, versions};
+use crate::database::{Database, DatabaseError, packs, profiles, segments, versions};
 use crate::storage::{Object, ObjectKey};
 
 /// Whether an object counts. What lies in the store without its row was never finished, and is not shown to anyone.
@@ -12,7 +12,11 @@ pub(crate) async fn counts(database: &Database, key: &ObjectKey) -> Result<bool,
         Object::Manifest(id) | Object::ManifestSignature(id) => {
             Ok(versions::find(readers, namespace, id).await?.is_some())
         }
-        // Nothing writes them yet.
-        Object::Profile(_) | Object::ProfileSignature(_) => Ok(false),
+        Object::ManifestProfile(id) => match versions::find(readers, namespace, id).await? {
+            Some(version) => Ok(profiles::current(readers, version.row).await?.is_some()),
+            None => Ok(false),
+        },
+        Object::Profile(id) | Object::ProfileSignature(id) => profiles::exists(readers, namespace, id).await,
+        Object::Stream(id) => Ok(profiles::stream_len(readers, namespace, id).await?.is_some()),
     }
 }

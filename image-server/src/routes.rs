@@ -7,6 +7,7 @@ pub(crate) mod json;
 mod missing;
 mod objects;
 mod packs;
+mod profiles;
 mod segments;
 mod status;
 mod versions;
@@ -18,7 +19,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state};
-use axum::routing::{MethodRouter, get, post};
+use axum::routing::{MethodRouter, get, post, put};
 
 use crate::app::App;
 use crate::http::error::ApiError;
@@ -40,11 +41,13 @@ fn table() -> Vec<Route> {
         route("/v1/data/{kind}/{name}/locators/{object}", get(objects::get)),
         route("/v1/data/{kind}/{name}/manifests/{object}", get(objects::get)),
         route("/v1/data/{kind}/{name}/profiles/{object}", get(objects::get)),
+        route("/v1/data/{kind}/{name}/streams/{object}", get(objects::get).put(profiles::put_stream)),
         route("/v1/missing/{kind}/{name}/chunks", post(missing::chunks)),
         route("/v1/missing/{kind}/{name}/segments", post(missing::segments)),
         route("/v1/images", get(images::list)),
         route("/v1/images/{image}", get(images::get)),
         route("/v1/images/{image}/versions", get(images::versions).post(commit::image)),
+        route("/v1/images/{image}/versions/{version}/profile", put(profiles::put)),
         route("/v1/desktops", get(desktops::list)),
         route("/v1/desktops/{desktop}", get(desktops::get)),
         route("/v1/desktops/{desktop}/versions", get(desktops::versions).post(commit::desktop)),

@@ -3,9 +3,9 @@
 use std::ops::Range;
 
 use chunk_format::{
-    Architecture, Base, BootFacts, ChunkId, ChunkSize, Disk, DiskRole, DiskSize, Features, Firmware,
-    FrameEncoder, Manifest, ManifestId, PackBuilder, SEGMENT_CHUNKS, SealedPack, SecretKey, Segment,
-    SegmentId, Subject,
+    Architecture, Base, BootFacts, BootStream, ChunkId, ChunkIndex, ChunkSize, Disk, DiskRole, DiskSize,
+    Features, Firmware, FrameEncoder, Manifest, ManifestId, PackBuilder, Profile, ProfileEntry,
+    SEGMENT_CHUNKS, SealedPack, SecretKey, Segment, SegmentId, StreamId, Subject,
 };
 
 /// The key that signs images.
@@ -108,6 +108,20 @@ pub(crate) fn next(manifest: &Manifest, note: &str) -> Manifest {
 }
 
 /// A manifest's bytes and its signature line.
+/// A profile of a version with these stream objects, and its signature.
+pub(crate) fn profile(manifest: ManifestId, streams: &[&[u8]], key: u8) -> (Vec<u8>, String) {
+    let entries = (0..streams.len() as u64).map(|at| ProfileEntry { disk: 0, chunk: ChunkIndex(at) });
+    let streams = streams.iter().map(|bytes| BootStream {
+        id: StreamId::of(bytes),
+        len_bytes: u32::try_from(bytes.len()).unwrap(),
+        entries: 1,
+    });
+    let profile = Profile { manifest, entries: entries.collect(), streams: streams.collect() };
+    let bytes = profile.encode().unwrap();
+    let signature = SecretKey::from_bytes(&[key; 32]).sign(&bytes).to_string();
+    (bytes, signature)
+}
+
 pub(crate) fn signed(manifest: &Manifest, key: u8) -> (Vec<u8>, String) {
     let bytes = manifest.encode().unwrap();
     let signature = SecretKey::from_bytes(&[key; 32]).sign(&bytes).to_string();

@@ -5,6 +5,7 @@
 
 mod listing;
 mod packs;
+mod profiles;
 mod segments;
 mod versions;
 
@@ -72,6 +73,10 @@ pub struct Report {
     pub segments: u64,
     /// Versions read.
     pub versions: u64,
+    /// Boot profiles read.
+    pub profiles: u64,
+    /// Objects of boot streams read.
+    pub streams: u64,
     /// What uploads and writes that were cut short left: harmless.
     pub unfinished: Leftovers,
     /// Whole objects nothing refers to, mostly of uploads that were never committed: harmless.
@@ -99,6 +104,8 @@ pub enum Part {
     Segments,
     /// Reading versions; steps are versions.
     Versions,
+    /// Reading boot profiles and streams; steps are objects.
+    Profiles,
     /// Looking for files without rows; steps are files, of an unknown number.
     Files,
 }
@@ -156,6 +163,7 @@ async fn check(database: Database, storage: Storage, progress: &dyn Progress) ->
     check.packs().await?;
     check.segments().await?;
     check.versions().await?;
+    check.profiles().await?;
     check.files().await?;
     Ok(check.report)
 }
@@ -164,6 +172,8 @@ const ADVICE_DATABASE: &str = "restore the database from a backup taken with the
 const ADVICE_PACK: &str =
     "restore the file from a backup, or upload the same pack again: its bytes are what its name says";
 const ADVICE_SEGMENT: &str = "restore the file from a backup, or upload the same segment again";
+const ADVICE_PROFILE: &str =
+    "record the version's profile again (`satchel profile record`): until then, machines start without it";
 const ADVICE_VERSION: &str = "restore the file from a backup, or from a client that has this version";
 
 impl Check<'_> {

@@ -67,11 +67,12 @@ fn lines(report: &Report) -> Vec<String> {
         count => format!("{count} findings"),
     };
     lines.push(format!(
-        "{result}: read {} packs ({}), {} segments, {} versions",
+        "{result}: read {} packs ({}), {} segments, {} versions, {} boot profiles",
         report.packs,
         HumanBytes(report.pack_bytes),
         report.segments,
-        report.versions
+        report.versions,
+        report.profiles
     ));
     lines
 }
@@ -81,6 +82,7 @@ fn name(part: Part) -> &'static str {
         Part::Packs => "packs",
         Part::Segments => "segments",
         Part::Versions => "versions",
+        Part::Profiles => "boot profiles",
         Part::Files => "files",
     }
 }
@@ -98,7 +100,7 @@ impl Progress for Bar {
     fn begin(&self, part: Part, total: u64) {
         let counter = match part {
             Part::Packs => "{bytes} of {total_bytes}, {bytes_per_sec}",
-            Part::Segments | Part::Versions => "{pos} of {len}",
+            Part::Segments | Part::Versions | Part::Profiles => "{pos} of {len}",
             Part::Files => "{pos}",
         };
         let template = format!("{{msg:8}} {{wide_bar}} {counter}");

@@ -49,6 +49,10 @@ pub(crate) enum ApiError {
     ChunksMissing { missing: usize },
     #[error("the manifest names {missing} segments that are not here: upload them first")]
     SegmentsMissing { missing: usize },
+    #[error(
+        "the profile names {missing} streams that are not here, or not of that length: upload them first"
+    )]
+    StreamsMissing { missing: usize },
     #[error("a body needs a `content-length`")]
     LengthRequired,
     #[error("{what} has {len_bytes} bytes, the limit is {limit_bytes}")]
@@ -105,6 +109,7 @@ impl ApiError {
             Self::HeadMoved { .. } => (StatusCode::CONFLICT, "head_moved"),
             Self::ChunksMissing { .. } => (StatusCode::CONFLICT, "chunks_missing"),
             Self::SegmentsMissing { .. } => (StatusCode::CONFLICT, "segments_missing"),
+            Self::StreamsMissing { .. } => (StatusCode::CONFLICT, "streams_missing"),
             Self::LengthRequired => (StatusCode::LENGTH_REQUIRED, "length_required"),
             Self::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "too_large"),
             Self::RangeNotSatisfiable { .. } => (StatusCode::RANGE_NOT_SATISFIABLE, "range_not_satisfiable"),
@@ -161,9 +166,9 @@ impl IntoResponse for ApiError {
                 headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             }
             Self::HeadMoved { head, .. } => error["head"] = json!(head),
-            Self::ChunksMissing { missing } | Self::SegmentsMissing { missing } => {
-                error["missing"] = json!(missing)
-            }
+            Self::ChunksMissing { missing }
+            | Self::SegmentsMissing { missing }
+            | Self::StreamsMissing { missing } => error["missing"] = json!(missing),
             Self::RangeNotSatisfiable { len_bytes } => {
                 if let Ok(value) = HeaderValue::try_from(format!("bytes */{len_bytes}")) {
                     headers.insert(header::CONTENT_RANGE, value);

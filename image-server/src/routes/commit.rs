@@ -80,7 +80,7 @@ async fn answer(
     Ok((status, [(CACHE_CONTROL, "no-store")], Json(VersionJson::from(version))).into_response())
 }
 
-fn signature(headers: &HeaderMap) -> Result<Signature, ApiError> {
+pub(super) fn signature(headers: &HeaderMap) -> Result<Signature, ApiError> {
     let value = headers.get(SIGNATURE_HEADER).map(|value| value.as_bytes());
     let line = value.filter(|line| line.len() <= MAX_SIGNATURE_BYTES).unwrap_or_default();
     Signature::decode(line)

@@ -11,6 +11,7 @@ use axum::http::header::{
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 use chunk_format::{ID_BYTES, MAX_LOCATOR_BYTES, ManifestId, frame_len_max};
 
 use crate::app::App;
@@ -19,6 +20,7 @@ use crate::http::conditional::{Wanted, is_known, wanted};
 use crate::http::error::ApiError;
 use crate::http::params::{PathParams, QueryParams};
 use crate::presence;
+use crate::routes::profiles;
 use crate::storage::{Object, ObjectKey};
 
 const IMMUTABLE: &str = "private, max-age=31536000, immutable";
@@ -41,7 +43,14 @@ pub(super) async fn get(
         return Err(ApiError::no_such(&key));
     }
     match object {
-        Object::Locator(_) => locator(&app, &key, &parts).await,
+        Object::Locator(_) => {
+            let bytes = app.storage.read(&key, frame_len_max(MAX_LOCATOR_BYTES) as u64).await?;
+            changing(&key, &parts, bytes)
+        }
+        Object::ManifestProfile(id) => match profiles::pointer(&app, &key.namespace, id).await? {
+            Some(pointer) => changing(&key, &parts, pointer.into()),
+            None => Err(ApiError::no_such(&key)),
+        },
         _ => immutable(&app, &key, &parts).await,
     }
 }
@@ -50,7 +59,11 @@ pub(super) async fn get(
 fn object(path: &str, name: &str) -> Result<Object, ApiError> {
     let class = path.rsplit('/').nth(1).unwrap_or_default();
     Object::parse(class, name).ok_or_else(|| {
-        let signed = if matches!(class, "manifests" | "profiles") { ", or that and `.sig`" } else { "" };
+        let signed = match class {
+            "manifests" => ", or that and `.sig` or `.profile`",
+            "profiles" => ", or that and `.sig`",
+            _ => "",
+        };
         ApiError::BadRequest(format!("path: an id is {} lower-case hexadecimal digits{signed}", 2 * ID_BYTES))
     })
 }
@@ -73,9 +86,8 @@ async fn immutable(app: &App, key: &ObjectKey, parts: &Parts) -> Result<Response
     Ok((status, headers, body).into_response())
 }
 
-/// Answers with a locator: small, and named by what it is for, so that its tag is made of its bytes.
-async fn locator(app: &App, key: &ObjectKey, parts: &Parts) -> Result<Response, ApiError> {
-    let bytes = app.storage.read(key, frame_len_max(MAX_LOCATOR_BYTES) as u64).await?;
+/// Answers with what may change: small, and named by what it is for, so that its tag is made of its bytes.
+fn changing(key: &ObjectKey, parts: &Parts, bytes: Bytes) -> Result<Response, ApiError> {
     let etag = format!("\"{}\"", ManifestId::of(&bytes));
     let headers = headers(key, &etag, MAY_CHANGE)?;
     if is_known(&parts.headers, &etag) {
@@ -113,7 +125,9 @@ fn select(
 fn headers(key: &ObjectKey, etag: &str, cache: &'static str) -> Result<HeaderMap, ApiError> {
     let content_type = match key.object {
         Object::Manifest(_) => "application/json",
-        Object::ManifestSignature(_) | Object::ProfileSignature(_) => "text/plain; charset=us-ascii",
+        Object::ManifestSignature(_) | Object::ProfileSignature(_) | Object::ManifestProfile(_) => {
+            "text/plain; charset=us-ascii"
+        }
         _ => "application/octet-stream",
     };
     let known: [(HeaderName, &'static str); 3] =

@@ -4,6 +4,7 @@ mod access;
 mod commits;
 mod failures;
 mod paths;
+mod profiles;
 mod reading;
 mod uploads;
 
@@ -13,7 +14,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderMap, Method, Request, StatusCode, header};
 use bytes::Bytes;
-use chunk_format::{ManifestId, PackId, SegmentId};
+use chunk_format::{ManifestId, PackId, SegmentId, StreamId};
 use http_body_util::BodyExt;
 use object_store::ObjectStore;
 use serde_json::Value;
@@ -28,6 +29,9 @@ use crate::role::Role;
 use crate::storage::Storage;
 use crate::tokens::{NewToken, issue_in, revoke};
 use crate::{identity, init, testing};
+
+/// The one object of the image's boot stream.
+const BOOT_STREAM: &[u8] = b"what a start touches";
 
 /// A server with content: image `debian`, published by `pub`, and desktop `work` of `alice` on it.
 struct Fixture {
@@ -136,8 +140,24 @@ impl Fixture {
         self.commit("/v1/images/debian/versions?channel=stable", publisher, &self.image.manifest, 1)
             .await
             .done(201);
+        let path = format!("/v1/data/image/debian/streams/{}", StreamId::of(BOOT_STREAM));
+        self.put(&path, publisher, BOOT_STREAM).await.done(201);
+        self.attach(self.image.version, publisher, &self.profile()).await.done(201);
         self.upload("user/alice", "?also=image/debian", alice, &self.desktop).await;
         self.commit("/v1/desktops/work/versions", alice, &self.desktop.manifest, 2).await.done(201);
+    }
+
+    /// The profile of the image's version, and its signature.
+    fn profile(&self) -> (Vec<u8>, String) {
+        testing::profile(self.image.version, &[BOOT_STREAM], testing::PUBLISHER_KEY)
+    }
+
+    async fn attach(&self, version: ManifestId, token: &str, profile: &(Vec<u8>, String)) -> Answer {
+        let path = format!("/v1/images/debian/versions/{version}/profile");
+        let request = request(Method::PUT, &path, token)
+            .header(header::CONTENT_LENGTH, profile.0.len())
+            .header("satchel-signature", &profile.1);
+        self.ask(request.body(Body::from(profile.0.clone())).unwrap()).await
     }
 
     async fn upload(&self, namespace: &str, also: &str, token: &str, content: &Published) {

@@ -3,10 +3,11 @@
 use std::fmt;
 use std::str::FromStr;
 
-use chunk_format::{ManifestId, Namespace, PackId, ProfileId, SegmentId};
+use chunk_format::{ManifestId, Namespace, PackId, ProfileId, SegmentId, StreamId};
 use object_store::path::Path;
 
 const SIGNATURE_SUFFIX: &str = ".sig";
+const PROFILE_SUFFIX: &str = ".profile";
 
 /// An object within its namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -17,8 +18,12 @@ pub(crate) enum Object {
     Locator(SegmentId),
     Manifest(ManifestId),
     ManifestSignature(ManifestId),
+    /// Which profile this version has.
+    ManifestProfile(ManifestId),
     Profile(ProfileId),
     ProfileSignature(ProfileId),
+    /// An object of a boot stream.
+    Stream(StreamId),
 }
 
 impl Object {
@@ -28,8 +33,9 @@ impl Object {
             Self::Pack(_) => "packs",
             Self::Segment(_) => "segments",
             Self::Locator(_) => "locators",
-            Self::Manifest(_) | Self::ManifestSignature(_) => "manifests",
+            Self::Manifest(_) | Self::ManifestSignature(_) | Self::ManifestProfile(_) => "manifests",
             Self::Profile(_) | Self::ProfileSignature(_) => "profiles",
+            Self::Stream(_) => "streams",
         }
     }
 
@@ -40,13 +46,18 @@ impl Object {
             Self::Segment(id) | Self::Locator(id) => id.to_string(),
             Self::Manifest(id) => id.to_string(),
             Self::ManifestSignature(id) => format!("{id}{SIGNATURE_SUFFIX}"),
+            Self::ManifestProfile(id) => format!("{id}{PROFILE_SUFFIX}"),
             Self::Profile(id) => id.to_string(),
+            Self::Stream(id) => id.to_string(),
             Self::ProfileSignature(id) => format!("{id}{SIGNATURE_SUFFIX}"),
         }
     }
 
     /// Reads class and name; none when they name no object.
     pub(crate) fn parse(class: &str, name: &str) -> Option<Self> {
+        if let (Some(name), "manifests") = (name.strip_suffix(PROFILE_SUFFIX), class) {
+            return id(name).map(Self::ManifestProfile);
+        }
         let signed = name.strip_suffix(SIGNATURE_SUFFIX);
         match (class, signed) {
             ("packs", None) => id(name).map(Self::Pack),
@@ -55,6 +66,7 @@ impl Object {
             ("manifests", None) => id(name).map(Self::Manifest),
             ("manifests", Some(name)) => id(name).map(Self::ManifestSignature),
             ("profiles", None) => id(name).map(Self::Profile),
+            ("streams", None) => id(name).map(Self::Stream),
             ("profiles", Some(name)) => id(name).map(Self::ProfileSignature),
             _ => None,
         }
@@ -108,6 +120,8 @@ mod tests {
             Object::ManifestSignature(ManifestId::of(b"a")),
             Object::Profile(ProfileId::of(b"a")),
             Object::ProfileSignature(ProfileId::of(b"a")),
+            Object::ManifestProfile(ManifestId::of(b"a")),
+            Object::Stream(StreamId::of(b"a")),
         ];
         for object in objects {
             let key = ObjectKey { namespace: namespace.clone(), object };
@@ -124,6 +138,8 @@ mod tests {
             format!("image/debian/packs/{id}.sig"),
             format!("image/debian/packs/{}", id.to_string().to_uppercase()),
             format!("image/debian/blobs/{id}"),
+            format!("image/debian/packs/{id}.profile"),
+            format!("image/debian/streams/{id}.sig"),
             format!("image/../packs/{id}"),
             format!("team/debian/packs/{id}"),
             format!("image/debian/packs/{id}/x"),

@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use axum::Router;
 use axum::body::Body;
 use axum::http::{Request, header};
-use chunk_format::{FrameDecoder, FrameEncoder, Locator, Manifest, ManifestId, SEGMENT_CHUNKS};
+use chunk_format::{FrameDecoder, FrameEncoder, Locator, Manifest, ManifestId, SEGMENT_CHUNKS, StreamId};
 use tempfile::TempDir;
 use tower::ServiceExt;
 
@@ -91,6 +91,12 @@ impl Stored {
         let own = upload("user/alice", &alice, OWN, (0..5).chain(OWN).collect()).await;
         let desktop = testing::desktop_manifest("alice", "work", "debian", second_id, vec![other, own]);
         let desktop_id = commit("/v1/desktops/work/versions", &alice, &desktop, 2).await;
+        let stream = b"a boot stream".to_vec();
+        let path = format!("/v1/data/image/debian/streams/{}", StreamId::of(&stream));
+        send(&router, "PUT", &path, &admin, "", stream.clone()).await;
+        let (profile, signature) = testing::profile(second_id, &[&stream], testing::PUBLISHER_KEY);
+        let path = format!("/v1/images/debian/versions/{second_id}/profile");
+        send(&router, "PUT", &path, &admin, &signature, profile).await;
         drop(server);
         let label = |n: u32, id: ManifestId| format!("image debian version {n} ({id})");
         let image = vec![label(1, first_id), label(2, second_id)];
@@ -151,11 +157,12 @@ async fn what_is_whole_is_clean_and_counted() {
     let report = verify(stored.dir.path(), &heard).await.unwrap();
     assert!(report.findings.is_empty(), "{:#?}", report.findings);
     assert_eq!((report.packs, report.segments, report.versions), (3, 3, 3));
+    assert_eq!((report.profiles, report.streams), (1, 1));
     assert_eq!((report.unfinished.files, report.unreferenced.files, report.unknown_files), (0, 0, 0));
     let heard = heard.0.into_inner().unwrap();
     let parts: Vec<Part> = heard.iter().map(|(part, _, _)| *part).collect();
-    assert_eq!(parts, [Part::Packs, Part::Segments, Part::Versions, Part::Files]);
-    for (part, total, done) in &heard[..3] {
+    assert_eq!(parts, [Part::Packs, Part::Segments, Part::Versions, Part::Profiles, Part::Files]);
+    for (part, total, done) in &heard[..4] {
         assert_eq!(total, done, "{part:?}");
     }
     assert_eq!(heard[0].1, report.pack_bytes);
@@ -193,6 +200,28 @@ async fn a_pack_that_is_gone_cut_or_replaced_is_named() {
     stored.one(&stored.verify().await, "user/alice/packs", "checksum", &[&stored.desktop]);
     fs::write(&pack, &bytes).unwrap();
     assert!(stored.verify().await.findings.is_empty());
+}
+
+#[tokio::test]
+async fn damaged_profiles_and_streams_are_named() {
+    let stored = Stored::new().await;
+    let is_profile = |bytes: &[u8]| bytes.starts_with(b"SATPROF");
+    for (file, object) in [
+        (stored.file("image/debian/streams", |_| true), "image/debian/streams"),
+        (stored.file("image/debian/profiles", is_profile), "image/debian/profiles"),
+        (stored.file("image/debian/profiles", |bytes| !is_profile(bytes)), ".sig"),
+    ] {
+        let bytes = fs::read(&file).unwrap();
+        flip(&file, bytes.len() / 2);
+        stored.one(&stored.verify().await, object, "", &[]);
+        fs::remove_file(&file).unwrap();
+        stored.one(&stored.verify().await, object, "it is missing", &[]);
+        fs::write(&file, bytes).unwrap();
+    }
+    stored.execute("DELETE FROM streams").await;
+    let report = stored.verify().await;
+    stored.one(&report, "image/debian/profiles", "1 of its streams are not in the database", &[]);
+    assert_eq!(report.unreferenced.files, 1);
 }
 
 #[tokio::test]

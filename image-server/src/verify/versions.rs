@@ -107,7 +107,7 @@ impl Check<'_> {
         Ok(manifest)
     }
 
-    async fn read_whole(
+    pub(super) async fn read_whole(
         &self,
         namespace: &Namespace,
         object: Object,

@@ -2,8 +2,9 @@
 
 use axum::body::Body;
 use axum::http::Method;
+use chunk_format::{ProfileId, StreamId};
 
-use super::{Answer, Fixture, request};
+use super::{Answer, BOOT_STREAM, Fixture, request};
 use crate::http::auth::Caller;
 use crate::routes::table;
 use crate::testing;
@@ -37,6 +38,9 @@ fn cases(fixture: &Fixture) -> Vec<Case> {
     let locators = "/v1/data/{kind}/{name}/locators/{object}";
     let manifests = "/v1/data/{kind}/{name}/manifests/{object}";
     let profiles = "/v1/data/{kind}/{name}/profiles/{object}";
+    let streams = "/v1/data/{kind}/{name}/streams/{object}";
+    let (profile, profile_signature) = fixture.profile();
+    let (profile_id, stream_id) = (ProfileId::of(&profile), StreamId::of(BOOT_STREAM));
     for (namespace, content, readers, writers) in
         [("image/debian", image, ALL, WRITERS), ("user/alice", desktop, ALICE, ALICE)]
     {
@@ -48,6 +52,21 @@ fn cases(fixture: &Fixture) -> Vec<Case> {
             add(method, manifests, path("manifests", content.version.to_string()), b"", "", readers);
             add(method, manifests, path("manifests", format!("{}.sig", content.version)), b"", "", readers);
             add(method, profiles, path("profiles", content.pack.to_string()), b"", "", NOBODY);
+            let of_images = if namespace == "image/debian" { ALL } else { NOBODY };
+            add(
+                method,
+                manifests,
+                path("manifests", format!("{}.profile", content.version)),
+                b"",
+                "",
+                of_images,
+            );
+            add(method, profiles, path("profiles", profile_id.to_string()), b"", "", of_images);
+            add(method, profiles, path("profiles", format!("{profile_id}.sig")), b"", "", of_images);
+            add(method, streams, path("streams", stream_id.to_string()), b"", "", of_images);
+        }
+        if namespace == "image/debian" {
+            add("PUT", streams, path("streams", stream_id.to_string()), BOOT_STREAM, "", writers);
         }
         add("PUT", packs, path("packs", content.pack.to_string()), &content.pack_bytes, "", writers);
         let segment = path("segments", format!("{}?also=image/debian", content.segment));
@@ -76,6 +95,9 @@ fn cases(fixture: &Fixture) -> Vec<Case> {
             ALICE,
         );
     }
+    let path = format!("/v1/images/debian/versions/{}/profile", image.version);
+    let route = "/v1/images/{image}/versions/{version}/profile";
+    add("PUT", route, path, &profile, &profile_signature, WRITERS);
     let (route, path) = ("/v1/images/{image}/versions", "/v1/images/debian/versions".to_owned());
     add("POST", route, path, &manifest(image), &image.signature, WRITERS);
     let (route, path) = ("/v1/desktops/{desktop}/versions", "/v1/desktops/work/versions".to_owned());

@@ -71,8 +71,9 @@ async fn a_remote_store_serves_the_same() {
     let head = fixture.ask(request(Method::HEAD, &path, alice).body(Body::empty()).unwrap()).await.done(200);
     assert_eq!(head.header("content-length"), fixture.image.pack_bytes.len().to_string());
     assert!(fixture.files("").is_empty());
-    // Packs, segments, locators, manifests and signatures of two namespaces; nothing in staging.
-    assert_eq!(store.list(None).count().await, 10);
+    // Packs, segments, locators, manifests and signatures of two namespaces; a profile, its signature, stream and pointer;
+    // nothing in staging.
+    assert_eq!(store.list(None).count().await, 14);
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@
 mod boot;
 mod contenders;
 mod disk;
+mod link;
 mod publish;
 mod replay;
 mod report;
@@ -27,6 +28,7 @@ type Measure = fn(&mut Report);
 
 /// The sections of the page, by the names they are called with to have only those printed.
 const SECTIONS: &[(&str, Measure)] = &[
+    ("link", link::alone),
     ("replay", replay::boots),
     ("boot", boot::cold_and_warm),
     ("publish", publish::against_casync_and_openssl),

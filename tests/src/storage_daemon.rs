@@ -31,7 +31,10 @@ impl StorageDaemon {
         let file = directory.path().join("disk");
         // The export is mounted over a file.
         File::create(&file).expect("a file can be made");
-        let mut command = Command::new("qemu-storage-daemon");
+        // Killed when the thread that started it ends, as no other program here is: a thread of this process that waits
+        // for a read keeps a process that was told to end from ending, and with it the network the daemon waits for.
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "qemu-storage-daemon"]);
         for blockdev in blockdevs {
             command.args(["--blockdev", blockdev]);
         }

@@ -49,7 +49,7 @@ impl Rival {
     pub(crate) fn command(self) -> &'static str {
         match self {
             Self::Qemu => {
-                "qemu-storage-daemon --blockdev driver=https,node-name=file,url=URL,timeout=60 --blockdev \
+                "qemu-storage-daemon --blockdev driver=https,node-name=file,url=URL,timeout=60,read-only=on --blockdev \
                  driver=qcow2,node-name=base,file=file,read-only=on --blockdev \
                  driver=file,node-name=changes,filename=overlay.qcow2 --blockdev \
                  driver=qcow2,node-name=overlay,file=changes,backing=base --blockdev \
@@ -57,10 +57,10 @@ impl Rival {
             }
             Self::Nbdkit => {
                 "nbdkit --unix SOCKET --filter=readahead --filter=cache curl url=URL cache-on-read=true  # and the same \
-                 with driver=nbd,node-name=file,server.type=unix,server.path=SOCKET"
+                 with driver=nbd,node-name=file,server.type=unix,server.path=SOCKET,read-only=on"
             }
             Self::Download => {
-                "curl --output debian.qcow2 URL  # and the same with driver=file,node-name=file,filename=debian.qcow2"
+                "curl --output debian.qcow2 URL  # and the same with driver=file,node-name=file,filename=debian.qcow2,read-only=on"
             }
         }
     }
@@ -162,7 +162,9 @@ fn open(
 ) -> Result<(Option<Process>, String), String> {
     let left = deadline.saturating_duration_since(Instant::now());
     match rival {
-        Rival::Qemu => Ok((None, format!("driver=https,node-name=file,url={url},sslverify=off,timeout=60"))),
+        Rival::Qemu => {
+            Ok((None, format!("driver=https,node-name=file,url={url},sslverify=off,timeout=60,read-only=on")))
+        }
         Rival::Nbdkit => {
             let socket = work.path().join("nbd");
             let mut command = Command::new("nbdkit");
@@ -177,7 +179,10 @@ fn open(
                 return Err(process.report());
             }
             let path = socket.display();
-            Ok((Some(process), format!("driver=nbd,node-name=file,server.type=unix,server.path={path}")))
+            Ok((
+                Some(process),
+                format!("driver=nbd,node-name=file,server.type=unix,server.path={path},read-only=on"),
+            ))
         }
         Rival::Download => {
             let path = work.path().join("debian.qcow2");
@@ -189,7 +194,7 @@ fn open(
             let mut process = Process::start("curl", &mut command);
             match wait::attempt(left, || process.status()) {
                 Some(status) if status.success() => {
-                    Ok((None, format!("driver=file,node-name=file,filename={}", path.display())))
+                    Ok((None, format!("driver=file,node-name=file,filename={},read-only=on", path.display())))
                 }
                 Some(_) => Err(process.report()),
                 None => Err(format!("not downloaded after {} s", LIMIT.as_secs())),

@@ -127,7 +127,7 @@ fn cells(link: LinkShape, outcome: &Outcome) -> Vec<String> {
         Ok(seconds) => seconds,
         Err(reason) => {
             let mut row = vec![String::new(); 6];
-            row[0] = format!("failed: {}", reason.lines().next().unwrap_or_default());
+            row[0] = format!("failed: {}", reason.lines().last().unwrap_or_default());
             row[2] = megabytes;
             return row;
         }

@@ -17,6 +17,7 @@
 //! # Ok::<(), chunk_format::FormatError>(())
 //! ```
 
+mod boot_stream;
 mod error;
 mod frame;
 mod id;
@@ -30,6 +31,10 @@ mod segment;
 mod signature;
 mod units;
 
+pub use boot_stream::{
+    MAX_STREAM_BYTES, STREAM_CONTENT_BYTES, STREAM_HISTORY_BYTES, StreamDecoder, encode_stream_object,
+    last_history,
+};
 pub use error::FormatError;
 pub use frame::{FrameDecoder, FrameEncoder, frame_len_max};
 pub use id::{ChunkId, ID_BYTES, ManifestId, PackId, ProfileId, SegmentId, StreamId, is_zero};

@@ -8,11 +8,12 @@
 //! | 32           | manifest   | the version it was recorded on                                     |
 //! | 4            | entries    | at most 1,048,576                                                  |
 //! | 2            | streams    | at most 1,024                                                      |
-//! | streams x 40 | stream     | 32 id, u32 bytes, u32 entries, both above 0: the streams hold the entries in order |
+//! | streams x 40 | stream     | 32 id, u32 bytes, u32 entries, both above 0, bytes at most 16 MiB: the streams hold the entries in order |
 //! | entries x 5  | entry      | u8 disk (position in the manifest, below 4), u32 chunk index; each chunk once |
 
 use std::collections::HashSet;
 
+use crate::boot_stream::MAX_STREAM_BYTES;
 use crate::error::FormatError;
 use crate::id::{ManifestId, StreamId};
 use crate::manifest::MAX_DISKS;
@@ -139,10 +140,13 @@ impl Profile {
             let found = format!("{} of disk {} again", entry.chunk, entry.disk);
             return Err(FormatError::field(WHAT, "chunk", found, "in the profile once"));
         }
-        if let Some(stream) = self.streams.iter().find(|stream| stream.entries == 0 || stream.len_bytes == 0)
-        {
+        let fits = |stream: &BootStream| {
+            stream.entries > 0 && (1..=MAX_STREAM_BYTES as u64).contains(&u64::from(stream.len_bytes))
+        };
+        if let Some(stream) = self.streams.iter().find(|stream| !fits(stream)) {
             let found = format!("{} entries in {} bytes", stream.entries, stream.len_bytes);
-            return Err(FormatError::field(WHAT, "stream", found, "not empty"));
+            let expected = format!("not empty, and at most {MAX_STREAM_BYTES} bytes");
+            return Err(FormatError::field(WHAT, "stream", found, expected));
         }
         let streamed: u64 = self.streams.iter().map(|stream| u64::from(stream.entries)).sum();
         if !self.streams.is_empty() && streamed != self.entries.len() as u64 {

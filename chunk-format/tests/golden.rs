@@ -16,7 +16,8 @@ use chunk_format::{
     Architecture, Base, BootFacts, BootStream, ChunkId, ChunkIndex, ChunkPlace, ChunkSize, Disk, DiskRole,
     DiskSize, Features, Firmware, FrameDecoder, FrameEncoder, Locator, MAX_LOCATOR_BYTES, Manifest,
     ManifestId, PackBuilder, PackFooter, PackId, PackRef, Profile, ProfileEntry, SEGMENT_BYTES,
-    SEGMENT_CHUNKS, SecretKey, Segment, SegmentId, Signature, StreamId, Subject,
+    SEGMENT_CHUNKS, SecretKey, Segment, SegmentId, Signature, StreamDecoder, StreamId, Subject,
+    encode_stream_object,
 };
 
 const CHUNK_BYTES: usize = 4096;
@@ -234,6 +235,27 @@ fn manifests() {
 fn profile_bytes() {
     assert_pinned("profile-1.bin", &profile().encode().unwrap());
     assert_eq!(Profile::decode(&golden("profile-1.bin", b"")).unwrap(), profile());
+}
+
+/// The chunks of two objects of a stream: the second holds again most of the first.
+fn stream_contents() -> [Vec<u8>; 2] {
+    let first = [noise(CHUNK_BYTES), text("the first chunk\n", CHUNK_BYTES)].concat();
+    let mut again = noise(CHUNK_BYTES);
+    again[CHUNK_BYTES / 2] ^= 1;
+    [first, [again, text("the last chunk\n", CHUNK_BYTES)].concat()]
+}
+
+#[test]
+fn stream_objects_decode() {
+    let [first, second] = stream_contents();
+    for (name, history, content) in [("stream-1.bin", &[][..], &first), ("stream-2.bin", &first, &second)] {
+        let object = golden(name, &encode_stream_object(history, content).unwrap());
+        let mut decoder = StreamDecoder::new(history, content.len() as u64).unwrap();
+        let mut decoded = Vec::new();
+        let outcome = decoder.push(&object, &mut decoded).and_then(|()| decoder.finish());
+        assert!(outcome.is_ok() && decoded == *content, "tests/golden/{name} {CHANGED}: {outcome:?}");
+    }
+    assert!(golden("stream-2.bin", b"").len() < 200, "the second object refers to the first");
 }
 
 #[test]

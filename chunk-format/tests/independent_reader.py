@@ -13,9 +13,11 @@ import shutil
 import struct
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ZERO_ID = bytes(32)
+STREAM_HISTORY = 32 << 20
 SEGMENT_CHUNKS = 1024
 MAX_SEGMENTS = 65536
 NAME_CHARACTERS = set("abcdefghijklmnopqrstuvwxyz0123456789._-")
@@ -55,6 +57,29 @@ def find_zstd():
 
 
 zstd_decompress = find_zstd()
+
+
+def zstd_decompress_after(history, body):
+    """Decompresses a frame whose raw content dictionary is what came before it."""
+    try:
+        from compression import zstd
+
+        return zstd.decompress(body, zstd.ZstdDict(history, is_raw=True).as_prefix)
+    except ImportError:
+        pass
+    try:
+        import zstandard
+
+        kind = zstandard.DICT_TYPE_RAWCONTENT
+        dictionary = zstandard.ZstdCompressionDict(history, dict_type=kind)
+        return zstandard.ZstdDecompressor(dict_data=dictionary).decompress(body)
+    except ImportError:
+        pass
+    with tempfile.NamedTemporaryFile() as before:
+        before.write(history)
+        before.flush()
+        command = ["zstd", "--decompress", "--stdout", "--quiet", f"--patch-from={before.name}"]
+        return subprocess.run(command, input=body, capture_output=True, check=True).stdout
 
 
 # --- Ed25519, as RFC 8032 section 5.1.7 gives it ---
@@ -365,6 +390,12 @@ def main():
         print(f"touch {disk} {chunk}")
     for stream_id, length, entry_count in streams:
         print(f"stream {stream_id.hex()} {length} {entry_count}")
+    history = b""
+    for name in ("stream-1.bin", "stream-2.bin"):
+        body = store.read(name)
+        content = zstd_decompress_after(history, body) if history else zstd_decompress(body)
+        print(f"{name} {sha256(body).hex()} holds {sha256(content).hex()}")
+        history = (history + content)[-STREAM_HISTORY:]
 
 
 if __name__ == "__main__":

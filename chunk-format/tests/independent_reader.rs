@@ -11,7 +11,7 @@ use std::process::{Command, Output};
 
 use chunk_format::{
     ChunkId, ChunkIndex, Disk, FrameDecoder, Locator, Manifest, ManifestId, PackFooter, Profile, ProfileId,
-    SEGMENT_CHUNKS, Segment, Signature, Subject,
+    SEGMENT_CHUNKS, Segment, Signature, StreamDecoder, StreamId, Subject,
 };
 
 const NOTHING_TO_READ_WITH: i32 = 77;
@@ -76,6 +76,16 @@ fn report() -> String {
     }
     for stream in &profile.streams {
         writeln!(report, "stream {} {} {}", stream.id, stream.len_bytes, stream.entries).unwrap();
+    }
+    let mut history = Vec::new();
+    for name in ["stream-1.bin", "stream-2.bin"] {
+        let object = read(name);
+        let mut decoder = StreamDecoder::new(&history, 8192).unwrap();
+        let mut content = Vec::new();
+        decoder.push(&object, &mut content).unwrap();
+        decoder.finish().unwrap();
+        writeln!(report, "{name} {} holds {}", StreamId::of(&object), ChunkId::of(&content)).unwrap();
+        history.extend_from_slice(&content);
     }
     report
 }

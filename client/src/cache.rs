@@ -90,6 +90,12 @@ pub struct CacheStats {
     pub corrupt: u64,
     /// Chunks not kept for want of space.
     pub refused: u64,
+    /// Chunks kept before anyone asked for them that were read later.
+    pub foreseen: u64,
+    /// Chunks kept before anyone asked for them that were evicted unread.
+    pub wasted: u64,
+    /// Chunks kept before anyone asked for them that nobody has read yet.
+    pub unread: u64,
 }
 
 /// A bounded store of decoded chunks.
@@ -106,6 +112,8 @@ pub struct Cache {
     evicted: AtomicU64,
     corrupt: AtomicU64,
     refused: AtomicU64,
+    foreseen: AtomicU64,
+    wasted: AtomicU64,
 }
 
 struct Index {
@@ -171,6 +179,8 @@ impl Cache {
             evicted: AtomicU64::new(0),
             corrupt: AtomicU64::new(0),
             refused: AtomicU64::new(0),
+            foreseen: AtomicU64::new(0),
+            wasted: AtomicU64::new(0),
         };
         cache.load().map_err(index_failed)?;
         Ok(cache)
@@ -186,7 +196,7 @@ impl Cache {
             if index.by_id.contains_key(&record.chunk) {
                 continue;
             }
-            self.slots[slot as usize].occupy(false, record.used);
+            self.slots[slot as usize].occupy(false, false, record.used);
             index.by_id.insert(record.chunk, slot);
             index.records[slot as usize] = record;
             newest = newest.max(record.used);
@@ -211,6 +221,9 @@ impl Cache {
         let Some(reading) = slot.enter(at.generation, self.tick.load(Ordering::Relaxed)) else {
             return CacheRead::Miss;
         };
+        if reading.is_first() {
+            self.foreseen.fetch_add(1, Ordering::Relaxed);
+        }
         let offset = u64::from(at.slot) * self.chunk_size.bytes_u64();
         if reading.is_verified() {
             return match self.data.read_exact_at(buf, offset + within as u64) {
@@ -230,8 +243,24 @@ impl Cache {
         CacheRead::Hit
     }
 
+    /// Reads a whole chunk, if it is there and right.
+    pub fn read_whole(&self, id: &ChunkId) -> Option<Vec<u8>> {
+        let at = self.lookup(id)?;
+        let mut chunk = vec![0; self.chunk_size.bytes()];
+        (self.read(at, id, 0, &mut chunk) == CacheRead::Hit).then_some(chunk)
+    }
+
     /// Keeps a chunk whose bytes are known to match its id. `None` when there is no place for it.
     pub fn insert(&self, id: ChunkId, chunk: &[u8]) -> Option<SlotRef> {
+        self.keep(id, chunk, false)
+    }
+
+    /// Keeps a chunk that was fetched before anyone asked for it, as [`Cache::insert`] does.
+    pub fn insert_unread(&self, id: ChunkId, chunk: &[u8]) -> Option<SlotRef> {
+        self.keep(id, chunk, true)
+    }
+
+    fn keep(&self, id: ChunkId, chunk: &[u8], unread: bool) -> Option<SlotRef> {
         if chunk.len() != self.chunk_size.bytes() || id.is_zero() {
             return None;
         }
@@ -266,7 +295,7 @@ impl Cache {
         index.by_id.insert(id, slot);
         index.records[slot as usize] = Record { chunk: id, pinned: false, used: tick };
         index.unsaved.push(slot);
-        let generation = self.slots[slot as usize].occupy(true, tick);
+        let generation = self.slots[slot as usize].occupy(true, unread, tick);
         Some(SlotRef { slot, generation })
     }
 
@@ -288,6 +317,12 @@ impl Cache {
     /// Whether a chunk is there; its content was not looked at.
     pub fn contains(&self, id: &ChunkId) -> bool {
         self.lock().by_id.contains_key(id)
+    }
+
+    /// How many of these chunks are there.
+    pub fn count(&self, ids: &[ChunkId]) -> u64 {
+        let index = self.lock();
+        ids.iter().filter(|id| index.by_id.contains_key(*id)).count() as u64
     }
 
     /// Gives up to this many bytes of disk space back, of the chunks read longest ago; returns how many.
@@ -343,6 +378,9 @@ impl Cache {
             evicted: self.evicted.load(Ordering::Relaxed),
             corrupt: self.corrupt.load(Ordering::Relaxed),
             refused: self.refused.load(Ordering::Relaxed),
+            foreseen: self.foreseen.load(Ordering::Relaxed),
+            wasted: self.wasted.load(Ordering::Relaxed),
+            unread: self.slots.iter().filter(|slot| slot.is_unread()).count() as u64,
         }
     }
 
@@ -396,7 +434,9 @@ impl Cache {
         }
         let mut emptied = Vec::with_capacity(oldest.len());
         for (_, slot) in oldest {
+            let is_unread = self.slots[slot as usize].is_unread();
             if self.slots[slot as usize].vacate() {
+                self.wasted.fetch_add(u64::from(is_unread), Ordering::Relaxed);
                 let id = index.records[slot as usize].chunk;
                 index.by_id.remove(&id);
                 index.records[slot as usize] = Record::EMPTY;

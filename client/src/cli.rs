@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use chunk_format::{Name, PublicKey};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use satchel_client::hint;
+use satchel_client::profile::LinkShape;
 use satchel_client::remote::Fingerprint;
 use satchel_client::state::StateDir;
 use satchel_client::versions::ImageRef;
@@ -18,6 +19,8 @@ mod images;
 mod login;
 mod mount;
 mod output;
+mod pin;
+mod profile;
 mod progress;
 mod publish;
 mod quantity;
@@ -66,10 +69,58 @@ enum Command {
     Run(RunArgs),
     /// Send a desktop's changes to the server
     Sync(SyncArgs),
+    /// Fetch all of a desktop and keep it, so that it works without a network
+    Pin(PinArgs),
     /// Show what a desktop is doing
     Status(DesktopArgs),
     /// List the versions of a desktop or image
     History(HistoryArgs),
+    /// Record or show what a start of an image touches, so that clients fetch it ahead
+    #[command(subcommand)]
+    Profile(ProfileCommand),
+}
+
+#[derive(Debug, Subcommand)]
+enum ProfileCommand {
+    /// Boot a published version twice on this machine and attach what both starts read to it
+    Record(RecordArgs),
+    /// Show a version's profile, and what a start takes over a given link
+    Show(ShowProfileArgs),
+}
+
+#[derive(Debug, Args)]
+struct RecordArgs {
+    /// The version: NAME, NAME:CHANNEL or NAME@VERSION
+    #[arg(value_name = "NAME[:CHANNEL|@VERSION]")]
+    image: ImageRef,
+    /// The machine's memory
+    #[arg(long, value_name = "SIZE", default_value = "2G")]
+    memory: ByteSize,
+    /// The machine's processors
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=64))]
+    cpus: u32,
+    /// The machine's screen: a desktop needs one to start
+    #[arg(long, value_enum, default_value_t = DisplayArg::Vnc)]
+    display: DisplayArg,
+    /// A start is over when its serial console says this
+    #[arg(long, value_name = "TEXT", conflicts_with = "quiet")]
+    until: Option<String>,
+    /// A start is over when nothing new was read for so many seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 20)]
+    quiet: u64,
+    /// The longest a start may take, seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 900)]
+    limit: u64,
+}
+
+#[derive(Debug, Args)]
+struct ShowProfileArgs {
+    /// The version: NAME, NAME:CHANNEL or NAME@VERSION
+    #[arg(value_name = "NAME[:CHANNEL|@VERSION]")]
+    image: ImageRef,
+    /// A link to estimate a start for, as in 25mbit/40ms
+    #[arg(long, value_name = "RATE/ROUND-TRIP", default_value = "25mbit/40ms")]
+    link: LinkShape,
 }
 
 #[derive(Debug, Args)]
@@ -103,6 +154,9 @@ struct PublishArgs {
     /// Publish the free blocks of ext4 file systems as they are, and not as zeros
     #[arg(long)]
     keep_free: bool,
+    /// Carry the profile of an earlier version over to this one: its number or id, or `newest`
+    #[arg(long, value_name = "VERSION")]
+    profile_from: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -134,6 +188,30 @@ struct OpenArgs {
     /// What to do when the server answers but has not the right bytes
     #[arg(long, value_name = "WHAT", value_enum, default_value_t = OnMissingArg::Wait)]
     on_missing: OnMissingArg,
+    /// Contact nobody: start from what is on this machine, and only if a start needs no more
+    #[arg(long)]
+    offline: bool,
+}
+
+#[derive(Debug, Args)]
+struct PinArgs {
+    /// The desktop
+    desktop: Name,
+    /// The most to take of the link, bytes a second (without it: all that nobody else needs)
+    #[arg(long, value_name = "SIZE")]
+    limit_rate: Option<ByteSize>,
+    /// No longer keep all of it
+    #[arg(long, conflicts_with_all = ["pause", "resume", "limit_rate"])]
+    unpin: bool,
+    /// Stop fetching in the background while the desktop is mounted
+    #[arg(long, conflicts_with = "resume")]
+    pause: bool,
+    /// Go on with fetching in the background
+    #[arg(long)]
+    resume: bool,
+    /// The most disk space to use for what was fetched
+    #[arg(long, value_name = "SIZE", default_value = "20G")]
+    cache_size: ByteSize,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -261,8 +339,15 @@ fn run(cli: Cli, printer: Printer) -> anyhow::Result<()> {
             Command::Mount(args) => mount::run(&context, args).await,
             Command::Run(args) => run::run(&context, args).await,
             Command::Sync(args) => interruptible(sync::run(&context, args)).await,
+            Command::Pin(args) => interruptible(pin::run(&context, args)).await,
             Command::Status(args) => status::run(&context, &args.desktop).await,
             Command::History(args) => history::run(&context, args).await,
+            Command::Profile(ProfileCommand::Record(args)) => {
+                interruptible(profile::record(&context, args)).await
+            }
+            Command::Profile(ProfileCommand::Show(args)) => {
+                interruptible(profile::show(&context, args)).await
+            }
         }
     });
     // Threads may still wait for a server or a terminal; nothing they do matters any more.

@@ -26,6 +26,18 @@ pub enum Request {
         /// What to say of the version.
         note: Option<String>,
     },
+    /// To have all of the desktop on this machine, or no longer.
+    Pin {
+        /// Whether to.
+        pinned: bool,
+        /// The most it may take of the link, bytes a second; none for all that nobody else needs.
+        limit_bytes_per_s: Option<u64>,
+    },
+    /// To stop fetching what nobody waits for, or to go on.
+    Pause {
+        /// Whether to stop.
+        paused: bool,
+    },
     /// To unmount and end.
     Unmount,
 }
@@ -46,6 +58,15 @@ pub enum Reply {
         sent_bytes: u64,
         /// Bytes sent, before compression.
         sent_raw_bytes: u64,
+    },
+    /// How much is on this machine.
+    Filling {
+        /// Bytes there are in all.
+        total_bytes: u64,
+        /// Bytes that are here.
+        local_bytes: u64,
+        /// Whether it was told to stop.
+        paused: bool,
     },
     /// It is done.
     Done {

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
@@ -15,8 +15,10 @@ use tokio::runtime::Handle;
 
 mod base;
 mod readahead;
+mod touches;
 
 pub use base::{Base, BaseChunk, BaseSegment, SegmentChunks, SlotHint};
+pub use touches::Touches;
 
 use crate::cache::{Cache, CacheRead};
 use crate::fetch::{Class, FetchError, Fetcher, Wish};
@@ -131,6 +133,7 @@ pub struct Disk {
     fetcher: Fetcher,
     runtime: Handle,
     readahead: Mutex<Readahead>,
+    touches: OnceLock<Arc<Touches>>,
     counters: Counters,
 }
 
@@ -147,6 +150,7 @@ impl Disk {
             fetcher,
             runtime,
             readahead: Mutex::default(),
+            touches: OnceLock::new(),
             counters: Counters::default(),
         }
     }
@@ -178,6 +182,11 @@ impl Disk {
             zeroed_bytes: load(&self.counters.zeroed_bytes),
             flushes: load(&self.counters.flushes),
         }
+    }
+
+    /// Begins to note which chunks of the base are read, and in which order.
+    pub fn note_touches(&self) -> Arc<Touches> {
+        Arc::clone(self.touches.get_or_init(Arc::default))
     }
 
     /// Reads what is here; `Some` when parts must be fetched, whose places in the buffer are then not yet filled.
@@ -385,6 +394,9 @@ impl Disk {
             let end = (chunk_start + self.chunk_size.bytes_u64()).min(range.end);
             let within = to_usize(at - chunk_start);
             let place = part.start + to_usize(at - range.start)..part.start + to_usize(end - range.start);
+            if let Some(touches) = self.touches.get() {
+                touches.note(chunk);
+            }
             if !self.read_chunk(base, chunk, within, &mut buf[place.clone()]) {
                 misses.push(Miss { chunk, within, buf: place });
             }

@@ -3,9 +3,12 @@
 //! A fetch goes on until it succeeds, whoever stops waiting. Losing the sources is a pause: requests wait and go on by
 //! themselves. Every chunk is decoded within bounds and checked against its id before anyone sees it; bytes that do
 //! not match are a miss of that source. Neighbours in a pack come in one request.
+//!
+//! What somebody waits for is asked for at once. Everything else is admitted by [`pace`], which keeps the link full and
+//! no fuller, so that no demand ever queues behind a guess.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -18,29 +21,37 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+mod boot;
+mod fill;
 mod flight;
+mod pace;
 mod queue;
 mod run;
 mod segments;
 mod silence;
 mod sources;
 
+pub use boot::{BootPlan, BootProgress};
+pub use fill::{FillError, FillProgress};
+pub use pace::LinkEstimate;
 pub use queue::Class;
 pub use segments::SegmentStore;
+pub(crate) use segments::write_whole;
 pub use sources::LinkState;
 
 use crate::cache::Cache;
 use crate::disk::{Base, BaseSegment};
 use crate::source::{ChunkSource, FailureKind, Object, ObjectPath, SourceError, get_whole};
 use flight::Flight;
-use queue::{Job, Queue};
+use pace::Pace;
+use queue::{DEMAND_RUN_BYTES, Job, Queue};
 use silence::SilenceLimited;
 use sources::{Sources, backoff};
 
 /// Requests at once for chunks someone waits for.
 const WAITING_REQUESTS: usize = 32;
-/// Requests at once for everything else: few and long, so that they fill the link without crowding it.
-const OTHER_REQUESTS: usize = 4;
+/// Requests at once for everything else: more than the pace admits.
+const OTHER_REQUESTS: usize = 64;
 /// Decoded bytes under way or on their way to the cache.
 const ROOM_BYTES: usize = 64 << 20;
 /// Silence after which a source counts as lost.
@@ -90,6 +101,10 @@ pub struct FetchStats {
     pub damaged: u64,
     /// Requests that failed otherwise.
     pub failures: u64,
+    /// Chunks that arrived before anyone asked for them.
+    pub foreseen: u64,
+    /// Chunks that were on their way before anyone asked for them, and were waited for all the same.
+    pub overtaken: u64,
 }
 
 #[derive(Default)]
@@ -99,6 +114,8 @@ struct Counters {
     requests: AtomicU64,
     damaged: AtomicU64,
     failures: AtomicU64,
+    foreseen: AtomicU64,
+    overtaken: AtomicU64,
 }
 
 /// What became of a wish for a chunk.
@@ -127,12 +144,16 @@ impl Drop for StopOnDrop {
 /// Lock order: `flights` before `queue`; neither is held over I/O or an await.
 struct Shared {
     sources: Sources,
+    /// The source that answered last.
+    answering: AtomicUsize,
     cache: Arc<Cache>,
     segments: SegmentStore,
     on_missing: OnMissing,
     flights: Mutex<HashMap<ChunkId, Arc<Flight>>>,
     queue: Mutex<Queue>,
     queued: Notify,
+    pace: Arc<Pace>,
+    boot: boot::Progress,
     room: Arc<Semaphore>,
     decoders: Mutex<Vec<FrameDecoder>>,
     arrived: mpsc::Sender<Arrival>,
@@ -144,6 +165,8 @@ struct Shared {
 struct Arrival {
     id: ChunkId,
     chunk: Bytes,
+    /// Nobody has asked for it yet.
+    unread: bool,
     _room: Option<OwnedSemaphorePermit>,
 }
 
@@ -167,6 +190,7 @@ impl Fetcher {
                     })
                     .collect(),
             ),
+            answering: AtomicUsize::new(0),
             room: Arc::new(Semaphore::new(ROOM_BYTES / cache.chunk_size().bytes())),
             cache,
             segments,
@@ -174,6 +198,8 @@ impl Fetcher {
             flights: Mutex::default(),
             queue: Mutex::default(),
             queued: Notify::new(),
+            pace: Arc::new(Pace::new()),
+            boot: boot::Progress::default(),
             decoders: Mutex::default(),
             arrived,
             counters: Counters::default(),
@@ -200,7 +226,29 @@ impl Fetcher {
             requests: counters.requests.load(Ordering::Relaxed),
             damaged: counters.damaged.load(Ordering::Relaxed),
             failures: counters.failures.load(Ordering::Relaxed),
+            foreseen: counters.foreseen.load(Ordering::Relaxed),
+            overtaken: counters.overtaken.load(Ordering::Relaxed),
         }
+    }
+
+    /// What the link to the sources is found to be.
+    pub fn link_estimate(&self) -> LinkEstimate {
+        self.shared.pace.estimate()
+    }
+
+    /// Bounds what the background may take of the link, bytes a second; `None` lifts the bound.
+    pub fn limit_background(&self, bytes_per_s: Option<u64>) {
+        self.shared.pace.limit_background(bytes_per_s);
+    }
+
+    /// Stops fetching in the background, or goes on with it.
+    pub fn pause_background(&self, paused: bool) {
+        self.shared.pace.pause_background(paused);
+    }
+
+    /// Whether fetching in the background was stopped.
+    pub fn is_background_paused(&self) -> bool {
+        self.shared.pace.is_background_paused()
     }
 
     /// Chunks waiting for a request, by class, the most urgent first.
@@ -224,6 +272,11 @@ impl Fetcher {
         segment.segment_or_load(|| self.shared.load_segment(segment)).await
     }
 
+    /// The chunk ids of a segment, if they are on this machine. Asks nobody.
+    pub fn segment_here<'a>(&self, segment: &'a BaseSegment) -> Option<&'a Segment> {
+        segment.segment_or_take(|| self.shared.segments.load(segment.id))
+    }
+
     /// Fetches a whole object that `decode` accepts, for as long as it takes.
     ///
     /// # Errors
@@ -232,9 +285,38 @@ impl Fetcher {
         &self,
         path: &ObjectPath,
         limit_bytes: usize,
+        on_missing: OnMissing,
         decode: impl Fn(&[u8]) -> Result<T, FormatError>,
     ) -> Result<T, FetchError> {
-        self.shared.object(path, limit_bytes, decode).await
+        self.shared.object(path, limit_bytes, on_missing, decode).await
+    }
+
+    /// A chunk of a base, from the cache or the sources; zeros where the base has none.
+    ///
+    /// # Errors
+    /// [`FetchError`].
+    pub async fn chunk(
+        &self,
+        base: &Base,
+        chunk: ChunkIndex,
+        class: Class,
+    ) -> Result<Bytes, Arc<FetchError>> {
+        loop {
+            let Some((segment, at)) = base.segment_of(chunk).filter(|(segment, _)| !segment.id.is_zero())
+            else {
+                return Ok(vec![0; self.shared.cache.chunk_size().bytes()].into());
+            };
+            let id = self.segment(segment).await?.chunks().get(at).copied().unwrap_or(ChunkId::ZERO);
+            if id.is_zero() {
+                return Ok(vec![0; self.shared.cache.chunk_size().bytes()].into());
+            }
+            if let Some(chunk) = self.shared.cache.read_whole(&id) {
+                return Ok(chunk.into());
+            }
+            if let Some(Wish::Flight(flight)) = self.want(base, &[chunk], class).await?.pop() {
+                return flight.land().await;
+            }
+        }
     }
 
     /// Keeps a segment that was made here as fetched ones are kept; failing to is no more than a fetch lost.
@@ -274,39 +356,69 @@ impl Fetcher {
             }
             let (wish, is_new) = self.shared.join_or_open(id, class);
             if is_new && let Wish::Flight(flight) = &wish {
-                new.push((id, segment, at, Arc::clone(flight)));
+                new.push(Wanted { id, segment, at, flight: Arc::clone(flight) });
             }
             wishes.push(wish);
         }
-        let mut jobs = Vec::with_capacity(new.len());
-        for (id, segment, at, flight) in new {
-            match self.shared.locate(segment, at).await {
+        self.shared.request(new, class).await;
+        Ok(wishes)
+    }
+}
+
+/// A chunk that a request must be made for.
+struct Wanted<'a> {
+    id: ChunkId,
+    segment: &'a BaseSegment,
+    at: usize,
+    flight: Arc<Flight>,
+}
+
+impl Shared {
+    /// Puts chunks into the queue; the flights of those that cannot be located end.
+    async fn request(&self, wanted: Vec<Wanted<'_>>, class: Class) {
+        let mut jobs = Vec::with_capacity(wanted.len());
+        for Wanted { id, segment, at, flight } in wanted {
+            match self.locate(segment, at).await {
                 Ok((pack, offset, frame_len)) => {
                     jobs.push(Job { id, pack, offset, frame_len, class, flight, room: None });
                 }
                 Err(error) => {
-                    self.shared.lock_flights().remove(&id);
+                    self.lock_flights().remove(&id);
                     flight.finish(Err(Arc::new(error)));
                 }
             }
         }
         if !jobs.is_empty() {
-            let mut queue = self.shared.lock_queue();
+            let mut queue = self.lock_queue();
             jobs.into_iter().for_each(|job| queue.push(job));
             drop(queue);
-            self.shared.queued.notify_waiters();
+            self.queued.notify_waiters();
         }
-        Ok(wishes)
     }
-}
 
-impl Shared {
+    /// Gives a chunk to those who wait for it; answers whether nobody did. `foreseen`: it was fetched before anyone
+    /// asked.
+    fn tell(&self, flight: &Flight, chunk: &Bytes, foreseen: bool) -> bool {
+        flight.finish(Ok(chunk.clone()));
+        let unread = foreseen && !flight.is_waited_for();
+        if foreseen {
+            let counter = if unread { &self.counters.foreseen } else { &self.counters.overtaken };
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+        unread
+    }
+
     /// Joins the flight of a chunk, or opens one; the second value says which.
     fn join_or_open(&self, id: ChunkId, class: Class) -> (Wish, bool) {
         let mut flights = self.lock_flights();
         if let Some(flight) = flights.get(&id) {
+            let is_demand = class == Class::Waiting;
+            if is_demand {
+                flight.wait_for();
+            }
             self.lock_queue().promote(&id, class);
-            return (Wish::Flight(Arc::clone(flight)), false);
+            let overtakes = is_demand && self.boot.is_far_off(flight, &self.pace) && flight.claim_request();
+            return (Wish::Flight(Arc::clone(flight)), overtakes);
         }
         // Looked at under the lock: an arrival is first kept and then leaves `flights`, so it is in one of the two.
         if self.cache.contains(&id) {
@@ -339,7 +451,7 @@ impl Shared {
         }
         let path = ObjectPath { namespace: wanted.namespace.clone(), object: Object::Segment(wanted.id) };
         let (segment, frame) = self
-            .object(&path, frame_len_max(SEGMENT_BYTES), |frame| {
+            .object(&path, frame_len_max(SEGMENT_BYTES), self.on_missing, |frame| {
                 self.with_decoder(|decoder| Segment::decode(frame, wanted.id, decoder))
                     .map(|segment| (segment, frame.to_vec()))
             })
@@ -351,7 +463,7 @@ impl Shared {
     async fn load_locator(&self, wanted: &BaseSegment) -> Result<Locator, FetchError> {
         let segment = wanted.segment_or_load(|| self.load_segment(wanted)).await?;
         let path = ObjectPath { namespace: wanted.namespace.clone(), object: Object::Locator(wanted.id) };
-        self.object(&path, frame_len_max(MAX_LOCATOR_BYTES), |frame| {
+        self.object(&path, frame_len_max(MAX_LOCATOR_BYTES), self.on_missing, |frame| {
             let locator = self.with_decoder(|decoder| Locator::decode(frame, wanted.id, decoder))?;
             locator.check_frame_lens(self.cache.chunk_size())?;
             let unplaced =
@@ -374,6 +486,7 @@ impl Shared {
         &self,
         path: &ObjectPath,
         limit_bytes: usize,
+        on_missing: OnMissing,
         decode: impl Fn(&[u8]) -> Result<T, FormatError>,
     ) -> Result<T, FetchError> {
         let attempt = |source: Arc<dyn ChunkSource>| {
@@ -385,7 +498,7 @@ impl Shared {
             }
         };
         tokio::select! {
-            object = self.try_sources(path, attempt) => object,
+            object = self.try_sources(path, on_missing, attempt) => object,
             () = self.stop.cancelled() => Err(FetchError::Stopped),
         }
     }
@@ -394,6 +507,7 @@ impl Shared {
     async fn try_sources<T, F: Future<Output = Result<T, SourceError>>>(
         &self,
         path: &ObjectPath,
+        on_missing: OnMissing,
         mut attempt: impl FnMut(Arc<dyn ChunkSource>) -> F,
     ) -> Result<T, FetchError> {
         let (mut passed_over, mut rounds, mut last) = (Vec::new(), 0, None);
@@ -404,7 +518,7 @@ impl Shared {
                     if let Some(error) = &last {
                         tracing::error!(object = %path, %error, "no source has the right bytes");
                     }
-                    if let (OnMissing::Fail, Some(source)) = (self.on_missing, last.take()) {
+                    if let (OnMissing::Fail, Some(source)) = (on_missing, last.take()) {
                         return Err(FetchError::NotToBeHad { what: path.to_string(), source });
                     }
                 }
@@ -416,6 +530,9 @@ impl Shared {
             match attempt(Arc::clone(&entry.source)).await {
                 Ok(value) => {
                     self.sources.succeeded(entry);
+                    if self.answering.swap(at, Ordering::Relaxed) != at {
+                        self.pace.begin_anew();
+                    }
                     return Ok(value);
                 }
                 Err(error) => {
@@ -457,27 +574,38 @@ impl Shared {
     }
 }
 
-/// Turns queued chunks of a class and all more urgent ones into requests, as many at once as told.
+/// Turns queued chunks of a class and all more urgent ones into requests, as many at once as told and admitted.
 async fn dispatch(shared: Arc<Shared>, least_urgent: Class, requests: usize) {
     let slots = Arc::new(Semaphore::new(requests));
     loop {
         let queued = shared.queued.notified();
         tokio::pin!(queued);
         queued.as_mut().enable();
-        if !shared.lock_queue().has(least_urgent) {
+        let class = shared.lock_queue().first_class(least_urgent);
+        let Some(class) = class else {
             tokio::select! {
                 () = queued => {}
                 () = shared.stop.cancelled() => return,
             }
             continue;
-        }
-        let slot = tokio::select! {
-            slot = Arc::clone(&slots).acquire_owned() => slot,
+        };
+        let (slot, mut admitted, limit) = tokio::select! {
+            (slot, admitted, limit) = async {
+                let slot = Arc::clone(&slots).acquire_owned().await;
+                match least_urgent {
+                    Class::Waiting => (slot, shared.pace.admit(class, 0).await, DEMAND_RUN_BYTES),
+                    _ => {
+                        let limit = shared.pace.request_bytes();
+                        (slot, shared.pace.admit(class, limit).await, limit)
+                    }
+                }
+            } => (slot, admitted, limit),
             () = shared.stop.cancelled() => return,
         };
         let Ok(slot) = slot else { return };
-        let run = shared.lock_queue().pop_run(least_urgent);
+        let run = shared.lock_queue().pop_run(least_urgent, limit);
         let Some(mut run) = run else { continue };
+        admitted.resize(run.len_bytes());
         let wanted = u32::try_from(run.jobs.len()).unwrap_or(u32::MAX);
         let room = tokio::select! {
             room = Arc::clone(&shared.room).acquire_many_owned(wanted) => room,
@@ -488,7 +616,7 @@ async fn dispatch(shared: Arc<Shared>, least_urgent: Class, requests: usize) {
         let shared = Arc::clone(&shared);
         tokio::spawn(async move {
             tokio::select! {
-                () = shared.fetch_run(run) => {}
+                () = shared.fetch_run(run, admitted) => {}
                 () = shared.stop.cancelled() => {}
             }
             drop(slot);
@@ -500,7 +628,11 @@ async fn dispatch(shared: Arc<Shared>, least_urgent: Class, requests: usize) {
 fn keep_arrivals(mut arrivals: mpsc::Receiver<Arrival>, shared: &std::sync::Weak<Shared>) {
     while let Some(arrival) = arrivals.blocking_recv() {
         let Some(shared) = shared.upgrade() else { return };
-        shared.cache.insert(arrival.id, &arrival.chunk);
+        if arrival.unread {
+            shared.cache.insert_unread(arrival.id, &arrival.chunk);
+        } else {
+            shared.cache.insert(arrival.id, &arrival.chunk);
+        }
         shared.lock_flights().remove(&arrival.id);
     }
 }

@@ -15,6 +15,7 @@ mod point;
 pub use point::{PointError, clean_stale, unmount};
 
 use crate::control::{self, Connection, Reply, Request};
+use crate::desktop::OpenDesktop;
 use crate::disk::DiskError;
 use crate::fetch::LinkState;
 use crate::fs::DesktopFs;
@@ -109,6 +110,15 @@ pub async fn serve(
         .name("fuse".to_owned())
         .spawn(move || drop(ended.send(fuse.run())))
         .map_err(setup("start a thread"))?;
+    let starting = Arc::clone(&session);
+    tokio::spawn(async move {
+        if let Err(error) = starting.desktop.fetch_for_start().await {
+            tracing::info!(
+                error = &error as &dyn std::error::Error,
+                "nothing is fetched ahead for the start"
+            );
+        }
+    });
     let asked = Arc::new(Notify::new());
     let answering = tokio::spawn(answer(
         listener,
@@ -203,6 +213,19 @@ async fn answer(
             let reply = match request {
                 Request::Status => reply_to(DesktopStatus::of_open(&session.desktop, Some(mounted_at))),
                 Request::Sync { note } => sync(&session, &syncer, note, &mut connection).await,
+                Request::Pin { pinned: true, limit_bytes_per_s } => {
+                    session.desktop.fetcher().limit_background(limit_bytes_per_s);
+                    session.desktop.fetcher().pause_background(false);
+                    fill(&session, &mut connection).await
+                }
+                Request::Pin { pinned: false, .. } => {
+                    session.desktop.unpin();
+                    reply_to(session.desktop.store().set_pinned(false))
+                }
+                Request::Pause { paused } => {
+                    session.desktop.fetcher().pause_background(paused);
+                    Reply::Done { result: serde_json::Value::Null }
+                }
                 Request::Unmount => {
                     unmount.notify_one();
                     Reply::Done { result: serde_json::Value::Null }
@@ -230,6 +253,45 @@ async fn sync(
             result = &mut syncing => return reply_to(result),
             _ = ticks.tick() => drop(connection.send(&progress_reply(&progress)).await),
         }
+    }
+}
+
+async fn fill(session: &Session, connection: &mut Connection) -> Reply {
+    if let Err(error) = session.desktop.store().set_pinned(true) {
+        return Reply::Failed { message: explain(&error) };
+    }
+    let filling = session.desktop.fill();
+    tokio::pin!(filling);
+    let mut ticks = tokio::time::interval(PROGRESS_INTERVAL);
+    loop {
+        tokio::select! {
+            result = &mut filling => return reply_to(result.map(|()| fill_report(&session.desktop))),
+            _ = ticks.tick() => drop(connection.send(&fill_reply(&session.desktop)).await),
+        }
+    }
+}
+
+/// How far a fill is, as the control socket tells it.
+pub fn fill_reply(desktop: &OpenDesktop) -> Reply {
+    let FillReport { total_bytes, local_bytes } = fill_report(desktop);
+    Reply::Filling { total_bytes, local_bytes, paused: desktop.fetcher().is_background_paused() }
+}
+
+/// What a fill has done.
+#[derive(Clone, Copy, Debug, serde::Serialize, serde::Deserialize)]
+pub struct FillReport {
+    /// Bytes of the disks that are stored at all.
+    pub total_bytes: u64,
+    /// Bytes of them that are on this machine.
+    pub local_bytes: u64,
+}
+
+/// What the fill of a desktop has done so far.
+pub fn fill_report(desktop: &OpenDesktop) -> FillReport {
+    let (progress, chunk_bytes) = (desktop.fill_progress(), desktop.cache().chunk_size().bytes_u64());
+    FillReport {
+        total_bytes: progress.total_chunks.load(Ordering::Relaxed) * chunk_bytes,
+        local_bytes: progress.local_chunks.load(Ordering::Relaxed) * chunk_bytes,
     }
 }
 

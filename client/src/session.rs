@@ -1,6 +1,7 @@
 //! Opens a desktop on this machine: takes its lock, brings it up to date with the server if the server can be
 //! reached, and puts its disks together.
 
+use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -15,8 +16,9 @@ use tokio::runtime::Handle;
 use crate::cache::{Cache, CacheConfig, CacheError};
 use crate::desktop::{DesktopError, DesktopStore, NewDesktop, OpenDesktop, Version};
 use crate::fetch::{Fetcher, OnMissing, SegmentStore};
+use crate::profile::ProfileStore;
 use crate::remote::{DesktopInfo, Remote, RemoteError, VersionInfo};
-use crate::source::HttpSource;
+use crate::source::{ChunkSource, HttpSource, NoSource};
 use crate::state::{Login, StateDir, StateError, make_private_dir};
 use crate::versions::{VersionError, fetch_version};
 use crate::volume::{DirVolume, Volume};
@@ -88,6 +90,8 @@ pub struct SessionOptions {
     pub cache_bytes: u64,
     /// What to do when no source has the right bytes.
     pub on_missing: OnMissing,
+    /// Contact nobody.
+    pub offline: bool,
 }
 
 /// What a person should know about how the desktop was opened.
@@ -190,7 +194,10 @@ impl Session {
         let (login, remote) = state.remote()?;
         let directory = state.desktop_path(desktop);
         let opening = Opening { login: &login, remote: &remote, desktop, directory: &directory };
-        let answer = tokio::time::timeout(REFRESH_TIMEOUT, remote.desktop(desktop)).await;
+        let answer = match options.offline {
+            true => Ok(Err(RemoteError::Offline)),
+            false => tokio::time::timeout(REFRESH_TIMEOUT, remote.desktop(desktop)).await,
+        };
         let found = match answer {
             Ok(Ok(info)) => Ok(Some(info)),
             Ok(Err(error)) if error.code() == Some("not_found") => Ok(None),
@@ -203,7 +210,9 @@ impl Session {
         if !directory.exists() && matches!(found, Ok(None)) {
             return Err(SessionError::NoSuchDesktop { desktop: desktop.clone() });
         }
-        for path in [&directory, &directory.join("segments"), &directory.join("cache")] {
+        for path in
+            [&directory, &directory.join("segments"), &directory.join("cache"), &directory.join("profiles")]
+        {
             make_private_dir(path)?;
         }
         let lock = DesktopLock::take(&directory, desktop)?;
@@ -284,6 +293,7 @@ impl Opening<'_> {
             opened => opened.map_err(|source| self.failed(source))?,
         };
         match found {
+            Err(RemoteError::Offline) => {}
             Err(error) => notices.push(Notice::Offline { reason: error.to_string() }),
             Ok(None) => notices.push(Notice::GoneFromServer),
             Ok(Some(info)) => self.catch_up(&store, &info, notices).await?,
@@ -373,9 +383,15 @@ impl Opening<'_> {
         }
         let disks = wanted.iter().flat_map(|version| version.manifest.disks.iter());
         segments.retain(&disks.flat_map(|disk| disk.segments.iter().copied()).collect());
-        let source = Arc::new(HttpSource::new(self.remote.clone()));
+        let source: Arc<dyn ChunkSource> = match options.offline {
+            true => Arc::new(NoSource),
+            false => Arc::new(HttpSource::new(self.remote.clone())),
+        };
         let fetcher = Fetcher::new(runtime, vec![source], Arc::clone(&cache), segments, options.on_missing);
-        OpenDesktop::assemble(store, cache, fetcher, runtime.clone()).map_err(|source| self.failed(source))
+        let profiles = ProfileStore::new(self.directory.join("profiles"));
+        profiles.retain(&HashSet::from([store.record().base]));
+        OpenDesktop::assemble(store, cache, fetcher, profiles, runtime.clone())
+            .map_err(|source| self.failed(source))
     }
 }
 

@@ -13,8 +13,10 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::{BoxStream, TryStreamExt};
 
 mod http;
+mod nobody;
 
 pub use http::HttpSource;
+pub use nobody::NoSource;
 
 /// Names an object of the data plane.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -6,8 +6,9 @@ use chunk_format::{DiskRole, ManifestId, Name};
 use serde::{Deserialize, Serialize};
 
 use crate::desktop::{DesktopError, DesktopStore, DiskLayout, OpenDesktop};
-use crate::disk::{BaseChunk, Disk};
+use crate::disk::Disk;
 use crate::fetch::LinkState;
+use crate::local::{self, LocalShare};
 use crate::overlay::{BLOCK_BYTES, BlockIndex, BlockState, Overlay};
 use crate::volume::Volume;
 
@@ -56,6 +57,9 @@ pub struct DiskStatus {
     pub unsynced_bytes: u64,
     /// What was done with it since it was mounted.
     pub activity: Option<DiskActivity>,
+    /// How much of what lies below the changes is on this machine; only while it is mounted.
+    #[serde(default)]
+    pub local: Option<LocalShare>,
 }
 
 /// What was done with a disk since it was mounted.
@@ -102,10 +106,15 @@ pub struct LiveStatus {
     pub cache_limit_bytes: u64,
     /// Cached chunks that did not match their id and were fetched again.
     pub cache_corrupt: u64,
-    /// Bytes of the loaded part of the disks that are here, and of all of it.
-    pub local_bytes: u64,
-    /// Bytes of the loaded part of the disks that are not zeros.
-    pub known_bytes: u64,
+    /// How much of what a start touches is on this machine; none when it was never recorded what that is.
+    #[serde(default)]
+    pub profile: Option<LocalShare>,
+    /// Whether all of the desktop is to be on this machine.
+    #[serde(default)]
+    pub pinned: bool,
+    /// Whether fetching in the background was stopped.
+    #[serde(default)]
+    pub paused: bool,
 }
 
 impl DesktopStatus {
@@ -122,6 +131,7 @@ impl DesktopStatus {
                 size_bytes: disk.size().bytes(),
                 unsynced_bytes: written_bytes(&disk.view().overlays),
                 activity: Some(activity(disk)),
+                local: Some(local::of_disk(&disk.view().base, desktop.cache(), desktop.fetcher())),
             })
             .collect();
         Self::new(desktop.store(), mounted_at, disks, Some(live(desktop)))
@@ -145,6 +155,7 @@ impl DesktopStatus {
                     size_bytes: disk.size.bytes(),
                     unsynced_bytes: written_bytes(&overlays),
                     activity: None,
+                    local: None,
                 })
             })
             .collect::<Result<_, DesktopError>>()?;
@@ -197,11 +208,8 @@ fn live(desktop: &OpenDesktop) -> LiveStatus {
     let (fetch, cache) = (desktop.fetcher().stats(), desktop.cache().stats());
     let chunk_bytes = desktop.cache().chunk_size().bytes_u64();
     let link = desktop.fetcher().link().borrow().clone();
-    let (local, known) = desktop
-        .disks()
-        .iter()
-        .map(|disk| local_chunks(desktop, disk))
-        .fold((0, 0), |sum, disk| (sum.0 + disk.0, sum.1 + disk.1));
+    // What cannot be read of the desktop's files is told where it is needed.
+    let profile = local::for_start(desktop).ok().and_then(|needs| needs.profile);
     LiveStatus {
         online: link == LinkState::Up,
         offline_reason: match link {
@@ -217,22 +225,10 @@ fn live(desktop: &OpenDesktop) -> LiveStatus {
         cached_bytes: cache.occupied * chunk_bytes,
         cache_limit_bytes: cache.slots * chunk_bytes,
         cache_corrupt: cache.corrupt,
-        local_bytes: local * chunk_bytes,
-        known_bytes: known * chunk_bytes,
+        profile,
+        pinned: desktop.store().record().pinned,
+        paused: desktop.fetcher().is_background_paused(),
     }
-}
-
-/// Chunks of the loaded segments that are in the cache, and that are stored at all.
-fn local_chunks(desktop: &OpenDesktop, disk: &Disk) -> (u64, u64) {
-    let base = &disk.view().base;
-    let chunks = base.size().chunks(base.chunk_size());
-    (0..chunks).fold((0, 0), |(local, known), chunk| match base.chunk(chunk_format::ChunkIndex(chunk)) {
-        BaseChunk::Known(id, hint) => {
-            let here = hint.get().is_some() || desktop.cache().contains(id);
-            (local + u64::from(here), known + 1)
-        }
-        BaseChunk::Zero | BaseChunk::Unloaded => (local, known),
-    })
 }
 
 /// Bytes of blocks that some overlay holds.

@@ -9,7 +9,7 @@ mod values;
 use chunk_format::{
     ChunkId, ChunkIndex, DiskSize, FormatError, FrameDecoder, FrameEncoder, Locator, MAX_LOCATOR_BYTES,
     Manifest, ManifestId, Name, Namespace, PackFooter, PackId, Profile, ProfileId, SecretKey, Segment,
-    SegmentId, Signature, frame_len_max,
+    SegmentId, Signature, StreamDecoder, encode_stream_object, frame_len_max,
 };
 use damage::{damage, damaged};
 use proptest::collection::vec;
@@ -24,6 +24,36 @@ fn check_pack(bytes: &[u8]) -> Result<PackFooter, FormatError> {
 }
 
 proptest! {
+    #[test]
+    fn stream_objects_round_trip(
+        history in vec(chunk(), 0..4).prop_map(|chunks| chunks.concat()),
+        content in vec(chunk(), 1..4).prop_map(|chunks| chunks.concat()),
+        cut in 1usize..3000,
+    ) {
+        let object = encode_stream_object(&history, &content).unwrap();
+        let mut decoder = StreamDecoder::new(&history, content.len() as u64).unwrap();
+        let mut decoded = Vec::new();
+        for part in object.chunks(cut) {
+            decoder.push(part, &mut decoded).unwrap();
+        }
+        decoder.finish().unwrap();
+        prop_assert_eq!(decoded, content);
+    }
+
+    #[test]
+    fn a_damaged_stream_object_never_gives_more_than_its_content(
+        content in vec(chunk(), 1..4).prop_map(|chunks| chunks.concat()),
+        damage in damage(),
+    ) {
+        let object = damaged(&encode_stream_object(&[], &content).unwrap(), &damage);
+        let mut decoder = StreamDecoder::new(&[], content.len() as u64).unwrap();
+        let mut decoded = Vec::new();
+        let outcome = decoder.push(&object, &mut decoded).and_then(|()| decoder.finish());
+        if outcome.is_ok() {
+            prop_assert_eq!(decoded.len(), content.len());
+        }
+    }
+
     #[test]
     fn frames_round_trip(payload in (0usize..20_000).prop_flat_map(|len| payload(len.max(1)))) {
         let frame = FrameEncoder::new().unwrap().encode(&payload).unwrap();

@@ -168,7 +168,7 @@ pub(crate) fn manifest() -> impl Strategy<Value = Manifest> {
 pub(crate) fn profile() -> impl Strategy<Value = Profile> {
     let keys: fn() -> _ =
         || btree_set((0u8..4, 0u64..1 << 26), 0..200).prop_map(Vec::from_iter).prop_shuffle();
-    (any::<[u8; 32]>(), keys(), vec(any::<Index>(), 0..5), any::<bool>(), 1u32..).prop_map(
+    (any::<[u8; 32]>(), keys(), vec(any::<Index>(), 0..5), any::<bool>(), 1u32..=16 << 20).prop_map(
         |(manifest, keys, cuts, streamed, len_bytes)| {
             let entries: Vec<_> = keys
                 .into_iter()

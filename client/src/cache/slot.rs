@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 const READERS: u64 = 0xff_ffff;
+/// Fetched before anyone asked, and not read since.
+const UNREAD: u64 = 1 << 29;
 const OCCUPIED: u64 = 1 << 30;
 const VERIFIED: u64 = 1 << 31;
 const GENERATION_SHIFT: u32 = 32;
@@ -28,7 +30,7 @@ impl SlotRef {
     }
 }
 
-/// One slot's state word: readers, occupied, verified, and a generation that changes whenever the content may.
+/// One slot's state word: readers, unread, occupied, verified, and a generation that changes whenever the content may.
 ///
 /// The rule: content is written only while unoccupied, and a slot becomes unoccupied only while it has no readers.
 #[derive(Default)]
@@ -40,13 +42,18 @@ pub(super) struct Slot {
 /// A slot entered for reading; leaves it when dropped.
 pub(super) struct Reading<'a> {
     slot: &'a Slot,
-    verified: bool,
+    state: u64,
 }
 
 impl Reading<'_> {
     /// Whether this process has seen the content match its id.
     pub(super) fn is_verified(&self) -> bool {
-        self.verified
+        self.state & VERIFIED != 0
+    }
+
+    /// Whether this is the first time that a chunk is read which was fetched before anyone asked.
+    pub(super) fn is_first(&self) -> bool {
+        self.state & UNREAD != 0 && self.slot.state.fetch_and(!UNREAD, Ordering::AcqRel) & UNREAD != 0
     }
 
     /// Notes that the content matches its id.
@@ -70,13 +77,13 @@ impl Slot {
         });
         let state = entered.ok()?;
         self.used.store(tick, Ordering::Relaxed);
-        Some(Reading { slot: self, verified: state & VERIFIED != 0 })
+        Some(Reading { slot: self, state })
     }
 
     /// Makes the slot readable under its present generation. Only for a slot taken out of the free list.
-    pub(super) fn occupy(&self, verified: bool, tick: u32) -> u32 {
+    pub(super) fn occupy(&self, verified: bool, unread: bool, tick: u32) -> u32 {
         self.used.store(tick, Ordering::Relaxed);
-        let flags = OCCUPIED | if verified { VERIFIED } else { 0 };
+        let flags = OCCUPIED | if verified { VERIFIED } else { 0 } | if unread { UNREAD } else { 0 };
         let before = self.state.fetch_or(flags, Ordering::AcqRel);
         generation_of(before)
     }
@@ -108,6 +115,11 @@ impl Slot {
         generation_of(self.state.load(Ordering::Acquire))
     }
 
+    /// Whether it holds a chunk that was fetched before anyone asked and was not read since.
+    pub(super) fn is_unread(&self) -> bool {
+        self.state.load(Ordering::Relaxed) & UNREAD != 0
+    }
+
     /// When it was last read, in insertions.
     pub(super) fn used(&self) -> u32 {
         self.used.load(Ordering::Relaxed)
@@ -126,21 +138,24 @@ mod tests {
     fn a_reused_slot_turns_old_references_away() {
         let slot = Slot::default();
         assert!(slot.enter(0, 1).is_none(), "empty");
-        let generation = slot.occupy(true, 1);
+        let generation = slot.occupy(true, false, 1);
         assert!(slot.enter(generation, 2).unwrap().is_verified());
         assert!(slot.vacate());
         assert!(slot.enter(generation, 3).is_none());
-        let next = slot.occupy(false, 4);
+        let next = slot.occupy(false, true, 4);
         assert_ne!(next, generation);
         assert!(slot.enter(generation, 5).is_none());
+        assert!(slot.is_unread());
         assert!(!slot.enter(next, 5).unwrap().is_verified());
+        assert!(slot.enter(next, 5).unwrap().is_first());
+        assert!(!slot.enter(next, 5).unwrap().is_first());
         assert_eq!(slot.used(), 5);
     }
 
     #[test]
     fn a_slot_being_read_is_not_emptied() {
         let slot = Slot::default();
-        let generation = slot.occupy(true, 1);
+        let generation = slot.occupy(true, false, 1);
         let reading = slot.enter(generation, 1).unwrap();
         assert!(!slot.vacate());
         slot.condemn();

@@ -1,10 +1,13 @@
 //! `satchel mount`
 
+use std::fmt::Write;
 use std::sync::Arc;
 
+use anyhow::bail;
 use chunk_format::Name;
 use satchel_client::fetch::OnMissing;
 use satchel_client::fs::fuse::MountOptions;
+use satchel_client::local::{self, StartNeeds};
 use satchel_client::mount::{self, Event};
 use satchel_client::session::{Notice, Session, SessionOptions};
 use satchel_client::state::StateDir;
@@ -13,10 +16,13 @@ use satchel_client::upload::Patience;
 use serde::Serialize;
 
 use super::output::Printer;
+use super::quantity::ByteSize;
 use super::{Context, MountArgs, OnMissingArg, OpenArgs, machine_name, now_ms, worker_threads};
 
 /// Threads that answer the kernel: as many requests as can wait for this machine's own disk at once.
 const FUSE_THREADS: usize = 4;
+/// Ranges that lack, told one by one.
+const RANGES_SHOWN: usize = 20;
 
 #[derive(Serialize)]
 struct Mounted {
@@ -29,6 +35,9 @@ pub(crate) async fn run(context: &Context, args: MountArgs) -> anyhow::Result<()
     let state = context.state()?;
     let directory = std::path::absolute(&args.dir)?;
     let session = open(context, &state, &args.desktop, &args.open).await?;
+    if args.open.offline {
+        check_offline(context, &args.desktop, &session)?;
+    }
     let syncer = syncer(&state, &session)?;
     let record = session.desktop.store().record();
     let version = session.desktop.store().version(record.head)?.manifest.sequence;
@@ -82,6 +91,7 @@ pub(crate) async fn open(
             OnMissingArg::Wait => OnMissing::Wait,
             OnMissingArg::Fail => OnMissing::Fail,
         },
+        offline: args.offline,
     };
     let session = Session::open(state, desktop, &options).await?;
     for notice in &session.notices {
@@ -106,6 +116,50 @@ pub(crate) async fn open(
         }
     }
     Ok(session)
+}
+
+/// Whether a start needs nothing that is not here; says what is not.
+fn check_offline(context: &Context, desktop: &Name, session: &Session) -> anyhow::Result<()> {
+    let needs = local::for_start(&session.desktop)?;
+    if !needs.are_met() {
+        bail!("{}", offline_refusal(desktop, &needs));
+    }
+    if !needs.disks.is_whole() {
+        let unknown = match needs.disks.unknown_segments {
+            0 => String::new(),
+            count => format!(" and {count} parts of which nothing is known here"),
+        };
+        context.printer.warning(&format!(
+            "what a start reads is here, but {} of the disks{unknown} are not: a program that reads them waits until \
+             the desktop is started with a network. `satchel pin {desktop}` fetches everything",
+            ByteSize(needs.disks.missing_bytes())
+        ));
+    }
+    Ok(())
+}
+
+fn offline_refusal(desktop: &Name, needs: &StartNeeds) -> String {
+    let Some(profile) = &needs.profile else {
+        return format!(
+            "not all of desktop {desktop} is on this machine ({} lack), and what a start reads was never recorded. \
+             With a network, `satchel pin {desktop}` fetches everything",
+            ByteSize(needs.disks.missing_bytes())
+        );
+    };
+    let mut text = format!(
+        "{} of the {} that a start of desktop {desktop} reads are not on this machine. With a network, \
+         `satchel pin {desktop}` fetches everything. These lack:",
+        ByteSize(profile.missing_bytes()),
+        ByteSize(profile.stored_bytes)
+    );
+    for (role, range) in needs.missing.iter().take(RANGES_SHOWN) {
+        // Writing into a string does not fail.
+        let _ = write!(text, "\n  {role}: {} at {}", ByteSize(range.end - range.start), range.start);
+    }
+    if needs.missing.len() > RANGES_SHOWN {
+        let _ = write!(text, "\n  and {} more ranges", needs.missing.len() - RANGES_SHOWN);
+    }
+    text
 }
 
 /// What syncs a session's desktop.

@@ -7,7 +7,7 @@ use satchel_client::upload::UploadProgress;
 use serde::Serialize;
 
 use super::quantity::ByteSize;
-use super::{Context, PublishArgs, machine_name, now_ms, output, progress, worker_threads};
+use super::{Context, PublishArgs, machine_name, now_ms, output, profile, progress, worker_threads};
 
 #[derive(Serialize)]
 struct Published {
@@ -21,14 +21,19 @@ struct Published {
     free_bytes: u64,
     new_bytes: u64,
     sent_bytes: u64,
+    profile: Option<profile::Attachment>,
 }
 
 pub(crate) async fn run(context: &Context, args: PublishArgs) -> anyhow::Result<()> {
     let state = context.state()?;
     let (_, remote) = state.remote()?;
+    let previous = match &args.profile_from {
+        Some(wanted) => Some(profile::find_profiled(&remote, &state, &args.image, wanted).await?),
+        None => None,
+    };
     let progress = Arc::new(UploadProgress::default());
     let publisher = Publisher {
-        remote,
+        remote: remote.clone(),
         key: Arc::new(state.publisher_key()?),
         machine: machine_name(),
         progress: Arc::clone(&progress),
@@ -51,6 +56,12 @@ pub(crate) async fn run(context: &Context, args: PublishArgs) -> anyhow::Result<
             kept.reason
         ));
     }
+    let carried = match previous {
+        Some(previous) if previous.id != report.version.id => Some(
+            profile::carry_over(context, &remote, &state, &args.image, &previous, report.version.id).await?,
+        ),
+        _ => None,
+    };
     let published = Published {
         image: args.image.to_string(),
         channel: args.channel.to_string(),
@@ -62,6 +73,7 @@ pub(crate) async fn run(context: &Context, args: PublishArgs) -> anyhow::Result<
         free_bytes: report.free_bytes,
         new_bytes: report.new_bytes,
         sent_bytes: report.sent_bytes,
+        profile: carried,
     };
     context.printer.result(&published, |published| {
         let name = format!(
@@ -78,8 +90,10 @@ pub(crate) async fn run(context: &Context, args: PublishArgs) -> anyhow::Result<
             0 => String::new(),
             bytes => format!(" ({} of free space left out)", ByteSize(bytes)),
         };
+        let profile =
+            published.profile.as_ref().map_or(String::new(), |profile| format!("\n{}", profile.text()));
         format!(
-            "{name}: {} disk, {} of data{free}, {} of it new, {} sent",
+            "{name}: {} disk, {} of data{free}, {} of it new, {} sent{profile}",
             ByteSize(published.size_bytes),
             ByteSize(published.data_bytes),
             ByteSize(published.new_bytes),

@@ -40,7 +40,8 @@ pub(crate) async fn run(context: &Context, args: RunArgs) -> anyhow::Result<()> 
         memory_mib,
         cpus: args.cpus,
         display,
-        sync: !args.no_sync,
+        // Without a network the changes stay here, and the next sync takes them along.
+        sync: !args.no_sync && !args.open.offline,
     };
     let screen =
         Screen { printer: context.printer, reporter: RefCell::new(None), failed: RefCell::new(None) };
@@ -62,7 +63,9 @@ fn mount_command(context: &Context, args: &RunArgs) -> anyhow::Result<Vec<OsStri
         OnMissingArg::Wait => "wait",
         OnMissingArg::Fail => "fail",
     };
-    command.extend(["--on-missing".into(), on_missing.into(), args.desktop.as_str().into()]);
+    command.extend(["--on-missing".into(), on_missing.into()]);
+    command.extend(args.open.offline.then(|| "--offline".into()));
+    command.push(args.desktop.as_str().into());
     Ok(command)
 }
 

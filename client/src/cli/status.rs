@@ -7,7 +7,8 @@ use std::sync::Arc;
 use chunk_format::Name;
 use satchel_client::control::{Connection, ControlError, Request};
 use satchel_client::desktop::DesktopError;
-use satchel_client::status::{DesktopStatus, VersionStatus};
+use satchel_client::local::LocalShare;
+use satchel_client::status::{DesktopStatus, LiveStatus, VersionStatus};
 use satchel_client::volume::DirVolume;
 
 use super::Context;
@@ -51,6 +52,32 @@ async fn not_here(state: &satchel_client::state::StateDir, desktop: &Name) -> an
     }
 }
 
+/// Parts of a disk are 64 MiB long.
+const SEGMENT_BYTES: u64 = 64 << 20;
+
+fn share(local: &LocalShare) -> String {
+    match local.is_whole() {
+        true => "all here".to_owned(),
+        false => format!("{:.0}% here", local.percent(SEGMENT_BYTES)),
+    }
+}
+
+/// What a start without a network would miss.
+fn offline(status: &DesktopStatus, live: &LiveStatus) -> String {
+    let lacks = |share: &LocalShare| {
+        format!("{:.0}% here, {} lack", share.percent(SEGMENT_BYTES), ByteSize(share.missing_bytes()))
+    };
+    let whole = status.disks.iter().all(|disk| disk.local.is_none_or(|local| local.is_whole()));
+    match &live.profile {
+        _ if whole => "works: all of it is here".to_owned(),
+        Some(profile) if profile.is_whole() => {
+            "starts: what a start reads is here, but not everything".to_owned()
+        }
+        Some(profile) => format!("does not start yet: of what a start reads, {}", lacks(profile)),
+        None => "not known: what a start reads was never recorded, and not everything is here".to_owned(),
+    }
+}
+
 fn text(status: &DesktopStatus) -> String {
     let mut out = String::new();
     // Writing into a string does not fail.
@@ -90,9 +117,13 @@ fn text(status: &DesktopStatus) -> String {
                 activity.stall_ms % 1000
             );
         }
+        if let Some(local) = &disk.local {
+            let _ = write!(value, ", {}", share(local));
+        }
         line(disk.role.as_str(), value);
     }
     if let Some(live) = &status.live {
+        line("offline", offline(status, live));
         line(
             "server",
             match &live.offline_reason {

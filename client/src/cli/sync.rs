@@ -34,7 +34,11 @@ pub(crate) async fn run(context: &Context, args: SyncArgs) -> anyhow::Result<()>
             serde_json::from_value(result)?
         }
         Err(ControlError::NotMounted) => {
-            let open = OpenArgs { cache_size: ByteSize(CACHE_BYTES), on_missing: OnMissingArg::Wait };
+            let open = OpenArgs {
+                cache_size: ByteSize(CACHE_BYTES),
+                on_missing: OnMissingArg::Wait,
+                offline: false,
+            };
             let session = mount::open(context, &state, &args.desktop, &open).await?;
             let progress = Arc::new(UploadProgress::default());
             let syncer = Syncer { progress: Arc::clone(&progress), ..mount::syncer(&state, &session)? };

@@ -1,16 +1,30 @@
 //! An open desktop: its record and its disks, put together.
 
 use std::collections::HashSet;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use chunk_format::{ChunkSize, Disk as ManifestDisk, DiskRole, Manifest, Namespace, SegmentId, SegmentIndex};
+use chunk_format::{
+    ChunkSize, Disk as ManifestDisk, DiskRole, Manifest, Namespace, Profile, SegmentId, SegmentIndex,
+};
 use tokio::runtime::Handle;
 
 use super::record::Version;
 use super::store::{DesktopError, DesktopStore, DiskLayout};
 use crate::cache::Cache;
 use crate::disk::{Base, BaseSegment, Disk, DiskError, View};
-use crate::fetch::Fetcher;
+use crate::fetch::{BootPlan, Fetcher, FillError, FillProgress};
+use crate::profile::{ProfileError, ProfileStore, fetch_profile};
+
+/// Why what a start touches is not known.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadProfileError {
+    /// The desktop's files failed.
+    #[error("{0}")]
+    Desktop(#[from] DesktopError),
+    /// The profile cannot be had, or does not hold.
+    #[error("{0}")]
+    Profile(#[from] ProfileError),
+}
 
 /// A desktop's disks, ready to be read and written.
 pub struct OpenDesktop {
@@ -20,8 +34,15 @@ pub struct OpenDesktop {
     pub(crate) fetcher: Fetcher,
     pub(crate) runtime: Handle,
     pub(crate) origins: Origins,
+    /// Where profiles are kept.
+    pub(crate) profiles: ProfileStore,
+    /// The profile of the golden version below, once it is known.
+    pub(crate) profile: OnceLock<Arc<Profile>>,
     /// One sync at a time.
     pub(crate) syncing: tokio::sync::Mutex<()>,
+    /// One fill at a time.
+    filling: tokio::sync::Mutex<()>,
+    filled: FillProgress,
 }
 
 /// Whose each segment of a desktop's disks is.
@@ -60,6 +81,7 @@ impl OpenDesktop {
         store: DesktopStore,
         cache: Arc<Cache>,
         fetcher: Fetcher,
+        profiles: ProfileStore,
         runtime: Handle,
     ) -> Result<Self, DesktopError> {
         let record = store.record();
@@ -81,7 +103,19 @@ impl OpenDesktop {
                 Ok(Arc::new(Disk::new(view, Arc::clone(&cache), fetcher.clone(), runtime.clone())))
             })
             .collect::<Result<_, DesktopError>>()?;
-        Ok(Self { store, disks, cache, fetcher, runtime, origins, syncing: tokio::sync::Mutex::default() })
+        Ok(Self {
+            store,
+            disks,
+            cache,
+            fetcher,
+            runtime,
+            origins,
+            profiles,
+            profile: OnceLock::new(),
+            syncing: tokio::sync::Mutex::default(),
+            filling: tokio::sync::Mutex::default(),
+            filled: FillProgress::default(),
+        })
     }
 
     /// The desktop's files.
@@ -107,6 +141,98 @@ impl OpenDesktop {
     /// What fetches for the disks.
     pub fn fetcher(&self) -> &Fetcher {
         &self.fetcher
+    }
+
+    /// The profile of the golden version below: from this machine, or else from the sources. Known from then on.
+    ///
+    /// # Errors
+    /// [`ProfileError`], also when the version has none.
+    pub async fn load_profile(&self) -> Result<Arc<Profile>, LoadProfileError> {
+        if let Some(profile) = self.profile.get() {
+            return Ok(Arc::clone(profile));
+        }
+        let golden = self.store.version(self.store.record().base)?;
+        let found = match self.profiles.load(&golden) {
+            Some(found) => found,
+            None => {
+                let fetched = fetch_profile(&self.fetcher, &golden).await?;
+                self.profiles.keep(&fetched);
+                fetched
+            }
+        };
+        Ok(Arc::clone(self.profile.get_or_init(|| Arc::new(found.profile))))
+    }
+
+    /// The profile of the golden version below, if it is on this machine.
+    pub fn profile(&self) -> Option<Arc<Profile>> {
+        if let Some(profile) = self.profile.get() {
+            return Some(Arc::clone(profile));
+        }
+        let golden = self.store.version(self.store.record().base).ok()?;
+        let found = self.profiles.load(&golden)?;
+        Some(Arc::clone(self.profile.get_or_init(|| Arc::new(found.profile))))
+    }
+
+    /// Fetches what a start touches, by the profile of the golden version below.
+    ///
+    /// # Errors
+    /// [`LoadProfileError`], also when the version has no profile.
+    pub async fn fetch_for_start(&self) -> Result<(), LoadProfileError> {
+        let profile = self.load_profile().await?;
+        let plan = self.boot_plan(Profile::clone(&profile))?;
+        self.fetcher.fetch_boot(plan).await.map_err(ProfileError::from)?;
+        Ok(())
+    }
+
+    /// What to fetch for a start, by a profile of the golden version below.
+    ///
+    /// # Errors
+    /// [`DesktopError`].
+    pub fn boot_plan(&self, profile: Profile) -> Result<BootPlan, DesktopError> {
+        let golden = self.store.version(self.store.record().base)?;
+        let (mut recorded, mut now) = (Vec::new(), Vec::new());
+        for described in &golden.manifest.disks {
+            let mut base = Base::new(described, |_| self.origins.image.clone());
+            let disk = self.disk(described.role).map(|disk| Arc::clone(&disk.view().base));
+            if let Some(disk) = &disk {
+                // What is loaded of the segments that did not change is shared.
+                let same = (0..).map(SegmentIndex).zip(disk.segments().iter().zip(&described.segments));
+                base = base.with_segments(
+                    same.filter(|(_, (now, then))| now.id == **then)
+                        .map(|(index, (now, _))| (index, now.clone())),
+                );
+            }
+            let base = Arc::new(base);
+            now.push(disk.unwrap_or_else(|| Arc::clone(&base)));
+            recorded.push(base);
+        }
+        Ok(BootPlan { profile, namespace: self.origins.image.clone(), recorded, now })
+    }
+
+    /// Fetches everything that is not here, in the background of everything else, and keeps it.
+    ///
+    /// # Errors
+    /// [`FillError`].
+    pub async fn fill(&self) -> Result<(), FillError> {
+        let _one = self.filling.lock().await;
+        let bases: Vec<Arc<Base>> = self.disks.iter().map(|disk| Arc::clone(&disk.view().base)).collect();
+        self.fetcher.fill(&bases, &self.filled).await
+    }
+
+    /// How far the fill is.
+    pub fn fill_progress(&self) -> &FillProgress {
+        &self.filled
+    }
+
+    /// Lets go of everything that was kept for good; it stays until its space is needed.
+    pub fn unpin(&self) {
+        for disk in &self.disks {
+            for segment in disk.view().base.segments() {
+                if let Some(chunks) = self.fetcher.segment_here(segment) {
+                    self.cache.set_pinned(chunks.chunks().iter().copied(), false);
+                }
+            }
+        }
     }
 
     /// Whether something was written that no committed version holds.

@@ -144,6 +144,7 @@ impl DesktopStore {
             generations: Vec::new(),
             next_generation: 1,
             pending: None,
+            pinned: false,
         };
         store_record(&*volume, &record)?;
         Ok(Self { volume, record: Mutex::new(record) })
@@ -265,6 +266,16 @@ impl DesktopStore {
     pub fn clear_pending(&self) -> Result<(), DesktopError> {
         let mut record = self.lock();
         let next = DesktopRecord { pending: None, ..record.clone() };
+        self.replace_record(&mut record, next)
+    }
+
+    /// Notes whether all of the desktop is to be on this machine.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn set_pinned(&self, pinned: bool) -> Result<(), DesktopError> {
+        let mut record = self.lock();
+        let next = DesktopRecord { pinned, ..record.clone() };
         self.replace_record(&mut record, next)
     }
 

@@ -94,6 +94,17 @@ impl BaseSegment {
         self.loaded.chunks.get().map(|chunks| &chunks.segment)
     }
 
+    /// The segment's chunk ids, if they are loaded or `take` has them.
+    pub fn segment_or_take(&self, take: impl FnOnce() -> Option<Segment>) -> Option<&Segment> {
+        if self.segment().is_none()
+            && let Some(segment) = take()
+        {
+            // Who else loaded it meanwhile has the same.
+            let _ = self.loaded.chunks.set(SegmentChunks::new(segment));
+        }
+        self.segment()
+    }
+
     /// The segment's chunk ids; loads them at the first call, once however many call.
     ///
     /// # Errors

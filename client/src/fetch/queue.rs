@@ -24,20 +24,14 @@ pub enum Class {
 impl Class {
     /// All classes, the most urgent first.
     pub const ALL: [Self; 4] = [Self::Waiting, Self::Readahead, Self::Profile, Self::Background];
-
-    /// The longest run of neighbours fetched in one request, bytes. Short where someone waits for its end.
-    fn run_limit_bytes(self) -> u64 {
-        match self {
-            Self::Waiting => 1 << 20,
-            Self::Readahead => 2 << 20,
-            Self::Profile | Self::Background => 8 << 20,
-        }
-    }
 }
 
 /// Bytes of a pack between two wanted frames that are fetched and dropped rather than asked around: less than what
 /// another request costs.
 const GAP_LIMIT_BYTES: u64 = 16 << 10;
+
+/// The longest run of neighbours that is fetched in one request while somebody waits for its end, bytes.
+pub(super) const DEMAND_RUN_BYTES: u64 = 1 << 20;
 
 /// A chunk to fetch, and who waits for it.
 pub(super) struct Job {
@@ -65,6 +59,16 @@ impl Job {
 pub(super) struct Run {
     pub(super) pack: Arc<PackRef>,
     pub(super) jobs: Vec<Job>,
+}
+
+impl Run {
+    /// Bytes from the first frame to the end of the last.
+    pub(super) fn len_bytes(&self) -> u64 {
+        match (self.jobs.first(), self.jobs.last()) {
+            (Some(first), Some(last)) => last.end() - u64::from(first.offset),
+            _ => 0,
+        }
+    }
 }
 
 #[derive(Default)]
@@ -99,19 +103,20 @@ impl Queue {
         counts
     }
 
-    /// Whether a chunk of this class, or of a more urgent one, waits.
-    pub(super) fn has(&mut self, least_urgent: Class) -> bool {
-        Class::ALL.into_iter().filter(|class| *class <= least_urgent).any(|class| self.front(class).is_some())
+    /// The most urgent class of which a chunk waits, of those down to this one.
+    pub(super) fn first_class(&mut self, least_urgent: Class) -> Option<Class> {
+        Class::ALL
+            .into_iter()
+            .filter(|class| *class <= least_urgent)
+            .find(|class| self.front(*class).is_some())
     }
 
     /// Takes the first chunk of the most urgent class, with its neighbours in the pack of the same or a more urgent
-    /// class, or of the next one.
-    pub(super) fn pop_run(&mut self, least_urgent: Class) -> Option<Run> {
-        let classes = Class::ALL.into_iter().filter(|class| *class <= least_urgent);
-        let first = classes.into_iter().find_map(|class| self.front(class))?;
+    /// class, or of the next one: at most `limit` bytes unless the first alone is longer.
+    pub(super) fn pop_run(&mut self, least_urgent: Class, limit: u64) -> Option<Run> {
+        let class = self.first_class(least_urgent)?;
+        let first = self.front(class)?;
         let first = self.take(first)?;
-        let class = first.class;
-        let limit = class.run_limit_bytes();
         let pack = Arc::clone(&first.pack);
         let (mut start, mut end) = (u64::from(first.offset), first.end());
         let mut jobs = VecDeque::from([first]);
@@ -198,11 +203,12 @@ mod tests {
         queue.push(job("b", 4000, Class::Waiting));
         queue.push(job("b", 7000, Class::Readahead));
         queue.push(job("b", 60_000, Class::Waiting));
-        assert_eq!(offsets(&queue.pop_run(Class::Waiting).unwrap()), [4000, 5000, 7000]);
-        assert_eq!(offsets(&queue.pop_run(Class::Waiting).unwrap()), [60_000]);
-        assert!(queue.pop_run(Class::Waiting).is_none());
-        assert!(!queue.has(Class::Profile));
-        assert_eq!(offsets(&queue.pop_run(Class::Background).unwrap()), [10_000, 11_000, 12_000]);
+        assert_eq!(offsets(&queue.pop_run(Class::Waiting, 1 << 20).unwrap()), [4000, 5000, 7000]);
+        assert_eq!(offsets(&queue.pop_run(Class::Waiting, 1 << 20).unwrap()), [60_000]);
+        assert!(queue.pop_run(Class::Waiting, 1 << 20).is_none());
+        assert_eq!(queue.first_class(Class::Profile), None);
+        assert_eq!(queue.first_class(Class::Background), Some(Class::Background));
+        assert_eq!(offsets(&queue.pop_run(Class::Background, 1 << 20).unwrap()), [10_000, 11_000, 12_000]);
         assert_eq!(queue.waiting(), [0; 4]);
     }
 
@@ -211,8 +217,8 @@ mod tests {
         let mut queue = Queue::default();
         queue.push(job("a", 1000, Class::Waiting));
         queue.push(job("a", 2000, Class::Background));
-        assert_eq!(offsets(&queue.pop_run(Class::Background).unwrap()), [1000]);
-        assert_eq!(offsets(&queue.pop_run(Class::Background).unwrap()), [2000]);
+        assert_eq!(offsets(&queue.pop_run(Class::Background, 1 << 20).unwrap()), [1000]);
+        assert_eq!(offsets(&queue.pop_run(Class::Background, 1 << 20).unwrap()), [2000]);
     }
 
     #[test]
@@ -221,7 +227,7 @@ mod tests {
         for at in 0..2000 {
             queue.push(job("a", 16 + at * 1000, Class::Waiting));
         }
-        let run = queue.pop_run(Class::Waiting).unwrap();
+        let run = queue.pop_run(Class::Waiting, 1 << 20).unwrap();
         assert_eq!(run.jobs.len(), 1048);
     }
 
@@ -234,8 +240,8 @@ mod tests {
         queue.push(second);
         queue.promote(&id, Class::Waiting);
         assert_eq!(queue.waiting(), [1, 0, 0, 1]);
-        assert_eq!(queue.pop_run(Class::Background).unwrap().jobs[0].id, id);
-        assert!(queue.pop_run(Class::Background).is_some());
-        assert!(queue.pop_run(Class::Background).is_none());
+        assert_eq!(queue.pop_run(Class::Background, 1 << 20).unwrap().jobs[0].id, id);
+        assert!(queue.pop_run(Class::Background, 1 << 20).is_some());
+        assert!(queue.pop_run(Class::Background, 1 << 20).is_none());
     }
 }

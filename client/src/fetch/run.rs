@@ -10,26 +10,27 @@ use chunk_format::FormatError;
 use futures_util::stream::TryStreamExt;
 use tokio::sync::Mutex;
 
+use super::pace::Admitted;
 use super::queue::{Job, Run};
-use super::{Arrival, Shared};
+use super::{Arrival, Class, Shared};
 use crate::source::{ChunkSource, FailureKind, Object, ObjectPath, SourceError, damaged};
 
 impl Shared {
     /// Fetches every chunk of a run, in as many requests as it takes.
-    pub(super) async fn fetch_run(&self, run: Run) {
+    pub(super) async fn fetch_run(&self, run: Run, admitted: Admitted) {
         let path = ObjectPath { namespace: run.pack.namespace.clone(), object: Object::Pack(run.pack.pack) };
         // Jobs leave it as their chunks arrive, so that another request asks for the rest only. One attempt holds it
         // at a time.
-        let left = Mutex::new(VecDeque::from(run.jobs));
+        let request = Mutex::new(Request { left: VecDeque::from(run.jobs), admitted });
         let fetched = self
-            .try_sources(&path, |source| {
-                let (path, left) = (&path, &left);
-                async move { self.fetch_frames(&*source, path, &mut *left.lock().await).await }
+            .try_sources(&path, self.on_missing, |source| {
+                let (path, request) = (&path, &request);
+                async move { self.fetch_frames(&*source, path, &mut *request.lock().await).await }
             })
             .await;
         if let Err(error) = fetched {
             let error = Arc::new(error);
-            for job in left.into_inner() {
+            for job in request.into_inner().left {
                 self.lock_flights().remove(&job.id);
                 job.flight.finish(Err(Arc::clone(&error)));
             }
@@ -41,14 +42,14 @@ impl Shared {
         &self,
         source: &dyn ChunkSource,
         path: &ObjectPath,
-        left: &mut VecDeque<Job>,
+        request: &mut Request,
     ) -> Result<(), SourceError> {
         let mut wrong = VecDeque::new();
-        let mut outcome = self.stream_frames(source, path, left, &mut wrong).await;
+        let mut outcome = self.stream_frames(source, path, request, &mut wrong).await;
         if let Some((_, error)) = wrong.front() {
             outcome = outcome.and(Err(damaged(source, path, error.to_string())));
         }
-        wrong.into_iter().rev().for_each(|(job, _)| left.push_front(job));
+        wrong.into_iter().rev().for_each(|(job, _)| request.left.push_front(job));
         outcome
     }
 
@@ -56,11 +57,13 @@ impl Shared {
         &self,
         source: &dyn ChunkSource,
         path: &ObjectPath,
-        left: &mut VecDeque<Job>,
+        Request { left, admitted }: &mut Request,
         wrong: &mut VecDeque<(Job, FormatError)>,
     ) -> Result<(), SourceError> {
         let Some(range) = span(left) else { return Ok(()) };
+        admitted.sent();
         let mut body = source.get(path, Some(range.clone())).await?;
+        admitted.answered();
         let mut buffer = BytesMut::new();
         // Where in the pack the buffer's first byte lies.
         let mut at = range.start;
@@ -77,6 +80,7 @@ impl Shared {
                     });
                 };
                 self.counters.fetched_bytes.fetch_add(part.len() as u64, Ordering::Relaxed);
+                admitted.arrived(part.len() as u64);
                 buffer.extend_from_slice(&part);
                 continue;
             }
@@ -102,12 +106,19 @@ impl Shared {
 
     async fn land(&self, mut job: Job, chunk: Bytes) {
         self.counters.chunks.fetch_add(1, Ordering::Relaxed);
-        job.flight.finish(Ok(chunk.clone()));
-        let arrival = Arrival { id: job.id, chunk, _room: job.room.take() };
+        let foreseen = job.class != Class::Waiting;
+        let unread = self.tell(&job.flight, &chunk, foreseen);
+        let arrival = Arrival { id: job.id, chunk, unread, _room: job.room.take() };
         // Waits when the cache's disk is slower than the link; the readers have been told already. It fails only when
         // the fetcher is gone, and the cache with it.
         let _ = self.arrived.send(arrival).await;
     }
+}
+
+/// One request, and what of it is still to come.
+struct Request {
+    left: VecDeque<Job>,
+    admitted: Admitted,
 }
 
 /// The range of the pack that holds all these frames, which are in its order.

@@ -62,7 +62,7 @@ impl SegmentStore {
     }
 }
 
-fn write_whole(dir: &Path, path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+pub(crate) fn write_whole(dir: &Path, path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let staged = dir.join(format!(
         ".{}.{}",
         std::process::id(),

@@ -4,6 +4,8 @@ use super::*;
 use crate::cache::CacheConfig;
 use crate::upstream::MemoryServer;
 
+mod boot;
+
 const CHUNK: usize = 4096;
 
 struct Rig {

@@ -1,7 +1,8 @@
 //! The calls of `docs/api.md`.
 
 use chunk_format::{
-    ChunkId, ID_BYTES, ManifestId, Name, Namespace, PackId, PublicKey, SegmentId, Signature, Subject,
+    ChunkId, ID_BYTES, ManifestId, Name, Namespace, PackId, PublicKey, SegmentId, Signature, StreamId,
+    Subject,
 };
 use reqwest::{Body, Method, RequestBuilder};
 use serde::{Deserialize, Serialize};
@@ -255,6 +256,38 @@ impl Remote {
     ) -> Result<(), RemoteError> {
         let path = format!("/v1/data/{}/segments/{id}", place.namespace);
         self.send(place.query(self.request(Method::PUT, &path)).body(frame)).await.map(drop)
+    }
+
+    /// Uploads an object of a boot stream; nothing happens when it is already there.
+    ///
+    /// # Errors
+    /// [`RemoteError`].
+    pub async fn put_stream(
+        &self,
+        namespace: &Namespace,
+        id: StreamId,
+        stream: bytes::Bytes,
+    ) -> Result<(), RemoteError> {
+        let path = format!("/v1/data/{namespace}/streams/{id}");
+        self.send(self.request(Method::PUT, &path).body(Body::from(stream))).await.map(drop)
+    }
+
+    /// Makes a profile the profile of a version. Its streams are there already.
+    ///
+    /// # Errors
+    /// `Refused` with code `streams_missing` when they are not.
+    pub async fn put_profile(
+        &self,
+        image: &Name,
+        manifest: ManifestId,
+        profile: Vec<u8>,
+        signature: &Signature,
+    ) -> Result<(), RemoteError> {
+        let request = self
+            .request(Method::PUT, &format!("/v1/images/{image}/versions/{manifest}/profile"))
+            .header("satchel-signature", signature.to_string())
+            .body(profile);
+        self.send(request).await.map(drop)
     }
 
     /// Commits a version; `channel` is moved to it when given (images only).

@@ -31,6 +31,9 @@ pub enum RemoteError {
         /// What is wrong with it; never the token itself.
         reason: &'static str,
     },
+    /// Nobody is to be contacted.
+    #[error("the server is not asked: this is --offline")]
+    Offline,
     /// No connection, or it broke or fell silent.
     #[error("cannot reach {url}")]
     Unreachable {

@@ -14,6 +14,7 @@ use super::*;
 use crate::cache::CacheConfig;
 use crate::desktop::{DesktopStore, NewDesktop};
 use crate::fetch::{Fetcher, OnMissing, SegmentStore};
+use crate::profile::ProfileStore;
 use crate::upstream::MemoryServer;
 use crate::volume::{PowerCut, SimulatedVolume};
 
@@ -232,11 +233,12 @@ impl World {
             &runtime,
             vec![Arc::new(self.server.clone())],
             Arc::clone(&cache),
-            SegmentStore::new(dir),
+            SegmentStore::new(dir.clone()),
             OnMissing::Wait,
         );
+        let profiles = ProfileStore::new(dir);
         self.desktop = Some(
-            OpenDesktop::assemble(store, cache, fetcher, runtime)
+            OpenDesktop::assemble(store, cache, fetcher, profiles, runtime)
                 .expect("a crash must never make a desktop unreadable"),
         );
     }

@@ -61,6 +61,11 @@ impl MemoryServer {
         }
     }
 
+    /// Stores an object as it is.
+    pub fn store(&self, path: &ObjectPath, bytes: Vec<u8>) {
+        self.lock().objects.insert(path.to_string(), bytes.into());
+    }
+
     /// The paths of all objects.
     pub fn objects(&self) -> Vec<String> {
         self.lock().objects.keys().cloned().collect()

@@ -1,0 +1,205 @@
+//! Boot streams: the chunks of a profile once more, compressed together in the order of first touch.
+//!
+//! A stream is cut into objects. Each is one zstd frame whose content is its chunks, one after the other, nothing
+//! between them. The chunks of the stream before it, the last 32 MiB of them, are the frame's raw content dictionary
+//! (RFC 8878, section 5), so that what repeats across objects is stored once, and whoever has the earlier chunks can
+//! begin at any object.
+//!
+//! What is cut from an object is checked by the chunks' ids, as from anywhere else.
+
+use zstd::zstd_safe::{
+    CCtx, CParameter, DCtx, DParameter, ErrorCode, InBuffer, OutBuffer, Strategy, compress_bound,
+    get_error_name,
+};
+
+use crate::error::FormatError;
+
+const WHAT: &str = "boot stream";
+
+/// How many of the bytes before an object its frame may refer to.
+pub const STREAM_HISTORY_BYTES: usize = 32 << 20;
+/// The longest object of a boot stream anyone accepts, bytes.
+pub const MAX_STREAM_BYTES: usize = 16 << 20;
+/// The chunks in one object, bytes, that writers aim at: some MiB when compressed.
+pub const STREAM_CONTENT_BYTES: usize = 16 << 20;
+
+/// log2 of the window, which holds the history: 32 MiB.
+const WINDOW_LOG: u32 = STREAM_HISTORY_BYTES.trailing_zeros();
+/// zstd level: written once by the publisher, read by everyone.
+const LEVEL: i32 = 19;
+
+/// Compresses the content of one object. `history` are the bytes of the stream before it, of which the last
+/// [`STREAM_HISTORY_BYTES`] are used. Takes seconds: some MB/s.
+///
+/// # Errors
+/// `Compress` when zstd cannot get its memory; `TooLong` when the object would be over [`MAX_STREAM_BYTES`].
+pub fn encode_stream_object(history: &[u8], content: &[u8]) -> Result<Vec<u8>, FormatError> {
+    let mut zstd = CCtx::try_create()
+        .ok_or_else(|| FormatError::Compress { what: WHAT, reason: "no memory".to_owned() })?;
+    for parameter in [
+        CParameter::CompressionLevel(LEVEL),
+        CParameter::WindowLog(WINDOW_LOG),
+        CParameter::Strategy(Strategy::ZSTD_btultra2),
+        CParameter::EnableLongDistanceMatching(true),
+        CParameter::ContentSizeFlag(true),
+        CParameter::ChecksumFlag(false),
+    ] {
+        zstd.set_parameter(parameter).map_err(compress_error)?;
+    }
+    zstd.ref_prefix(last_history(history)).map_err(compress_error)?;
+    let mut object = Vec::with_capacity(compress_bound(content.len()));
+    zstd.compress2(&mut object, content).map_err(compress_error)?;
+    if object.len() > MAX_STREAM_BYTES {
+        let (len_bytes, limit_bytes) = (object.len() as u64, MAX_STREAM_BYTES as u64);
+        return Err(FormatError::TooLong { what: WHAT, len_bytes, limit_bytes });
+    }
+    object.shrink_to_fit();
+    Ok(object)
+}
+
+/// The part of a stream's bytes that the next object may refer to.
+pub fn last_history(bytes: &[u8]) -> &[u8] {
+    bytes.get(bytes.len().saturating_sub(STREAM_HISTORY_BYTES)..).unwrap_or(bytes)
+}
+
+/// Decodes one object as it arrives. Its memory is bounded by the window, whatever the object says.
+pub struct StreamDecoder<'history> {
+    zstd: DCtx<'history>,
+    left_bytes: u64,
+    ended: bool,
+}
+
+impl<'history> StreamDecoder<'history> {
+    /// Begins an object of `content_bytes`. `history` are the bytes of the stream before it, of which the last
+    /// [`STREAM_HISTORY_BYTES`] must be there.
+    ///
+    /// # Errors
+    /// `Decompress` when zstd cannot get its memory.
+    pub fn new(history: &'history [u8], content_bytes: u64) -> Result<Self, FormatError> {
+        let mut zstd =
+            DCtx::try_create().ok_or_else(|| decompress_error("zstd cannot get its memory".to_owned()))?;
+        zstd.set_parameter(DParameter::WindowLogMax(WINDOW_LOG)).map_err(decode_error)?;
+        zstd.ref_prefix(last_history(history)).map_err(decode_error)?;
+        Ok(Self { zstd, left_bytes: content_bytes, ended: false })
+    }
+
+    /// Takes the next bytes of the object and appends what they hold to `content`.
+    ///
+    /// # Errors
+    /// `Decompress` when they are damaged, hold more than the object's content, or go on after its end.
+    pub fn push(&mut self, bytes: &[u8], content: &mut Vec<u8>) -> Result<(), FormatError> {
+        let mut input = InBuffer::around(bytes);
+        loop {
+            if self.ended {
+                return match input.pos() < bytes.len() {
+                    true => Err(decompress_error("bytes follow the zstd frame".to_owned())),
+                    false => Ok(()),
+                };
+            }
+            content.reserve(DCtx::out_size());
+            let (before, room) = (content.len(), content.capacity());
+            let mut output = OutBuffer::around_pos(content, before);
+            let hint = self.zstd.decompress_stream(&mut output, &mut input).map_err(decode_error)?;
+            let after = output.pos();
+            self.left_bytes = self
+                .left_bytes
+                .checked_sub((after - before) as u64)
+                .ok_or_else(|| decompress_error("it holds more than its chunks".to_owned()))?;
+            self.ended = hint == 0;
+            // A buffer that is not full after all input was taken: zstd has nothing more to say.
+            if !self.ended && input.pos() == bytes.len() && after < room {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Checks that the object was whole.
+    ///
+    /// # Errors
+    /// `Decompress`.
+    pub fn finish(self) -> Result<(), FormatError> {
+        if !self.ended || self.left_bytes > 0 {
+            return Err(decompress_error(format!("it is cut short: {} bytes lack", self.left_bytes)));
+        }
+        Ok(())
+    }
+}
+
+fn compress_error(code: ErrorCode) -> FormatError {
+    FormatError::Compress { what: WHAT, reason: get_error_name(code).to_owned() }
+}
+
+fn decode_error(code: ErrorCode) -> FormatError {
+    decompress_error(get_error_name(code).to_owned())
+}
+
+fn decompress_error(reason: String) -> FormatError {
+    FormatError::Decompress { what: WHAT, reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(seed: u32, len: usize) -> Vec<u8> {
+        let mut state = seed;
+        (0..len)
+            .map(|_| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                b"etaoin shrdlu\n"[state as usize >> 16 & 7]
+            })
+            .collect()
+    }
+
+    fn decode(history: &[u8], object: &[u8], len: usize, step: usize) -> Result<Vec<u8>, FormatError> {
+        let mut decoder = StreamDecoder::new(history, len as u64)?;
+        let mut content = Vec::new();
+        for part in object.chunks(step) {
+            decoder.push(part, &mut content)?;
+        }
+        decoder.finish()?;
+        Ok(content)
+    }
+
+    #[test]
+    fn an_object_is_decoded_from_pieces_of_any_length() {
+        let content = text(1, 300_000);
+        let object = encode_stream_object(&[], &content).unwrap();
+        for step in [1, 7, 1000, object.len()] {
+            assert_eq!(decode(&[], &object, content.len(), step).unwrap(), content, "{step}");
+        }
+    }
+
+    #[test]
+    fn what_the_history_holds_is_not_stored_again() {
+        let history = text(2, 2 << 20);
+        let content = history[..1 << 20].to_vec();
+        let alone = encode_stream_object(&[], &content).unwrap();
+        let object = encode_stream_object(&history, &content).unwrap();
+        assert!(object.len() * 20 < alone.len(), "{} {}", object.len(), alone.len());
+        assert_eq!(decode(&history, &object, content.len(), 4096).unwrap(), content);
+        assert!(decode(&[], &object, content.len(), 4096).is_err());
+    }
+
+    #[test]
+    fn objects_that_are_cut_or_go_on_or_hold_too_much_are_refused() {
+        let content = text(3, 100_000);
+        let object = encode_stream_object(&[], &content).unwrap();
+        assert!(decode(&[], &object[..object.len() - 1], content.len(), 512).is_err());
+        let mut longer = object.clone();
+        longer.push(0);
+        assert!(decode(&[], &longer, content.len(), 512).is_err());
+        let twice = [object.as_slice(), &object].concat();
+        assert!(decode(&[], &twice, content.len() * 2, 512).is_err());
+        assert!(decode(&[], &object, content.len() - 1, 512).is_err());
+        assert!(decode(&[], &object, content.len() + 1, 512).is_err());
+        assert!(decode(&[], b"not zstd at all", 10, 512).is_err());
+    }
+
+    #[test]
+    fn a_frame_that_asks_for_a_larger_window_is_refused() {
+        // A zstd header with a window descriptor of 64 MiB and no content size.
+        let header = [0x28, 0xb5, 0x2f, 0xfd, 0x00, 16 << 3, 0x01, 0x00, 0x00];
+        assert!(decode(&[], &header, 0, 512).is_err());
+    }
+}

@@ -1,0 +1,193 @@
+//! `satchel pin`
+
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use chunk_format::Name;
+use indicatif::ProgressBar;
+use satchel_client::control::{Connection, ControlError, Reply, Request};
+use satchel_client::mount::{FillReport, fill_reply, fill_report};
+use satchel_client::session::Session;
+use serde::Serialize;
+
+use super::quantity::ByteSize;
+use super::{Context, OnMissingArg, OpenArgs, PinArgs, mount};
+
+const REDRAW: Duration = Duration::from_millis(200);
+const SILENCE: Duration = Duration::from_millis(250);
+const PLAIN_INTERVAL: Duration = Duration::from_secs(5);
+
+#[derive(Serialize)]
+struct Pinned<'a> {
+    desktop: &'a Name,
+    pinned: bool,
+    #[serde(flatten)]
+    report: Option<FillReport>,
+}
+
+pub(crate) async fn run(context: &Context, args: PinArgs) -> anyhow::Result<()> {
+    let state = context.state()?;
+    let limit_bytes_per_s = args.limit_rate.map(|rate| rate.0);
+    let directory = state.desktop_path(&args.desktop);
+    let running = match Connection::open(&directory).await {
+        Ok(connection) => Some(connection),
+        Err(ControlError::NotMounted) => None,
+        Err(error) => return Err(error.into()),
+    };
+    if args.pause || args.resume {
+        let Some(mut connection) = running else {
+            anyhow::bail!(
+                "nothing fetches for desktop {}: it is not mounted. `satchel pin {0}` fetches all of it",
+                args.desktop
+            );
+        };
+        connection.ask(&Request::Pause { paused: args.pause }, |_| {}).await?;
+        let what = if args.pause { "stopped; reads of the machine still fetch" } else { "goes on" };
+        context.printer.message(&format!("fetching in the background {what}"));
+        return Ok(());
+    }
+    let report = match running {
+        Some(mut connection) => {
+            let mut reporter = FillReporter::new(context);
+            let request = Request::Pin { pinned: !args.unpin, limit_bytes_per_s };
+            let result = connection.ask(&request, |reply| reporter.show(reply)).await?;
+            if args.unpin { None } else { Some(serde_json::from_value(result)?) }
+        }
+        None => {
+            let open =
+                OpenArgs { cache_size: args.cache_size, on_missing: OnMissingArg::Wait, offline: args.unpin };
+            let session = mount::open(context, &state, &args.desktop, &open).await?;
+            let report = fill_here(context, &session, &args, limit_bytes_per_s).await;
+            tokio::task::block_in_place(|| session.desktop.close())?;
+            report?
+        }
+    };
+    let pinned = Pinned { desktop: &args.desktop, pinned: !args.unpin, report };
+    context.printer.result(&pinned, |pinned| match &pinned.report {
+        Some(report) => format!(
+            "all of desktop {} is on this machine ({}) and stays; it works without a network",
+            pinned.desktop,
+            ByteSize(report.total_bytes)
+        ),
+        None => format!(
+            "desktop {} no longer has to be here; what is stays until its space is needed",
+            pinned.desktop
+        ),
+    })?;
+    Ok(())
+}
+
+async fn fill_here(
+    context: &Context,
+    session: &Session,
+    args: &PinArgs,
+    limit_bytes_per_s: Option<u64>,
+) -> anyhow::Result<Option<FillReport>> {
+    let desktop = &session.desktop;
+    desktop.store().set_pinned(!args.unpin)?;
+    if args.unpin {
+        desktop.unpin();
+        return Ok(None);
+    }
+    desktop.fetcher().limit_background(limit_bytes_per_s);
+    let mut reporter = FillReporter::new(context);
+    // What a start needs first, as one download.
+    let filling = async {
+        if let Err(error) = desktop.fetch_for_start().await {
+            tracing::info!(error = &error as &dyn std::error::Error, "no profile is known");
+        }
+        desktop.fill().await
+    };
+    tokio::pin!(filling);
+    let mut ticks = tokio::time::interval(REDRAW);
+    loop {
+        tokio::select! {
+            result = &mut filling => {
+                result?;
+                return Ok(Some(fill_report(desktop)));
+            }
+            _ = ticks.tick() => reporter.show(&fill_reply(desktop)),
+        }
+    }
+}
+
+/// Shows how far a fill is.
+struct FillReporter<'a> {
+    context: &'a Context,
+    bar: Option<ProgressBar>,
+    terminal: bool,
+    began: Instant,
+    /// What was here already.
+    first_bytes: Option<u64>,
+    said: Instant,
+}
+
+impl<'a> FillReporter<'a> {
+    fn new(context: &'a Context) -> Self {
+        let now = Instant::now();
+        let terminal = std::io::stderr().is_terminal();
+        Self { context, bar: None, terminal, began: now, first_bytes: None, said: now }
+    }
+
+    fn show(&mut self, reply: &Reply) {
+        let Reply::Filling { total_bytes, local_bytes, paused } = *reply else { return };
+        if total_bytes == 0 {
+            return;
+        }
+        let first = *self.first_bytes.get_or_insert_with(|| {
+            self.began = Instant::now();
+            local_bytes
+        });
+        let elapsed = self.began.elapsed();
+        if elapsed < SILENCE {
+            return;
+        }
+        let text = describe(total_bytes, local_bytes, local_bytes.saturating_sub(first), elapsed, paused);
+        if self.terminal {
+            let bar = self.bar.get_or_insert_with(ProgressBar::new_spinner);
+            bar.set_message(text);
+            bar.tick();
+        } else if self.said.elapsed() >= PLAIN_INTERVAL {
+            self.said = Instant::now();
+            self.context.printer.message(&text);
+        }
+    }
+}
+
+impl Drop for FillReporter<'_> {
+    fn drop(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+fn describe(total: u64, local: u64, fetched: u64, elapsed: Duration, paused: bool) -> String {
+    let percent = (local * 100).checked_div(total).unwrap_or(100);
+    let millis = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX).max(1);
+    let rate = fetched.saturating_mul(1000) / millis;
+    let state = match (paused, total.saturating_sub(local).checked_div(rate)) {
+        (true, _) => "paused; `satchel pin --resume` goes on".to_owned(),
+        (false, Some(left_s)) => {
+            format!("{}/s, {}:{:02} left", ByteSize(rate), left_s / 60, left_s % 60)
+        }
+        (false, None) => "waiting for the link".to_owned(),
+    };
+    format!("{percent}% of {} is here, {state}", ByteSize(total))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_tells_rate_and_time_left() {
+        let mib = |count: u64| count << 20;
+        let text = describe(mib(1000), mib(400), mib(100), Duration::from_secs(10), false);
+        assert_eq!(text, "40% of 1000 MiB is here, 10.0 MiB/s, 1:00 left");
+        assert!(
+            describe(mib(10), mib(5), 0, Duration::from_secs(1), false).ends_with("waiting for the link")
+        );
+        assert!(describe(mib(10), mib(5), 0, Duration::from_secs(1), true).contains("paused"));
+    }
+}

@@ -1,0 +1,350 @@
+//! `satchel profile`
+
+use std::io::IsTerminal;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::bail;
+use chunk_format::{ManifestId, Name, ProfileEntry, Subject};
+use indicatif::ProgressBar;
+use satchel_client::desktop::Version;
+use satchel_client::disk::Base;
+use satchel_client::engine::Display;
+use satchel_client::fetch::Fetcher;
+use satchel_client::profile::{
+    Attacher, Mapper, Reading, Recorder, SignedProfile, Step, StreamProgress, disks_of, encode_streams,
+    fetch_profile,
+};
+use satchel_client::remote::Remote;
+use satchel_client::source::HttpSource;
+use satchel_client::state::StateDir;
+use satchel_client::versions::{check_publisher, fetch_golden, fetch_version, find_version};
+use serde::Serialize;
+
+use super::output::short;
+use super::quantity::ByteSize;
+use super::{Context, DisplayArg, RecordArgs, ShowProfileArgs};
+
+const REDRAW: Duration = Duration::from_millis(200);
+const PLAIN_INTERVAL: Duration = Duration::from_secs(10);
+
+/// A profile that was attached to a version.
+#[derive(Debug, Serialize)]
+pub(crate) struct Attachment {
+    version: String,
+    chunks: usize,
+    chunk_bytes: u64,
+    streams: usize,
+    streams_bytes: u64,
+}
+
+impl Attachment {
+    pub(crate) fn text(&self) -> String {
+        format!(
+            "a start of version {} reads {} in {} chunks; they are one download of {}",
+            short(&self.version),
+            ByteSize(self.chunk_bytes),
+            self.chunks,
+            ByteSize(self.streams_bytes)
+        )
+    }
+}
+
+pub(crate) async fn record(context: &Context, args: RecordArgs) -> anyhow::Result<()> {
+    let display = match args.display {
+        DisplayArg::None => Display::None,
+        DisplayArg::Window => Display::Window,
+        DisplayArg::Vnc => Display::Vnc,
+        DisplayArg::Web => bail!("QEMU shows no screen in a browser; use --display vnc or --display none"),
+    };
+    let state = context.state()?;
+    let (login, remote) = state.remote()?;
+    let key = Arc::new(state.publisher_key()?);
+    let golden = fetch_golden(&remote, &state, &args.image).await?;
+    if golden.signature.key != key.public() {
+        bail!(
+            "image {} is signed by {}, the publisher key of this machine is {}; record the profile on the machine \
+             that publishes the image",
+            args.image.image,
+            golden.signature.key,
+            key.public()
+        );
+    }
+    let machine_key = state.machine_key()?;
+    let directory = work_directory(&state, &golden);
+    let recorder = Recorder {
+        source: Arc::new(HttpSource::new(remote.clone())),
+        login: &login,
+        key: &machine_key,
+        directory: &directory,
+        memory_mib: args.memory.0 >> 20,
+        cpus: args.cpus,
+        display,
+        until: args.until,
+        quiet: Duration::from_secs(args.quiet),
+        limit: Duration::from_secs(args.limit),
+    };
+    let screen = Screen::new(context);
+    let recorded = recorder.record(&golden, &|step| screen.show(step)).await?;
+    screen.clear();
+    let attachment = attach(
+        context,
+        Attacher { remote: &remote, image: &args.image.image, key: &key },
+        golden.id,
+        &recorded.fetcher,
+        &recorded.disks,
+        recorded.entries,
+    )
+    .await?;
+    remove(&recorded.fetcher, &directory);
+    context.printer.result(&attachment, Attachment::text)?;
+    Ok(())
+}
+
+/// Where a version is read: kept from one try to the next, removed when the work is done.
+fn work_directory(state: &StateDir, version: &Version) -> std::path::PathBuf {
+    state.path().join(format!("profile-{}", short(&version.id)))
+}
+
+fn remove(fetcher: &Fetcher, directory: &std::path::Path) {
+    fetcher.stop();
+    if let Err(error) = std::fs::remove_dir_all(directory) {
+        tracing::warn!(path = %directory.display(), %error, "the directory of the recording was not removed");
+    }
+}
+
+/// Compresses what a start touches, and attaches it to the version.
+async fn attach(
+    context: &Context,
+    attacher: Attacher<'_>,
+    version: ManifestId,
+    fetcher: &Fetcher,
+    disks: &[Arc<Base>],
+    entries: Vec<ProfileEntry>,
+) -> anyhow::Result<Attachment> {
+    if entries.is_empty() {
+        bail!("the starts have no read in common; was the machine up?");
+    }
+    let progress = Arc::new(StreamProgress::default());
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let encoding = encode_streams(fetcher, disks, &entries, threads, &progress);
+    let streams = while_encoding(context, &progress, encoding).await?;
+    let chunk_bytes = progress.total_bytes.load(Ordering::Relaxed);
+    let attached = attacher.attach(version, entries, streams).await?;
+    Ok(Attachment {
+        version: version.to_string(),
+        chunks: attached.chunks,
+        chunk_bytes,
+        streams: attached.streams,
+        streams_bytes: attached.stream_bytes,
+    })
+}
+
+#[derive(Debug, Serialize)]
+struct Shown {
+    version: String,
+    chunks: usize,
+    chunk_bytes: u64,
+    streams: usize,
+    streams_bytes: u64,
+    seconds: f64,
+}
+
+pub(crate) async fn show(context: &Context, args: ShowProfileArgs) -> anyhow::Result<()> {
+    let state = context.state()?;
+    let (_, remote) = state.remote()?;
+    let golden = fetch_golden(&remote, &state, &args.image).await?;
+    let profile = profile_of(&remote, &state, &golden).await?.profile;
+    let chunk_bytes: u64 = profile
+        .entries
+        .iter()
+        .filter_map(|entry| golden.manifest.disks.get(usize::from(entry.disk)))
+        .map(|disk| disk.chunk_size.bytes_u64())
+        .sum();
+    let streams_bytes = profile.streams.iter().map(|stream| u64::from(stream.len_bytes)).sum();
+    let shown = Shown {
+        version: golden.id.to_string(),
+        chunks: profile.entries.len(),
+        chunk_bytes,
+        streams: profile.streams.len(),
+        streams_bytes,
+        seconds: args.link.seconds_for(streams_bytes),
+    };
+    context.printer.result(&shown, |shown| {
+        format!(
+            "version {} of {}: a start reads {} in {} chunks\none download of {} in {} objects: {:.1} s at {:.0} \
+             Mbit/s and {} ms",
+            golden.manifest.sequence,
+            args.image.image,
+            ByteSize(shown.chunk_bytes),
+            shown.chunks,
+            ByteSize(shown.streams_bytes),
+            shown.streams,
+            shown.seconds,
+            args.link.rate_bits_per_s / 1e6,
+            args.link.round_trip.as_millis()
+        )
+    })?;
+    Ok(())
+}
+
+/// The profile of a golden version; an error that says what to do when it has none.
+async fn profile_of(remote: &Remote, state: &StateDir, version: &Version) -> anyhow::Result<SignedProfile> {
+    let directory = work_directory(state, version);
+    let reading = Reading::open(&directory, version, Arc::new(HttpSource::new(remote.clone())))?;
+    let profile = fetch_profile(&reading.fetcher, version).await;
+    remove(&reading.fetcher, &directory);
+    let Subject::Image { image } = &version.manifest.subject else { bail!("only images have profiles") };
+    profile.map_err(|error| {
+        let sequence = version.manifest.sequence;
+        anyhow::Error::new(error).context(format!(
+            "version {sequence} of {image} has no profile; record one: satchel profile record {image}@{sequence}"
+        ))
+    })
+}
+
+/// The version of an image whose profile is to be carried over.
+pub(crate) async fn find_profiled(
+    remote: &Remote,
+    state: &StateDir,
+    image: &Name,
+    wanted: &str,
+) -> anyhow::Result<Version> {
+    let info = remote.image(image).await?;
+    check_publisher(&info, state.pin(image)?.as_ref())?;
+    let subject = Subject::Image { image: image.clone() };
+    let id = match wanted {
+        "newest" => info.latest.id,
+        wanted => find_version(remote, &subject, wanted).await?.id,
+    };
+    let version = fetch_version(remote, &subject, id, &info.publisher).await?;
+    // Said before the work, not after it.
+    profile_of(remote, state, &version).await?;
+    Ok(version)
+}
+
+/// Carries the profile of one version over to another.
+pub(crate) async fn carry_over(
+    context: &Context,
+    remote: &Remote,
+    state: &StateDir,
+    image: &Name,
+    previous: &Version,
+    version: ManifestId,
+) -> anyhow::Result<Attachment> {
+    let key = Arc::new(state.publisher_key()?);
+    let subject = Subject::Image { image: image.clone() };
+    let version = fetch_version(remote, &subject, version, &key.public()).await?;
+    let directory = work_directory(state, &version);
+    let reading = Reading::open(&directory, &version, Arc::new(HttpSource::new(remote.clone())))?;
+    let (old, new) = (disks_of(previous), disks_of(&version));
+    let profile = fetch_profile(&reading.fetcher, previous).await?.profile;
+    let entries = Mapper { fetcher: &reading.fetcher, old: &old, new: &new }.map(&profile).await?;
+    let attacher = Attacher { remote, image, key: &key };
+    let attachment = attach(context, attacher, version.id, &reading.fetcher, &new, entries).await?;
+    remove(&reading.fetcher, &directory);
+    Ok(attachment)
+}
+
+/// Says how a recording goes.
+struct Screen<'a> {
+    context: &'a Context,
+    bar: Option<ProgressBar>,
+    began: Instant,
+    said_s: AtomicU64,
+}
+
+impl<'a> Screen<'a> {
+    fn new(context: &'a Context) -> Self {
+        let bar = std::io::stderr().is_terminal().then(ProgressBar::new_spinner);
+        Self { context, bar, began: Instant::now(), said_s: AtomicU64::new(0) }
+    }
+
+    fn show(&self, step: Step) {
+        match step {
+            Step::Starting { start, starts, accelerated } => {
+                let slow = if accelerated { "" } else { " (QEMU imitates a processor, which is slow)" };
+                self.context.printer.message(&format!("start {start} of {starts}{slow}"));
+            }
+            Step::Reading { chunks } => {
+                let text = format!("{chunks} chunks read");
+                match &self.bar {
+                    Some(bar) => {
+                        bar.set_message(text);
+                        bar.tick();
+                    }
+                    None => {
+                        let now = self.began.elapsed().as_secs();
+                        let said = self.said_s.load(Ordering::Relaxed);
+                        if now >= said + PLAIN_INTERVAL.as_secs() {
+                            self.said_s.store(now, Ordering::Relaxed);
+                            self.context.printer.message(&text);
+                        }
+                    }
+                }
+            }
+            Step::Up { chunks, took } => {
+                self.context
+                    .printer
+                    .message(&format!("up after {:.0} s, {chunks} chunks read", took.as_secs_f64()));
+            }
+        }
+    }
+
+    fn clear(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// Shows how far the compression is until it is done.
+async fn while_encoding<T>(context: &Context, progress: &StreamProgress, work: impl Future<Output = T>) -> T {
+    let began = Instant::now();
+    let mut said = began;
+    let bar = std::io::stderr().is_terminal().then(ProgressBar::new_spinner);
+    let mut ticks = tokio::time::interval(REDRAW);
+    tokio::pin!(work);
+    loop {
+        tokio::select! {
+            result = &mut work => {
+                if let Some(bar) = bar {
+                    bar.finish_and_clear();
+                }
+                return result;
+            }
+            _ = ticks.tick() => {
+                let (total, done) = (
+                    progress.total_bytes.load(Ordering::Relaxed),
+                    progress.done_bytes.load(Ordering::Relaxed),
+                );
+                let text = format!(
+                    "compressing the boot stream: {} of {}, {}",
+                    ByteSize(done),
+                    ByteSize(total),
+                    left(done, total, began.elapsed())
+                );
+                match &bar {
+                    Some(bar) => {
+                        bar.set_message(text);
+                        bar.tick();
+                    }
+                    None if said.elapsed() >= PLAIN_INTERVAL => {
+                        said = Instant::now();
+                        context.printer.message(&text);
+                    }
+                    None => {}
+                }
+            }
+        }
+    }
+}
+
+fn left(done: u64, total: u64, elapsed: Duration) -> String {
+    if done == 0 {
+        return "time left unknown".to_owned();
+    }
+    let seconds = u128::from(total.saturating_sub(done)) * elapsed.as_millis() / u128::from(done) / 1000;
+    format!("{}:{:02} left", seconds / 60, seconds % 60)
+}

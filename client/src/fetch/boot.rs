@@ -1,0 +1,525 @@
+//! Fetches what a start touches, in the order it does: as one download where most of it lacks, chunk by chunk where
+//! little does.
+//!
+//! An object of the boot stream is worth its download when most of its chunks are not here; what comes before it in the
+//! stream must be at hand to decode it, from memory or from the cache. Readers who need a chunk that the stream will
+//! soon bring wait for it; when it is far off, a request of its own overtakes the stream.
+
+use std::collections::HashSet;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use chunk_format::{
+    BootStream, ChunkId, ChunkIndex, FormatError, Namespace, Profile, STREAM_HISTORY_BYTES, StreamDecoder,
+};
+use futures_util::future::FutureExt;
+use futures_util::stream::{StreamExt, TryStreamExt};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use super::flight::Flight;
+use super::pace::{Admitted, Pace};
+use super::{Arrival, Class, FetchError, Fetcher, OnMissing, Shared, Wanted, Wish};
+use crate::disk::{Base, BaseSegment};
+use crate::source::{Object, ObjectPath, SourceError, damaged};
+
+/// Segments asked for at once.
+const SEGMENT_REQUESTS: usize = 32;
+/// An object is downloaded when at least this share of its chunks lacks, per cent: single frames are longer than their
+/// share of the stream by about as much.
+const LEAST_MISSING_PERCENT: usize = 65;
+/// A chunk that the stream brings within this time, and two round trips, is not asked for on its own.
+const PATIENCE: Duration = Duration::from_millis(150);
+/// Chunks asked for at once when there is no stream.
+const BATCH: usize = 256;
+
+/// The longest piece of a stream asked for in one request, and how many may be under way or wait to be decoded.
+const LONGEST_PIECE_BYTES: u64 = 1 << 20;
+const PIECES: usize = 32;
+
+/// A start to fetch for.
+#[derive(Debug)]
+pub struct BootPlan {
+    /// What it touches.
+    pub profile: Profile,
+    /// Whose the version is on which it was recorded.
+    pub namespace: Namespace,
+    /// The disks of that version.
+    pub recorded: Vec<Arc<Base>>,
+    /// The disks as they are now.
+    pub now: Vec<Arc<Base>>,
+}
+
+/// How far the fetching for a start is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BootProgress {
+    /// Bytes of the boot stream to download; 0 when there is nothing to.
+    pub stream_bytes: u64,
+    /// How many of them have come.
+    pub received_bytes: u64,
+}
+
+#[derive(Default)]
+pub(super) struct Progress {
+    stream_bytes: AtomicU64,
+    received_bytes: AtomicU64,
+}
+
+impl Progress {
+    /// Whether the stream brings a chunk so late that it is worth a request of its own.
+    pub(super) fn is_far_off(&self, flight: &Flight, pace: &Pace) -> bool {
+        let Some(due) = flight.due_bytes() else { return false };
+        let link = pace.estimate();
+        if link.rate_bytes_per_s == 0.0 {
+            return false;
+        }
+        let ahead = due.saturating_sub(self.received_bytes.load(Ordering::Relaxed));
+        ahead as f64 / link.rate_bytes_per_s > (PATIENCE + link.distance * 2).as_secs_f64()
+    }
+}
+
+/// A chunk of the profile.
+#[derive(Clone)]
+struct Entry {
+    id: ChunkId,
+    disk: usize,
+    chunk: ChunkIndex,
+    /// The disk still holds it.
+    is_current: bool,
+}
+
+/// How an object's chunks are had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// They are here.
+    Here,
+    Stream,
+    Packs,
+}
+
+struct Part {
+    stream: BootStream,
+    entries: Range<usize>,
+    way: Way,
+}
+
+impl Fetcher {
+    /// How far the fetching for a start is.
+    pub fn boot_progress(&self) -> BootProgress {
+        BootProgress {
+            stream_bytes: self.shared.boot.stream_bytes.load(Ordering::Relaxed),
+            received_bytes: self.shared.boot.received_bytes.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Fetches what a start touches and is not here; returns when all of it was told to come and the stream is through.
+    ///
+    /// # Errors
+    /// [`FetchError`], when a segment cannot be had.
+    pub async fn fetch_boot(&self, plan: BootPlan) -> Result<(), FetchError> {
+        let boot = Boot { fetcher: self, shared: &self.shared, plan: &plan };
+        tokio::select! {
+            done = boot.run() => done,
+            () = self.shared.stop.cancelled() => Err(FetchError::Stopped),
+        }
+    }
+}
+
+struct Boot<'a> {
+    fetcher: &'a Fetcher,
+    shared: &'a Arc<Shared>,
+    plan: &'a BootPlan,
+}
+
+impl Boot<'_> {
+    async fn run(&self) -> Result<(), FetchError> {
+        self.load_segments().await?;
+        let entries = self.entries().await?;
+        let Some(parts) = self.parts(&entries) else {
+            return self.fetch_single(&entries).await;
+        };
+        let flights = self.register(&entries, &parts);
+        let streamed: Vec<BootStream> =
+            parts.iter().filter(|part| part.way == Way::Stream).map(|part| part.stream).collect();
+        let mut pieces = Pieces::start(Arc::clone(self.shared), self.plan.namespace.clone(), streamed);
+        // The bytes of the stream before the part, when the part before was decoded here.
+        let mut history = Some(Vec::new());
+        for (at, part) in parts.iter().enumerate() {
+            match part.way {
+                Way::Here => history = None,
+                Way::Packs => {
+                    history = None;
+                    self.ask(entries.get(part.entries.clone()).unwrap_or_default()).await?;
+                }
+                Way::Stream => {
+                    let before = match history.take() {
+                        Some(before) => before,
+                        None => {
+                            self.read_history(entries.get(..part.entries.start).unwrap_or_default()).await?
+                        }
+                    };
+                    match self.decode(part, &entries, &flights, before, &mut pieces).await {
+                        Some(content) => history = Some(content),
+                        None => {
+                            let rest = parts.get(at..).unwrap_or_default();
+                            return self.fall_back(rest, &entries, &flights).await;
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Loads the segments that the profile's chunks are in, many at once.
+    async fn load_segments(&self) -> Result<(), FetchError> {
+        let mut seen = HashSet::new();
+        let mut segments: Vec<&BaseSegment> = Vec::new();
+        for entry in &self.plan.profile.entries {
+            for bases in [&self.plan.recorded, &self.plan.now] {
+                let segment =
+                    bases.get(usize::from(entry.disk)).and_then(|base| base.segment_of(entry.chunk));
+                if let Some((segment, _)) = segment
+                    && !segment.id.is_zero()
+                    && seen.insert(segment.id)
+                {
+                    segments.push(segment);
+                }
+            }
+        }
+        let loads: Vec<_> =
+            segments.into_iter().map(|segment| self.fetcher.segment(segment).boxed()).collect();
+        futures_util::stream::iter(loads)
+            .buffer_unordered(SEGMENT_REQUESTS)
+            .try_for_each(|_| std::future::ready(Ok(())))
+            .await
+    }
+
+    async fn id(&self, base: Option<&Arc<Base>>, chunk: ChunkIndex) -> Result<ChunkId, FetchError> {
+        let Some((segment, at)) = base.and_then(|base| base.segment_of(chunk)) else {
+            return Ok(ChunkId::ZERO);
+        };
+        if segment.id.is_zero() {
+            return Ok(ChunkId::ZERO);
+        }
+        Ok(self.fetcher.segment(segment).await?.chunks().get(at).copied().unwrap_or(ChunkId::ZERO))
+    }
+
+    async fn entries(&self) -> Result<Vec<Entry>, FetchError> {
+        let mut entries = Vec::with_capacity(self.plan.profile.entries.len());
+        for entry in &self.plan.profile.entries {
+            let disk = usize::from(entry.disk);
+            let id = self.id(self.plan.recorded.get(disk), entry.chunk).await?;
+            let now = self.id(self.plan.now.get(disk), entry.chunk).await?;
+            entries.push(Entry { id, disk, chunk: entry.chunk, is_current: id == now });
+        }
+        Ok(entries)
+    }
+
+    /// How each object's chunks are had; `None` when the profile has no stream, or one that cannot be read.
+    fn parts(&self, entries: &[Entry]) -> Option<Vec<Part>> {
+        let has_holes = entries.iter().any(|entry| entry.id.is_zero());
+        if self.plan.profile.streams.is_empty() || has_holes {
+            return None;
+        }
+        let mut start = 0;
+        let mut parts = Vec::with_capacity(self.plan.profile.streams.len());
+        for stream in &self.plan.profile.streams {
+            let end = start + stream.entries as usize;
+            let missing = entries.get(start..end)?.iter().filter(|entry| self.is_missing(entry)).count();
+            let way = match missing {
+                0 => Way::Here,
+                _ if missing * 100 >= (end - start) * LEAST_MISSING_PERCENT => Way::Stream,
+                _ => Way::Packs,
+            };
+            parts.push(Part { stream: *stream, entries: start..end, way });
+            start = end;
+        }
+        Some(parts)
+    }
+
+    fn is_missing(&self, entry: &Entry) -> bool {
+        entry.is_current && !entry.id.is_zero() && !self.shared.cache.contains(&entry.id)
+    }
+
+    /// Notes what the stream will bring, and when, so that nobody asks for it meanwhile.
+    fn register(&self, entries: &[Entry], parts: &[Part]) -> Vec<Option<Arc<Flight>>> {
+        let mut registered: Vec<Option<Arc<Flight>>> = vec![None; entries.len()];
+        let mut flights = self.shared.lock_flights();
+        let mut offset = 0;
+        for part in parts.iter().filter(|part| part.way == Way::Stream) {
+            let (len, count) = (u64::from(part.stream.len_bytes), part.entries.len() as u64);
+            for (nth, at) in (1..).zip(part.entries.clone()) {
+                let (Some(entry), Some(place)) = (entries.get(at), registered.get_mut(at)) else { continue };
+                if self.is_missing(entry) && !flights.contains_key(&entry.id) {
+                    let flight = Arc::new(Flight::in_stream(offset + len * nth / count.max(1)));
+                    flights.insert(entry.id, Arc::clone(&flight));
+                    *place = Some(flight);
+                }
+            }
+            offset += len;
+        }
+        self.shared.boot.received_bytes.store(0, Ordering::Relaxed);
+        self.shared.boot.stream_bytes.store(offset, Ordering::Relaxed);
+        registered
+    }
+
+    /// Downloads and decodes one object; answers the end of the stream up to there, or `None` when it does not hold.
+    async fn decode(
+        &self,
+        part: &Part,
+        entries: &[Entry],
+        flights: &[Option<Arc<Flight>>],
+        history: Vec<u8>,
+        pieces: &mut Pieces,
+    ) -> Option<Vec<u8>> {
+        let wanted: Vec<(ChunkId, Option<Arc<Flight>>)> = part
+            .entries
+            .clone()
+            .filter_map(|at| Some((entries.get(at)?.id, flights.get(at)?.clone())))
+            .collect();
+        let (sender, receiver) = mpsc::channel(16);
+        let shared = Arc::clone(self.shared);
+        let decoding = tokio::task::spawn_blocking(move || shared.decode_object(wanted, history, receiver));
+        let mut left = u64::from(part.stream.len_bytes);
+        while left > 0 {
+            let piece = match pieces.next().await {
+                Ok(piece) => piece,
+                Err(error) => {
+                    tracing::warn!(
+                        error = &*error as &dyn std::error::Error,
+                        "the boot stream is not to be had"
+                    );
+                    return None;
+                }
+            };
+            left = left.saturating_sub(piece.len() as u64);
+            self.shared.boot.received_bytes.fetch_add(piece.len() as u64, Ordering::Relaxed);
+            if sender.send(piece).await.is_err() {
+                break;
+            }
+        }
+        drop(sender);
+        match decoding.await {
+            Ok(Ok(history)) => Some(history),
+            Ok(Err(error)) => {
+                self.shared.counters.damaged.fetch_add(1, Ordering::Relaxed);
+                let (stream, error) = (part.stream.id, &error as &dyn std::error::Error);
+                tracing::warn!(%stream, error, "a part of the boot stream does not hold; its chunks come singly");
+                None
+            }
+            Err(_) => None,
+        }
+    }
+
+    /// Has the chunks of these parts fetched singly, under the flights that were told of already.
+    async fn fall_back(
+        &self,
+        parts: &[Part],
+        entries: &[Entry],
+        flights: &[Option<Arc<Flight>>],
+    ) -> Result<(), FetchError> {
+        self.shared.boot.stream_bytes.store(0, Ordering::Relaxed);
+        for part in parts {
+            let mut wanted = Vec::new();
+            for at in part.entries.clone() {
+                let (Some(entry), Some(Some(flight))) = (entries.get(at), flights.get(at)) else { continue };
+                let base = self.plan.recorded.get(entry.disk);
+                let Some((segment, at)) = base.and_then(|base| base.segment_of(entry.chunk)) else {
+                    continue;
+                };
+                if !flight.has_landed() && flight.claim_request() {
+                    wanted.push(Wanted { id: entry.id, segment, at, flight: Arc::clone(flight) });
+                }
+            }
+            self.shared.request(wanted, Class::Profile).await;
+            if part.way == Way::Packs {
+                self.ask(entries.get(part.entries.clone()).unwrap_or_default()).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks for chunks that the disks hold; answers the flights of those on their way.
+    async fn ask(&self, entries: &[Entry]) -> Result<Vec<Arc<Flight>>, FetchError> {
+        let mut flights = Vec::new();
+        for run in entries.chunk_by(|a, b| a.disk == b.disk) {
+            let Some(base) = run.first().and_then(|entry| self.plan.now.get(entry.disk)) else { continue };
+            let chunks: Vec<ChunkIndex> = run.iter().map(|entry| entry.chunk).collect();
+            for wish in self.fetcher.want(base, &chunks, Class::Profile).await? {
+                if let Wish::Flight(flight) = wish {
+                    flights.push(flight);
+                }
+            }
+        }
+        Ok(flights)
+    }
+
+    /// Fetches all chunks singly, a batch being asked for while the one before comes.
+    async fn fetch_single(&self, entries: &[Entry]) -> Result<(), FetchError> {
+        let mut before = Vec::new();
+        for batch in entries.chunks(BATCH) {
+            let flights = self.ask(batch).await?;
+            for flight in std::mem::replace(&mut before, flights) {
+                // Whoever needs the chunk asks again.
+                let _ = flight.land().await;
+            }
+        }
+        Ok(())
+    }
+
+    /// The end of the stream before a part, from what is here; what was evicted is fetched once more.
+    async fn read_history(&self, before: &[Entry]) -> Result<Vec<u8>, FetchError> {
+        let chunk_bytes = self.shared.cache.chunk_size().bytes();
+        let count = STREAM_HISTORY_BYTES.div_ceil(chunk_bytes).min(before.len());
+        let entries = before.get(before.len() - count..).unwrap_or_default();
+        let mut history = Vec::with_capacity(count * chunk_bytes);
+        for entry in entries {
+            let Some(base) = self.plan.recorded.get(entry.disk) else { return Err(FetchError::Stopped) };
+            match self.fetcher.chunk(base, entry.chunk, Class::Profile).await {
+                Ok(chunk) => history.extend_from_slice(&chunk),
+                Err(_) => return Err(FetchError::Stopped),
+            }
+        }
+        Ok(history)
+    }
+}
+
+impl Shared {
+    /// Decodes an object as it comes and hands out its chunks, each checked by its id; answers the end of the stream up to
+    /// there.
+    fn decode_object(
+        &self,
+        wanted: Vec<(ChunkId, Option<Arc<Flight>>)>,
+        history: Vec<u8>,
+        mut pieces: mpsc::Receiver<Bytes>,
+    ) -> Result<Vec<u8>, FormatError> {
+        let chunk_bytes = self.cache.chunk_size().bytes();
+        let mut content = Vec::with_capacity(wanted.len() * chunk_bytes + (256 << 10));
+        let mut decoder = StreamDecoder::new(&history, (wanted.len() * chunk_bytes) as u64)?;
+        let mut next = 0;
+        while let Some(piece) = pieces.blocking_recv() {
+            decoder.push(&piece, &mut content)?;
+            while let Some(chunk) = content.get(next * chunk_bytes..(next + 1) * chunk_bytes) {
+                let Some((id, flight)) = wanted.get(next) else { break };
+                id.verify(chunk)?;
+                if let Some(flight) = flight {
+                    self.land_streamed(*id, flight, chunk);
+                }
+                next += 1;
+            }
+        }
+        decoder.finish()?;
+        Ok(joined_end(history, content))
+    }
+
+    fn land_streamed(&self, id: ChunkId, flight: &Flight, chunk: &[u8]) {
+        if flight.has_landed() {
+            return;
+        }
+        self.counters.chunks.fetch_add(1, Ordering::Relaxed);
+        let chunk = Bytes::copy_from_slice(chunk);
+        let unread = self.tell(flight, &chunk, true);
+        // It fails only when the fetcher is gone, and the cache with it.
+        let _ = self.arrived.blocking_send(Arrival { id, chunk, unread, _room: None });
+    }
+
+    async fn fetch_piece(
+        &self,
+        path: &ObjectPath,
+        range: Range<u64>,
+        admitted: Admitted,
+    ) -> Result<Bytes, FetchError> {
+        let admitted = tokio::sync::Mutex::new(admitted);
+        self.try_sources(path, OnMissing::Fail, |source| {
+            let (admitted, range) = (&admitted, range.clone());
+            async move {
+                let mut admitted = admitted.lock().await;
+                let len = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
+                admitted.sent();
+                let mut body = source.get(path, Some(range)).await?;
+                admitted.answered();
+                let mut piece = BytesMut::with_capacity(len);
+                while let Some(part) = body.try_next().await? {
+                    self.counters.fetched_bytes.fetch_add(part.len() as u64, Ordering::Relaxed);
+                    admitted.arrived(part.len() as u64);
+                    if piece.len() + part.len() > len {
+                        return Err(damaged(&*source, path, "it sent more than was asked for"));
+                    }
+                    piece.extend_from_slice(&part);
+                }
+                if piece.len() < len {
+                    let cause = format!("the answer ended {} bytes early", len - piece.len());
+                    let error = damaged(&*source, path, cause);
+                    return Err(SourceError { kind: crate::source::FailureKind::Unreachable, ..error });
+                }
+                Ok(piece.freeze())
+            }
+        })
+        .await
+    }
+}
+
+/// The last of the bytes of two pieces of the stream that the next object may refer to.
+fn joined_end(mut history: Vec<u8>, content: Vec<u8>) -> Vec<u8> {
+    let kept = STREAM_HISTORY_BYTES.saturating_sub(content.len()).min(history.len());
+    history.drain(..history.len() - kept);
+    history.extend_from_slice(chunk_format::last_history(&content));
+    history
+}
+
+fn piece_bytes(shared: &Shared) -> u64 {
+    shared.pace.request_bytes().min(LONGEST_PIECE_BYTES)
+}
+
+/// The objects of a stream, downloaded in pieces, several at once, handed out in order.
+struct Pieces {
+    pieces: mpsc::Receiver<JoinHandle<Result<Bytes, FetchError>>>,
+    asking: JoinHandle<()>,
+}
+
+impl Pieces {
+    fn start(shared: Arc<Shared>, namespace: Namespace, streams: Vec<BootStream>) -> Self {
+        let (sender, pieces) = mpsc::channel(PIECES);
+        let asking = tokio::spawn(async move {
+            for stream in streams {
+                let path = ObjectPath { namespace: namespace.clone(), object: Object::Stream(stream.id) };
+                let (mut start, len) = (0, u64::from(stream.len_bytes));
+                while start < len {
+                    let room = sender.reserve().await;
+                    let admitted = shared.pace.admit(Class::Profile, piece_bytes(&shared)).await;
+                    let (Ok(room), mut admitted) = (room, admitted) else { return };
+                    let end = len.min(start + piece_bytes(&shared));
+                    admitted.resize(end - start);
+                    let (shared, path, range) = (Arc::clone(&shared), path.clone(), start..end);
+                    room.send(tokio::spawn(async move {
+                        tokio::select! {
+                            piece = shared.fetch_piece(&path, range, admitted) => piece,
+                            () = shared.stop.cancelled() => Err(FetchError::Stopped),
+                        }
+                    }));
+                    start = end;
+                }
+            }
+        });
+        Self { pieces, asking }
+    }
+
+    async fn next(&mut self) -> Result<Bytes, Arc<FetchError>> {
+        let Some(piece) = self.pieces.recv().await else { return Err(Arc::new(FetchError::Stopped)) };
+        piece.await.unwrap_or(Err(FetchError::Stopped)).map_err(Arc::new)
+    }
+}
+
+impl Drop for Pieces {
+    fn drop(&mut self) {
+        self.asking.abort();
+        self.pieces.close();
+        while let Ok(piece) = self.pieces.try_recv() {
+            piece.abort();
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! Fills the cache with all of a disk, in the background of everything else.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use chunk_format::{ChunkId, ChunkIndex, SEGMENT_CHUNKS};
+
+use super::flight::Flight;
+use super::{Class, FetchError, Fetcher, Wish};
+use crate::disk::Base;
+
+/// Chunks asked for at once: long enough for the longest requests, short enough to notice what arrived meanwhile.
+const BATCH: usize = 512;
+/// How often it is looked whether the last chunks are in the cache.
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+
+/// How far a fill is.
+#[derive(Debug, Default)]
+pub struct FillProgress {
+    /// Chunks of the disks that are stored at all, as far as it is known.
+    pub total_chunks: AtomicU64,
+    /// Those that are here.
+    pub local_chunks: AtomicU64,
+}
+
+/// Why a disk could not be filled.
+#[derive(Debug, thiserror::Error)]
+pub enum FillError {
+    /// A chunk could not be had.
+    #[error("cannot fetch everything")]
+    Fetch(#[source] Arc<FetchError>),
+    /// The cache is too small, or the disk it is on is full.
+    #[error("the cache has no room for all of it: {kept} of {stored} chunks could be kept")]
+    NoRoom {
+        /// Chunks that are kept.
+        kept: u64,
+        /// Chunks there are.
+        stored: u64,
+    },
+}
+
+impl Fetcher {
+    /// Fetches every chunk of these disks that is not here, and pins all of them in the cache. Goes on for as long as it
+    /// takes; what arrived stays when it is dropped.
+    ///
+    /// # Errors
+    /// [`FillError`].
+    pub async fn fill(&self, disks: &[Arc<Base>], progress: &FillProgress) -> Result<(), FillError> {
+        let stopped = |error| FillError::Fetch(Arc::new(error));
+        let mut stored: Vec<Vec<(ChunkIndex, ChunkId)>> = Vec::with_capacity(disks.len());
+        for disk in disks {
+            stored.push(self.stored_chunks(disk).await.map_err(stopped)?);
+        }
+        let cache = &self.shared.cache;
+        let total = stored.iter().map(Vec::len).sum::<usize>() as u64;
+        progress.total_chunks.store(total, Ordering::Relaxed);
+        let mut local = 0;
+        for (disk, chunks) in disks.iter().zip(&stored) {
+            let mut before: Vec<Arc<Flight>> = Vec::new();
+            for batch in chunks.chunks(BATCH) {
+                let missing: Vec<ChunkIndex> =
+                    batch.iter().filter(|(_, id)| !cache.contains(id)).map(|(chunk, _)| *chunk).collect();
+                let wishes = self.want(disk, &missing, Class::Background).await.map_err(stopped)?;
+                let flights = wishes.into_iter().filter_map(|wish| match wish {
+                    Wish::Flight(flight) => Some(flight),
+                    Wish::Here => None,
+                });
+                // The next batch waits in the queue while this one comes, so that the link never waits.
+                let mut landing = std::mem::replace(&mut before, flights.collect());
+                local += (batch.len() - missing.len()) as u64;
+                self.land(&mut landing, &mut local, progress).await?;
+                cache.set_pinned(batch.iter().map(|(_, id)| *id), true);
+            }
+            self.land(&mut before, &mut local, progress).await?;
+        }
+        let ids = || stored.iter().flatten().map(|(_, id)| *id);
+        // What has arrived may still be on its way into the cache.
+        while ids().any(|id| !cache.contains(&id) && self.shared.lock_flights().contains_key(&id)) {
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
+        let mut distinct: Vec<ChunkId> = ids().collect();
+        distinct.sort_unstable();
+        distinct.dedup();
+        let (kept, total) = (cache.set_pinned(distinct.iter().copied(), true), distinct.len() as u64);
+        match kept == total {
+            true => Ok(()),
+            false => Err(FillError::NoRoom { kept, stored: total }),
+        }
+    }
+
+    async fn land(
+        &self,
+        flights: &mut Vec<Arc<Flight>>,
+        local: &mut u64,
+        progress: &FillProgress,
+    ) -> Result<(), FillError> {
+        for flight in flights.drain(..) {
+            flight.land().await.map_err(FillError::Fetch)?;
+            *local += 1;
+            progress.local_chunks.store(*local, Ordering::Relaxed);
+        }
+        progress.local_chunks.store(*local, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// The chunks of a disk that are stored at all.
+    async fn stored_chunks(&self, disk: &Base) -> Result<Vec<(ChunkIndex, ChunkId)>, FetchError> {
+        let mut stored = Vec::new();
+        for (index, segment) in (0u64..).zip(disk.segments()) {
+            if segment.id.is_zero() {
+                continue;
+            }
+            let chunks = self.segment(segment).await?.chunks();
+            let first = index * SEGMENT_CHUNKS as u64;
+            stored.extend(
+                (first..)
+                    .zip(chunks)
+                    .filter(|(_, id)| !id.is_zero())
+                    .map(|(chunk, id)| (ChunkIndex(chunk), *id)),
+            );
+        }
+        Ok(stored)
+    }
+}

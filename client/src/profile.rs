@@ -1,0 +1,20 @@
+//! Boot profiles: which chunks a start of a version touches, and in which order. The publisher records them on its own
+//! machine and signs them; clients fetch by them and never tell anyone what they read.
+
+mod attach;
+mod link;
+mod map;
+mod merge;
+mod reading;
+mod record;
+mod store;
+mod stream;
+
+pub use attach::{AttachError, Attached, Attacher};
+pub use link::{BadLink, LinkShape};
+pub use map::{MapError, Mapper};
+pub use merge::merge;
+pub use reading::{Reading, ReadingError, disks_of};
+pub use record::{RecordError, Recorded, Recorder, Step};
+pub use store::{ProfileError, ProfileStore, SignedProfile, fetch_profile};
+pub use stream::{StreamError, StreamProgress, encode_streams};

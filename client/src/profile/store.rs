@@ -1,0 +1,145 @@
+//! Profiles on this machine, and how they come here.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+
+use chunk_format::{
+    FormatError, MAX_PROFILE_BYTES, MAX_SIGNATURE_BYTES, ManifestId, Profile, ProfileId, PublicKey, Signature,
+};
+
+use crate::desktop::Version;
+use crate::fetch::{FetchError, Fetcher, OnMissing, write_whole};
+use crate::source::{Object, ObjectPath};
+
+/// A pointer is an id in text and a line end.
+const MAX_POINTER_BYTES: usize = 80;
+
+/// Why a version's profile is not used.
+#[derive(Debug, thiserror::Error)]
+pub enum ProfileError {
+    /// It could not be had; the version may have none.
+    #[error("the version's profile cannot be had")]
+    Fetch(#[from] FetchError),
+    /// It is signed, but not by the image's publisher.
+    #[error("the profile is signed by {found}, but {expected} must sign it")]
+    WrongKey {
+        /// The key that signed it.
+        found: PublicKey,
+        /// The key that must.
+        expected: PublicKey,
+    },
+    /// It is another version's.
+    #[error("the profile was recorded on version {found}, not on {expected}")]
+    OtherVersion {
+        /// The version it names.
+        found: ManifestId,
+        /// The version it should name.
+        expected: ManifestId,
+    },
+    /// Its bytes do not hold.
+    #[error("the profile does not hold")]
+    Bad(#[from] FormatError),
+}
+
+/// A profile with the bytes it was signed by.
+#[derive(Clone, Debug)]
+pub struct SignedProfile {
+    /// What it says.
+    pub profile: Profile,
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+    /// The signature over them.
+    pub signature: Signature,
+}
+
+impl SignedProfile {
+    /// Reads a profile and checks that it is of this version, and signed by who signed that.
+    ///
+    /// # Errors
+    /// `Bad`, `WrongKey`, `OtherVersion`.
+    pub fn decode(bytes: Vec<u8>, signature: Signature, version: &Version) -> Result<Self, ProfileError> {
+        signature.verify("profile", &bytes)?;
+        let expected = version.signature.key;
+        if signature.key != expected {
+            return Err(ProfileError::WrongKey { found: signature.key, expected });
+        }
+        let profile = Profile::decode(&bytes)?;
+        if profile.manifest != version.id {
+            return Err(ProfileError::OtherVersion { found: profile.manifest, expected: version.id });
+        }
+        Ok(Self { profile, bytes, signature })
+    }
+}
+
+/// Fetches the profile of a golden version, and judges it.
+///
+/// # Errors
+/// [`ProfileError`].
+pub async fn fetch_profile(fetcher: &Fetcher, version: &Version) -> Result<SignedProfile, ProfileError> {
+    let namespace = version.manifest.subject.namespace();
+    let path = |object| ObjectPath { namespace: namespace.clone(), object };
+    let pointer = path(Object::ManifestProfile(version.id));
+    let id = fetcher.object(&pointer, MAX_POINTER_BYTES, OnMissing::Fail, pointed_at).await?;
+    let bytes = fetcher
+        .object(&path(Object::Profile(id)), MAX_PROFILE_BYTES, OnMissing::Fail, |bytes| {
+            id.verify(bytes).map(|()| bytes.to_vec())
+        })
+        .await?;
+    let signature = path(Object::ProfileSignature(id));
+    let signature =
+        fetcher.object(&signature, MAX_SIGNATURE_BYTES, OnMissing::Fail, Signature::decode).await?;
+    SignedProfile::decode(bytes, signature, version)
+}
+
+fn pointed_at(bytes: &[u8]) -> Result<ProfileId, FormatError> {
+    String::from_utf8_lossy(bytes).trim_end().parse()
+}
+
+/// A directory of profiles: the signature's line, then the profile, under the version's id. Each is judged again when
+/// read.
+#[derive(Clone, Debug)]
+pub struct ProfileStore {
+    dir: PathBuf,
+}
+
+impl ProfileStore {
+    /// Uses a directory that exists.
+    pub fn new(dir: PathBuf) -> Self {
+        Self { dir }
+    }
+
+    /// The profile of a version, if it is here and holds.
+    pub fn load(&self, version: &Version) -> Option<SignedProfile> {
+        let path = self.dir.join(version.id.to_string());
+        if std::fs::metadata(&path).ok()?.len() > (MAX_PROFILE_BYTES + MAX_SIGNATURE_BYTES) as u64 {
+            return None;
+        }
+        let bytes = std::fs::read(&path).ok()?;
+        let line = bytes.iter().position(|byte| *byte == b'\n')?;
+        let signature = Signature::decode(bytes.get(..line)?).ok()?;
+        SignedProfile::decode(bytes.get(line + 1..)?.to_vec(), signature, version).ok()
+    }
+
+    /// Keeps a profile; failing to is no more than a fetch lost.
+    pub fn keep(&self, profile: &SignedProfile) {
+        let mut bytes = profile.signature.encode().trim_ascii_end().to_vec();
+        bytes.push(b'\n');
+        bytes.extend_from_slice(&profile.bytes);
+        let path = self.dir.join(profile.profile.manifest.to_string());
+        if let Err(error) = write_whole(&self.dir, &path, &bytes) {
+            tracing::debug!(version = %profile.profile.manifest, %error, "a profile was not kept");
+        }
+    }
+
+    /// Removes the profiles of all other versions.
+    pub fn retain(&self, wanted: &HashSet<ManifestId>) {
+        let Ok(entries) = std::fs::read_dir(&self.dir) else { return };
+        for entry in entries.flatten() {
+            let id = entry.file_name().to_str().and_then(|name| name.parse::<ManifestId>().ok());
+            if !id.is_some_and(|id| wanted.contains(&id)) {
+                // What cannot be removed now is looked at again next time.
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
+    }
+}

@@ -71,7 +71,10 @@ impl Machine {
             "virtio-rng-pci",
         ]);
         if options.has_graphics {
-            command.args(["-device", "VGA"]);
+            // Those that Satchel gives its machines.
+            for device in ["virtio-vga", "qemu-xhci", "usb-tablet", "usb-kbd"] {
+                command.args(["-device", device]);
+            }
         }
         if let Some(log) = &options.read_log {
             command.args(["-trace", "virtio_blk_handle_read", "-D"]).arg(log);

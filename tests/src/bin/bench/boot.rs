@@ -66,7 +66,7 @@ fn boots(kind: Kind, link: LinkShape, report: &Report, table: &mut Table) {
     }
     if wants("profile")
         && !report.selection.without_profile
-        && record_profile(&stage.publisher, kind.name()).is_some()
+        && record_profile(&stage.publisher, kind, kind.name()).is_some()
     {
         let (laptop, net) = stage.newcomer(kind.name(), link);
         show("cold, with a profile", boot(kind, &laptop, &net));

@@ -8,6 +8,7 @@
 
 mod boot;
 mod contenders;
+mod demand;
 mod disk;
 mod link;
 mod publish;
@@ -15,6 +16,7 @@ mod replay;
 mod report;
 mod selection;
 mod stage;
+mod update;
 
 use std::path::Path;
 use std::process::{Command, ExitCode};
@@ -31,6 +33,8 @@ const SECTIONS: &[(&str, Measure)] = &[
     ("link", link::alone),
     ("replay", replay::boots),
     ("boot", boot::cold_and_warm),
+    ("update", update::to_the_next_version),
+    ("demand", demand::while_filling),
     ("publish", publish::against_casync_and_openssl),
     ("memory", disk::memory_while_streaming),
     ("disk", disk::against_a_raw_file),

@@ -31,7 +31,7 @@ fn boot(kind: Kind, report: &mut Report) {
     if report.selection.has_contender("satchel") {
         for &link in &links {
             let (laptop, net) = stage.newcomer(kind.name(), link);
-            let outcome = cold(&laptop, &net, &replay);
+            let outcome = cold(&laptop, "work", &net, &replay);
             show(kind, link, "satchel", &outcome);
             rows.push(("Satchel".to_owned(), link, outcome));
             if warm.is_none() {
@@ -54,10 +54,10 @@ fn boot(kind: Kind, report: &mut Report) {
 }
 
 /// Mounts a desktop of which this machine has nothing yet and replays.
-fn cold(laptop: &Client, link: &Link, replay: &Replay) -> Outcome {
+pub(crate) fn cold(laptop: &Client, desktop: &str, link: &Link, replay: &Replay) -> Outcome {
     let before = link.counts().down_bytes;
     let began = Instant::now();
-    let mut mount = mount(laptop);
+    let mut mount = mount(laptop, desktop);
     let ready = Instant::now();
     let file = mount.system();
     let replayed = replay_until(began + LIMIT, replay, &file, || mount.process().kill());
@@ -68,14 +68,14 @@ fn cold(laptop: &Client, link: &Link, replay: &Replay) -> Outcome {
     outcome
 }
 
-/// Mounts `work`, noticing at once that it is there.
-fn mount(laptop: &Client) -> Mount {
+/// Mounts a desktop, noticing at once that it is there.
+pub(crate) fn mount(laptop: &Client, desktop: &str) -> Mount {
     let directory = laptop.new_directory();
-    let mut process = laptop.start(["mount".as_ref(), "work".as_ref(), directory.as_os_str()]);
+    let mut process = laptop.start(["mount".as_ref(), desktop.as_ref(), directory.as_os_str()]);
     while process.status().is_none() && !process.stdout().ends_with('\n') {
         std::thread::sleep(Duration::from_millis(1));
     }
-    laptop.mounted("work", &directory, process)
+    laptop.mounted(desktop, &directory, process)
 }
 
 /// The same replay when everything is here.
@@ -88,7 +88,7 @@ struct Warm {
 
 fn again(stage: &Stage, laptop: &Client, link: &Link, replay: &Replay, report: &Report) -> Warm {
     let before = link.counts().down_bytes;
-    let mount = mount(laptop);
+    let mount = mount(laptop, "work");
     let run = |file: &Path, access| {
         let went = replay.run(file, access, 1, &AtomicUsize::new(0)).expect("what is here can be read");
         went.taken.as_secs_f64()

@@ -1,10 +1,12 @@
 //! Debian images, published, with what a boot of them reads.
 
-use std::path::PathBuf;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Instant;
 
-use satchel_tests::{Client, Link, MachineOptions, Output, Replay, RunOptions, TestServer, Trace, images};
+use satchel_tests::{Client, Link, MachineOptions, Replay, RunOptions, TestServer, Trace, images};
 
 use crate::report::Report;
 use crate::selection::LinkShape;
@@ -45,9 +47,22 @@ impl Kind {
         }
     }
 
+    /// The same disk after its pending updates were installed.
+    pub(crate) fn next_disk(self) -> PathBuf {
+        match self {
+            Self::Desktop => images::desktop_next(),
+            Self::Plain => images::plain_next(),
+        }
+    }
+
     /// The machine its boot is recorded with.
-    pub(crate) fn machine(self) -> MachineOptions {
+    fn machine(self) -> MachineOptions {
         MachineOptions { memory_mib: 2048, has_graphics: self == Self::Desktop, ..MachineOptions::default() }
+    }
+
+    /// What a boot of `disk`, which is of this kind, reads.
+    pub(crate) fn trace(self, disk: &Path) -> Trace {
+        Trace::of_boot(disk, &self.machine())
     }
 
     /// How Satchel runs it.
@@ -75,6 +90,8 @@ pub(crate) struct Stage {
     pub(crate) disk: PathBuf,
     pub(crate) server: TestServer,
     pub(crate) publisher: Client,
+    /// What `satchel publish` said.
+    pub(crate) published: serde_json::Value,
     /// How long its boot stream is, bytes; `None` when it has no profile.
     pub(crate) streams_bytes: Option<u64>,
     /// How many people have a desktop on the server.
@@ -86,7 +103,7 @@ impl Stage {
     pub(crate) fn new(kind: Kind, report: &Report) -> Self {
         let mut stage = Self::without_profile(kind);
         if !report.selection.without_profile {
-            stage.streams_bytes = record_profile(&stage.publisher, kind.name());
+            stage.streams_bytes = record_profile(&stage.publisher, kind, kind.name());
         }
         stage
     }
@@ -97,8 +114,8 @@ impl Stage {
         let server = TestServer::start();
         let publisher = Client::new("build-machine");
         publisher.login(&server.access("it", "publisher"));
-        let _ = publisher.publish(&disk, kind.name());
-        Self { kind, disk, server, publisher, streams_bytes: None, people: AtomicU32::new(0) }
+        let published = publish(&publisher, &disk, kind.name(), &[]);
+        Self { kind, disk, server, publisher, published, streams_bytes: None, people: AtomicU32::new(0) }
     }
 
     /// A machine that knows nothing but the server, behind a link, and has a desktop `work` there, which another one made.
@@ -116,8 +133,7 @@ impl Stage {
 
     /// What a boot of it reads, and what it should get.
     pub(crate) fn replay(&self) -> Replay {
-        let trace = Trace::of_boot(&self.disk, &self.kind.machine());
-        Replay::new(&trace, &self.disk).expect("the image can be read")
+        Replay::new(&self.kind.trace(&self.disk), &self.disk).expect("the image can be read")
     }
 
     /// The image as a compressed qcow2, made when it is not there yet.
@@ -134,13 +150,35 @@ impl Stage {
     }
 }
 
-/// Records a profile of the newest version of `image`; the length of its boot stream, bytes.
-pub(crate) fn record_profile(publisher: &Client, image: &str) -> Option<u64> {
-    let Output { code, .. } = publisher.satchel(["profile", "--help"]);
-    if code != Some(0) {
+/// Publishes a disk as the next version of `image`; what `satchel publish` said.
+pub(crate) fn publish(publisher: &Client, disk: &Path, image: &str, more: &[&str]) -> serde_json::Value {
+    let words = ["--json".as_ref(), "publish".as_ref(), disk.as_os_str(), "--image".as_ref(), image.as_ref()];
+    publisher.satchel(words.into_iter().chain(more.iter().map(OsStr::new))).ok().json()
+}
+
+/// Records a profile of the newest version of `image`, which is of this kind; the length of its boot stream, bytes.
+pub(crate) fn record_profile(publisher: &Client, kind: Kind, image: &str) -> Option<u64> {
+    if publisher.satchel(["profile", "--help"]).code != Some(0) {
         return None;
     }
-    let recorded = publisher.satchel(["--json", "profile", "record", image]).ok().json();
-    let bytes = recorded["streams_bytes"].as_u64();
-    Some(bytes.unwrap_or_else(|| panic!("no streams_bytes in {recorded}")))
+    let display = kind.run_options().display;
+    let began = Instant::now();
+    let record =
+        ["--json", "profile", "record", image, "--memory", "2G", "--display", &display, "--until", "READY"];
+    let recorded = publisher.satchel(record).ok().json();
+    let bytes = number(&recorded, "streams_bytes");
+    println!(
+        "{}: recorded a profile in {:.0} s: {} chunks, {:.1} MB as chunks, {:.1} MB as streams",
+        kind.name(),
+        began.elapsed().as_secs_f64(),
+        recorded["chunks"],
+        number(&recorded, "chunk_bytes") as f64 / 1e6,
+        bytes as f64 / 1e6
+    );
+    Some(bytes)
+}
+
+/// Returns a number of an answer in JSON.
+pub(crate) fn number(answer: &serde_json::Value, field: &str) -> u64 {
+    answer[field].as_u64().unwrap_or_else(|| panic!("no {field} in {answer}"))
 }

@@ -31,10 +31,14 @@ mod process;
 mod programs;
 mod proxy;
 mod publication;
+mod replay;
 mod seed;
 mod server;
 pub mod skip;
 mod small_disk;
+mod static_https;
+mod storage_daemon;
+mod trace;
 mod turn;
 pub mod wait;
 
@@ -46,7 +50,11 @@ pub use proxy::{
     Class, Counts, Direction, Event, Exchange, Fault, FaultyHttps, Link, Policy, Rule, Shape, Way,
 };
 pub use publication::Publication;
+pub use replay::{Access as ReadAccess, Replay, Replayed};
 pub use seed::Rng;
 pub use server::{Access, Backup, TestServer};
 pub use small_disk::SmallDisk;
+pub use static_https::StaticHttps;
+pub use storage_daemon::StorageDaemon;
+pub use trace::{BlockRead, Trace};
 pub use turn::Turn;

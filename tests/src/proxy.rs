@@ -3,7 +3,7 @@
 mod fault;
 mod https;
 mod link;
-mod tls;
+pub(crate) mod tls;
 mod wire;
 
 pub use fault::{Class, Fault, Policy, Rule};
@@ -15,15 +15,15 @@ use tokio::runtime::{Builder, Runtime};
 
 /// The threads a proxy runs on, so that blocking tests can use it.
 #[derive(Debug)]
-struct Threads(Option<Runtime>);
+pub(crate) struct Threads(Option<Runtime>);
 
 impl Threads {
-    fn start(name: &str) -> Self {
+    pub(crate) fn start(name: &str) -> Self {
         let runtime = Builder::new_multi_thread().worker_threads(2).thread_name(name).enable_all().build();
         Self(Some(runtime.expect("threads can be started")))
     }
 
-    fn runtime(&self) -> &Runtime {
+    pub(crate) fn runtime(&self) -> &Runtime {
         self.0.as_ref().expect("only drop takes the runtime")
     }
 }

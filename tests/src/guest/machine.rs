@@ -23,11 +23,13 @@ pub struct MachineOptions {
     pub keeps_writes: bool,
     /// Whether it has a graphics card, which a desktop needs to come up.
     pub has_graphics: bool,
+    /// A file that gets a line for every read the guest asks of a disk, as QEMU's trace event `virtio_blk_handle_read`.
+    pub read_log: Option<PathBuf>,
 }
 
 impl Default for MachineOptions {
     fn default() -> Self {
-        Self { memory_mib: 1024, cpus: 2, keeps_writes: false, has_graphics: false }
+        Self { memory_mib: 1024, cpus: 2, keeps_writes: false, has_graphics: false, read_log: None }
     }
 }
 
@@ -69,7 +71,13 @@ impl Machine {
             "virtio-rng-pci",
         ]);
         if options.has_graphics {
-            command.args(["-device", "VGA"]);
+            // Those that Satchel gives its machines.
+            for device in ["virtio-vga", "qemu-xhci", "usb-tablet", "usb-kbd"] {
+                command.args(["-device", device]);
+            }
+        }
+        if let Some(log) = &options.read_log {
+            command.args(["-trace", "virtio_blk_handle_read", "-D"]).arg(log);
         }
         for disk in disks {
             command.args(["-drive", &drive(disk, options.keeps_writes)]);

@@ -9,7 +9,7 @@ use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, ServerConfig
 use sha2::{Digest, Sha256};
 
 /// Makes a certificate for loopback; its server configuration, and its fingerprint as `satchel login` takes it.
-pub(super) fn new_identity() -> (Arc<ServerConfig>, String) {
+pub(crate) fn new_identity() -> (Arc<ServerConfig>, String) {
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned(), "127.0.0.1".to_owned()])
         .expect("a certificate can be made");
     let certificate = made.cert.der().clone();
@@ -26,7 +26,7 @@ pub(super) fn new_identity() -> (Arc<ServerConfig>, String) {
 }
 
 /// Makes a client configuration that accepts exactly the certificate with this fingerprint.
-pub(super) fn pinned(fingerprint: &str) -> ClientConfig {
+pub(crate) fn pinned(fingerprint: &str) -> ClientConfig {
     let provider = Arc::new(ring::default_provider());
     let pin = Pin { fingerprint: fingerprint.to_owned(), provider: Arc::clone(&provider) };
     let mut config = ClientConfig::builder_with_provider(provider)

@@ -2,43 +2,65 @@
 //!
 //! Machines differ and are shared, so every number stands beside the one of its rival, taken in turns in the same run on
 //! the same file; what counts is the ratio of the medians. `$SATCHEL_BENCH_ROUNDS` (3) says how many turns.
+//! Words on the command line ask for less, whose numbers are only printed: `bench replay --image plain`.
 
 #![expect(clippy::print_stdout, reason = "its output is what it is for")]
 
+mod boot;
+mod contenders;
+mod demand;
 mod disk;
+mod link;
 mod publish;
+mod replay;
 mod report;
+mod selection;
+mod stage;
+mod update;
 
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use report::Report;
+use selection::{Selection, USAGE};
 
 /// Measures and writes a section.
 type Measure = fn(&mut Report);
 
 /// The sections of the page, by the names they are called with to have only those printed.
-const SECTIONS: [(&str, Measure); 3] = [
+const SECTIONS: &[(&str, Measure)] = &[
+    ("link", link::alone),
+    ("replay", replay::boots),
+    ("boot", boot::cold_and_warm),
+    ("update", update::to_the_next_version),
+    ("demand", demand::while_filling),
     ("publish", publish::against_casync_and_openssl),
     ("memory", disk::memory_while_streaming),
     ("disk", disk::against_a_raw_file),
 ];
 
-fn main() {
-    let wanted: Vec<String> = std::env::args().skip(1).collect();
-    let mut report = Report::new(rounds());
-    for (name, measure) in SECTIONS {
-        if wanted.is_empty() || wanted.iter().any(|wanted| wanted == name) {
+fn main() -> ExitCode {
+    let selection = match Selection::parse(std::env::args().skip(1)) {
+        Ok(selection) => selection,
+        Err(reason) => {
+            println!("{reason}\n{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    let is_partial = selection.is_partial();
+    let mut report = Report::new(rounds(), selection);
+    for &(name, measure) in SECTIONS {
+        if report.selection.has_section(name) {
             measure(&mut report);
         }
     }
-    if !wanted.is_empty() {
-        return;
+    if !is_partial {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/benchmarks.md");
+        std::fs::write(&path, report.markdown()).expect("docs/benchmarks.md can be written");
+        println!("wrote docs/benchmarks.md");
     }
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/benchmarks.md");
-    std::fs::write(&path, report.markdown()).expect("docs/benchmarks.md can be written");
-    println!("wrote docs/benchmarks.md");
+    ExitCode::SUCCESS
 }
 
 fn rounds() -> usize {

@@ -1,7 +1,9 @@
 //! The tables of `docs/benchmarks.md`.
 
-use std::fmt::Write;
+use std::fmt::{self, Display, Write};
 use std::fs;
+
+use crate::selection::Selection;
 
 /// What is measured of both.
 #[derive(Clone, Copy, Debug)]
@@ -36,16 +38,37 @@ impl Row {
     }
 }
 
+/// A table of the page.
+#[derive(Debug)]
+pub(crate) struct Table(String);
+
+impl Table {
+    pub(crate) fn new(columns: &[&str]) -> Self {
+        Self(format!("| {} |\n|{}\n", columns.join(" | "), "---|".repeat(columns.len())))
+    }
+
+    pub(crate) fn row(&mut self, cells: impl AsRef<[String]>) {
+        let _ = writeln!(self.0, "| {} |", cells.as_ref().join(" | "));
+    }
+}
+
+impl Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 /// Everything that was measured.
 #[derive(Debug)]
 pub(crate) struct Report {
     pub(crate) rounds: usize,
+    pub(crate) selection: Selection,
     sections: String,
 }
 
 impl Report {
-    pub(crate) fn new(rounds: usize) -> Self {
-        Self { rounds, sections: String::new() }
+    pub(crate) fn new(rounds: usize, selection: Selection) -> Self {
+        Self { rounds, selection, sections: String::new() }
     }
 
     /// Adds a section that compares.
@@ -76,8 +99,13 @@ impl Report {
 
     /// Adds a section of plain sentences.
     pub(crate) fn say(&mut self, title: &str, text: &str) {
-        let _ = writeln!(self.sections, "\n## {title}\n\n{text}");
+        self.write(title, text);
         println!("{title}: {text}");
+    }
+
+    /// Adds a section whose numbers were shown as they came.
+    pub(crate) fn write(&mut self, title: &str, text: &str) {
+        let _ = writeln!(self.sections, "\n## {title}\n\n{text}");
     }
 
     /// The whole page.

@@ -200,7 +200,7 @@ impl Disk {
         self.counters.read_bytes.fetch_add(buf.len() as u64, Ordering::Relaxed);
         let view = self.view.load();
         let misses = self.read_view(&view, range.clone(), buf)?;
-        self.read_ahead(&view, range);
+        self.read_ahead(&view, range, &misses);
         if misses.is_empty() {
             return Ok(None);
         }
@@ -458,10 +458,19 @@ impl Disk {
         Ok(left)
     }
 
-    fn read_ahead(&self, view: &Arc<View>, read: Range<u64>) {
+    /// Whether a missing chunk is on its way already, by a boot stream for example.
+    fn is_expected(&self, view: &View, miss: &Miss) -> bool {
+        match view.base.chunk(miss.chunk) {
+            BaseChunk::Known(id, _) => self.fetcher.expects(id),
+            BaseChunk::Zero | BaseChunk::Unloaded => false,
+        }
+    }
+
+    fn read_ahead(&self, view: &Arc<View>, read: Range<u64>, misses: &[Miss]) {
+        let missed = misses.iter().any(|miss| !self.is_expected(view, miss));
         // A reader that finds it taken is one of several; the others' reads tell the pattern.
         let Ok(mut readahead) = self.readahead.try_lock() else { return };
-        let Some(ahead) = readahead.observe(read) else { return };
+        let Some(ahead) = readahead.observe(read, missed) else { return };
         drop(readahead);
         let end = ahead.end.min(self.size.bytes());
         if ahead.start >= end {

@@ -438,11 +438,15 @@ impl Shared {
         segment: &BaseSegment,
         at: usize,
     ) -> Result<(Arc<chunk_format::PackRef>, u32, u32), FetchError> {
-        let locator = segment.locator_or_load(|| self.load_locator(segment)).await?;
+        let locator = self.locator(segment).await?;
         // `load_locator` takes none that lacks a stored chunk.
         let place = locator.place(at).ok_or(FetchError::Stopped)?;
         let pack = locator.pack(&place).ok_or(FetchError::Stopped)?;
         Ok((Arc::new(pack.clone()), place.offset, place.frame_len))
+    }
+
+    async fn locator<'a>(&self, segment: &'a BaseSegment) -> Result<&'a Arc<Locator>, FetchError> {
+        segment.locator_or_load(|| self.load_locator(segment)).await
     }
 
     async fn load_segment(&self, wanted: &BaseSegment) -> Result<Segment, FetchError> {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use chunk_format::{ChunkSize, Firmware, ManifestId, Name, Subject};
+use chunk_format::{ChunkSize, Firmware, Name, Subject};
 use rustix::fs::{FlockOperation, flock};
 use tokio::runtime::Handle;
 
@@ -17,10 +17,10 @@ use crate::cache::{Cache, CacheConfig, CacheError};
 use crate::desktop::{DesktopError, DesktopStore, NewDesktop, OpenDesktop, Version};
 use crate::fetch::{Fetcher, OnMissing, SegmentStore};
 use crate::profile::ProfileStore;
-use crate::remote::{DesktopInfo, Remote, RemoteError, VersionInfo};
+use crate::remote::{DesktopInfo, Remote, RemoteError};
 use crate::source::{ChunkSource, HttpSource, NoSource};
 use crate::state::{Login, StateDir, StateError, make_private_dir};
-use crate::versions::{VersionError, fetch_version};
+use crate::versions::{VersionError, fetch_unjudged, fetch_version};
 use crate::volume::{DirVolume, Volume};
 
 /// How long opening waits for the server before it goes on with what is here.
@@ -312,7 +312,7 @@ impl Opening<'_> {
             Ok(None) => return Err(SessionError::NoSuchDesktop { desktop }),
             Err(source) => return Err(SessionError::NotHere { desktop, source }),
         };
-        let (head, base) = self.fetch(&info.head).await?;
+        let (head, base) = self.fetch(&info).await?;
         let publisher = base.signature.key;
         let new = NewDesktop {
             server: self.login.server,
@@ -343,7 +343,7 @@ impl Opening<'_> {
         } else if has_changes(store, &here).map_err(|source| self.failed(source))? {
             notices.push(Notice::Diverged { sequence, machine });
         } else {
-            let (head, base) = self.fetch(server).await?;
+            let (head, base) = self.fetch(info).await?;
             store.move_to(&head, &base).map_err(|source| self.failed(source))?;
             notices.push(Notice::MovedTo { sequence, machine });
         }
@@ -352,15 +352,23 @@ impl Opening<'_> {
 
     /// Fetches a version of the desktop, signed as its listing says, and the golden version below it, signed by the
     /// publisher the desktop's version names.
-    async fn fetch(&self, info: &VersionInfo) -> Result<(Version, Version), SessionError> {
-        let head = fetch_version(self.remote, &self.subject(), info.id, &info.key).await?;
+    async fn fetch(&self, info: &DesktopInfo) -> Result<(Version, Version), SessionError> {
+        let listed = Subject::Image { image: info.base.image.clone() };
+        let subject = self.subject();
+        // The listing's word is enough to begin with; the signed version has the last.
+        let (head, golden) = tokio::try_join!(
+            fetch_version(self.remote, &subject, info.head.id, &info.head.key),
+            fetch_unjudged(self.remote, &listed, info.base.version)
+        )?;
         let Some(base) = &head.manifest.base else {
             let what = format!("desktop {}", self.desktop);
-            return Err(VersionError::OtherSubject { id: info.id, what }.into());
+            return Err(VersionError::OtherSubject { id: info.head.id, what }.into());
         };
         let image = Subject::Image { image: base.image.clone() };
-        let golden: ManifestId = base.version;
-        let base = fetch_version(self.remote, &image, golden, &base.publisher).await?;
+        let base = match (&image, base.version) == (&listed, info.base.version) {
+            true => golden.judge(&image, &base.publisher)?,
+            false => fetch_version(self.remote, &image, base.version, &base.publisher).await?,
+        };
         Ok((head, base))
     }
 

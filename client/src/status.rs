@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::desktop::{DesktopError, DesktopStore, DiskLayout, OpenDesktop};
 use crate::disk::Disk;
-use crate::fetch::LinkState;
+use crate::fetch::{LinkEstimate, LinkState};
 use crate::local::{self, LocalShare};
 use crate::overlay::{BLOCK_BYTES, BlockIndex, BlockState, Overlay};
 use crate::volume::Volume;
@@ -106,6 +106,18 @@ pub struct LiveStatus {
     pub cache_limit_bytes: u64,
     /// Cached chunks that did not match their id and were fetched again.
     pub cache_corrupt: u64,
+    /// Chunks that came before anyone asked, and of those in the cache: read since, evicted unread, and not yet read.
+    #[serde(default)]
+    pub foreseen: Foreseen,
+    /// What the link to the sources is found to be.
+    #[serde(default)]
+    pub link: LinkStatus,
+    /// Bytes of the boot stream that was asked for, and of it that came.
+    #[serde(default)]
+    pub boot_stream_bytes: u64,
+    /// See above.
+    #[serde(default)]
+    pub boot_received_bytes: u64,
     /// How much of what a start touches is on this machine; none when it was never recorded what that is.
     #[serde(default)]
     pub profile: Option<LocalShare>,
@@ -115,6 +127,32 @@ pub struct LiveStatus {
     /// Whether fetching in the background was stopped.
     #[serde(default)]
     pub paused: bool,
+}
+
+/// Chunks that were fetched before anyone asked for them.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct Foreseen {
+    /// Those that came in time.
+    pub in_time: u64,
+    /// Those that somebody had to wait for all the same.
+    pub late: u64,
+    /// Those that came in time and were read since.
+    pub used: u64,
+    /// Those that were evicted unread.
+    pub wasted: u64,
+    /// Those that nobody has read yet.
+    pub unread: u64,
+}
+
+/// What a link is found to be.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct LinkStatus {
+    /// Bytes it carries in a second; 0 before anything was measured.
+    pub rate_bytes_per_s: u64,
+    /// The shortest time to an answer, microseconds.
+    pub distance_us: u64,
+    /// Bytes that may be under way for what nobody waits for.
+    pub window_bytes: u64,
 }
 
 impl DesktopStatus {
@@ -191,6 +229,19 @@ impl DesktopStatus {
     }
 }
 
+impl From<LinkEstimate> for LinkStatus {
+    fn from(link: LinkEstimate) -> Self {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "an estimate, never negative"
+        )]
+        let rate_bytes_per_s = link.rate_bytes_per_s as u64;
+        let distance_us = u64::try_from(link.distance.as_micros()).unwrap_or(u64::MAX);
+        Self { rate_bytes_per_s, distance_us, window_bytes: link.window_bytes }
+    }
+}
+
 fn activity(disk: &Disk) -> DiskActivity {
     let stats = disk.stats();
     DiskActivity {
@@ -208,6 +259,7 @@ fn live(desktop: &OpenDesktop) -> LiveStatus {
     let (fetch, cache) = (desktop.fetcher().stats(), desktop.cache().stats());
     let chunk_bytes = desktop.cache().chunk_size().bytes_u64();
     let link = desktop.fetcher().link().borrow().clone();
+    let boot = desktop.fetcher().boot_progress();
     // What cannot be read of the desktop's files is told where it is needed.
     let profile = local::for_start(desktop).ok().and_then(|needs| needs.profile);
     LiveStatus {
@@ -225,6 +277,16 @@ fn live(desktop: &OpenDesktop) -> LiveStatus {
         cached_bytes: cache.occupied * chunk_bytes,
         cache_limit_bytes: cache.slots * chunk_bytes,
         cache_corrupt: cache.corrupt,
+        foreseen: Foreseen {
+            in_time: fetch.foreseen,
+            late: fetch.overtaken,
+            used: cache.foreseen,
+            wasted: cache.wasted,
+            unread: cache.unread,
+        },
+        link: LinkStatus::from(desktop.fetcher().link_estimate()),
+        boot_stream_bytes: boot.stream_bytes,
+        boot_received_bytes: boot.received_bytes,
         profile,
         pinned: desktop.store().record().pinned,
         paused: desktop.fetcher().is_background_paused(),

@@ -131,22 +131,49 @@ pub async fn fetch_version(
     id: ManifestId,
     signer: &PublicKey,
 ) -> Result<Version, VersionError> {
-    let what = describe(subject);
-    let bad = |source| VersionError::Bad { id, what: what.clone(), source };
+    fetch_unjudged(remote, subject, id).await?.judge(subject, signer)
+}
+
+/// A version's bytes as they came.
+#[derive(Debug)]
+pub(crate) struct Unjudged {
+    id: ManifestId,
+    manifest: Vec<u8>,
+    signature: Vec<u8>,
+}
+
+/// Fetches a version without looking at it.
+pub(crate) async fn fetch_unjudged(
+    remote: &Remote,
+    subject: &Subject,
+    id: ManifestId,
+) -> Result<Unjudged, VersionError> {
     let source = HttpSource::new(remote.clone());
     let path = |object| ObjectPath { namespace: subject.namespace(), object };
-    let bytes = get_whole(&source, &path(Object::Manifest(id)), MAX_MANIFEST_BYTES).await?;
-    let signature = get_whole(&source, &path(Object::ManifestSignature(id)), MAX_SIGNATURE_BYTES).await?;
-    id.verify(&bytes).map_err(bad)?;
-    let signature = Signature::decode(&signature).map_err(bad)?;
-    let version = Version::decode(bytes, signature).map_err(bad)?;
-    if signature.key != *signer {
-        return Err(VersionError::WrongKey { id, what, found: signature.key, expected: *signer });
+    let (manifest, signature) = (path(Object::Manifest(id)), path(Object::ManifestSignature(id)));
+    let (manifest, signature) = tokio::try_join!(
+        get_whole(&source, &manifest, MAX_MANIFEST_BYTES),
+        get_whole(&source, &signature, MAX_SIGNATURE_BYTES)
+    )?;
+    Ok(Unjudged { id, manifest, signature })
+}
+
+impl Unjudged {
+    /// Checks a version's id, its signature, its signer and its subject.
+    pub(crate) fn judge(self, subject: &Subject, signer: &PublicKey) -> Result<Version, VersionError> {
+        let (id, what) = (self.id, describe(subject));
+        let bad = |source| VersionError::Bad { id, what: what.clone(), source };
+        id.verify(&self.manifest).map_err(bad)?;
+        let signature = Signature::decode(&self.signature).map_err(bad)?;
+        let version = Version::decode(self.manifest, signature).map_err(bad)?;
+        if signature.key != *signer {
+            return Err(VersionError::WrongKey { id, what, found: signature.key, expected: *signer });
+        }
+        if version.manifest.subject != *subject {
+            return Err(VersionError::OtherSubject { id, what });
+        }
+        Ok(version)
     }
-    if version.manifest.subject != *subject {
-        return Err(VersionError::OtherSubject { id, what });
-    }
-    Ok(version)
 }
 
 /// Fetches the golden version a person means, checks it against the image's pin, and notes what was seen.

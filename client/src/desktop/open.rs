@@ -6,13 +6,15 @@ use std::sync::{Arc, OnceLock};
 use chunk_format::{
     ChunkSize, Disk as ManifestDisk, DiskRole, Manifest, Namespace, Profile, SegmentId, SegmentIndex,
 };
+use futures_util::future::FutureExt;
+use futures_util::stream::{StreamExt, TryStreamExt};
 use tokio::runtime::Handle;
 
 use super::record::Version;
 use super::store::{DesktopError, DesktopStore, DiskLayout};
 use crate::cache::Cache;
 use crate::disk::{Base, BaseSegment, Disk, DiskError, View};
-use crate::fetch::{BootPlan, Fetcher, FillError, FillProgress};
+use crate::fetch::{BootPlan, FetchError, Fetcher, FillError, FillProgress};
 use crate::profile::{ProfileError, ProfileStore, fetch_profile};
 
 /// Why what a start touches is not known.
@@ -25,6 +27,10 @@ pub enum LoadProfileError {
     #[error("{0}")]
     Profile(#[from] ProfileError),
 }
+
+/// Segments loaded at the start, 64 MiB of disk each, and how many at once.
+const SEGMENTS_AHEAD: usize = 1024;
+const SEGMENT_REQUESTS: usize = 32;
 
 /// A desktop's disks, ready to be read and written.
 pub struct OpenDesktop {
@@ -178,10 +184,23 @@ impl OpenDesktop {
     /// # Errors
     /// [`LoadProfileError`], also when the version has no profile.
     pub async fn fetch_for_start(&self) -> Result<(), LoadProfileError> {
-        let profile = self.load_profile().await?;
+        // What they hold is needed for any read; that they come beside the profile saves their round trip.
+        let (profile, _) = tokio::join!(self.load_profile(), self.load_segments());
+        let profile = profile?;
         let plan = self.boot_plan(Profile::clone(&profile))?;
         self.fetcher.fetch_boot(plan).await.map_err(ProfileError::from)?;
         Ok(())
+    }
+
+    async fn load_segments(&self) -> Result<(), FetchError> {
+        let bases: Vec<Arc<Base>> = self.disks.iter().map(|disk| Arc::clone(&disk.view().base)).collect();
+        let segments = bases.iter().flat_map(|base| base.segments()).filter(|segment| !segment.id.is_zero());
+        let loads: Vec<_> =
+            segments.take(SEGMENTS_AHEAD).map(|segment| self.fetcher.segment(segment).boxed()).collect();
+        futures_util::stream::iter(loads)
+            .buffer_unordered(SEGMENT_REQUESTS)
+            .try_for_each(|_| std::future::ready(Ok(())))
+            .await
     }
 
     /// What to fetch for a start, by a profile of the golden version below.

@@ -28,6 +28,8 @@ use crate::source::{Object, ObjectPath, SourceError, damaged};
 
 /// Segments asked for at once.
 const SEGMENT_REQUESTS: usize = 32;
+/// Locators asked for at once: nobody waits for them yet.
+const LOCATOR_REQUESTS: usize = 4;
 /// An object is downloaded when at least this share of its chunks lacks, per cent: single frames are longer than their
 /// share of the stream by about as much.
 const LEAST_MISSING_PERCENT: usize = 65;
@@ -115,6 +117,11 @@ impl Fetcher {
         }
     }
 
+    /// Whether a chunk is on its way.
+    pub(crate) fn expects(&self, id: &ChunkId) -> bool {
+        self.shared.lock_flights().contains_key(id)
+    }
+
     /// Fetches what a start touches and is not here; returns when all of it was told to come and the stream is through.
     ///
     /// # Errors
@@ -138,10 +145,17 @@ impl Boot<'_> {
     async fn run(&self) -> Result<(), FetchError> {
         self.load_segments().await?;
         let entries = self.entries().await?;
-        let Some(parts) = self.parts(&entries) else {
-            return self.fetch_single(&entries).await;
+        // Whatever the stream does not bring is then one round trip away, not two.
+        let locating = self.load_locators();
+        let (fetched, _) = tokio::join!(self.fetch(&entries), locating);
+        fetched
+    }
+
+    async fn fetch(&self, entries: &[Entry]) -> Result<(), FetchError> {
+        let Some(parts) = self.parts(entries) else {
+            return self.fetch_single(entries).await;
         };
-        let flights = self.register(&entries, &parts);
+        let flights = self.register(entries, &parts);
         let streamed: Vec<BootStream> =
             parts.iter().filter(|part| part.way == Way::Stream).map(|part| part.stream).collect();
         let mut pieces = Pieces::start(Arc::clone(self.shared), self.plan.namespace.clone(), streamed);
@@ -161,11 +175,11 @@ impl Boot<'_> {
                             self.read_history(entries.get(..part.entries.start).unwrap_or_default()).await?
                         }
                     };
-                    match self.decode(part, &entries, &flights, before, &mut pieces).await {
+                    match self.decode(part, entries, &flights, before, &mut pieces).await {
                         Some(content) => history = Some(content),
                         None => {
                             let rest = parts.get(at..).unwrap_or_default();
-                            return self.fall_back(rest, &entries, &flights).await;
+                            return self.fall_back(rest, entries, &flights).await;
                         }
                     }
                 }
@@ -174,8 +188,41 @@ impl Boot<'_> {
         Ok(())
     }
 
+    /// Loads where the chunks of the segments that a start touches lie, when something of the disks lacks.
+    async fn load_locators(&self) -> Result<(), FetchError> {
+        let cache = &self.shared.cache;
+        let lacks_something = |segment: &BaseSegment| {
+            segment
+                .segment()
+                .is_some_and(|chunks| chunks.chunks().iter().any(|id| !id.is_zero() && !cache.contains(id)))
+        };
+        let loads: Vec<_> = self
+            .touched_segments()
+            .into_iter()
+            .filter(|segment| lacks_something(segment))
+            .map(|segment| self.shared.locator(segment).boxed())
+            .collect();
+        futures_util::stream::iter(loads)
+            .buffer_unordered(LOCATOR_REQUESTS)
+            .try_for_each(|_| std::future::ready(Ok(())))
+            .await
+    }
+
     /// Loads the segments that the profile's chunks are in, many at once.
     async fn load_segments(&self) -> Result<(), FetchError> {
+        let loads: Vec<_> = self
+            .touched_segments()
+            .into_iter()
+            .map(|segment| self.fetcher.segment(segment).boxed())
+            .collect();
+        futures_util::stream::iter(loads)
+            .buffer_unordered(SEGMENT_REQUESTS)
+            .try_for_each(|_| std::future::ready(Ok(())))
+            .await
+    }
+
+    /// The segments that the profile's chunks are in, in the order of first touch.
+    fn touched_segments(&self) -> Vec<&BaseSegment> {
         let mut seen = HashSet::new();
         let mut segments: Vec<&BaseSegment> = Vec::new();
         for entry in &self.plan.profile.entries {
@@ -190,12 +237,7 @@ impl Boot<'_> {
                 }
             }
         }
-        let loads: Vec<_> =
-            segments.into_iter().map(|segment| self.fetcher.segment(segment).boxed()).collect();
-        futures_util::stream::iter(loads)
-            .buffer_unordered(SEGMENT_REQUESTS)
-            .try_for_each(|_| std::future::ready(Ok(())))
-            .await
+        segments
     }
 
     async fn id(&self, base: Option<&Arc<Base>>, chunk: ChunkIndex) -> Result<ChunkId, FetchError> {

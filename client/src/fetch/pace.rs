@@ -13,7 +13,9 @@ use tokio::time::Instant;
 
 use super::Class;
 
-/// The window before anything was measured, and the least there is: a request or two on any link.
+/// The window before anything was measured: a desktop is just starting, and nobody waits for anything else yet.
+const FIRST_WINDOW_BYTES: u64 = 512 << 10;
+/// The least window: a request or two on any link.
 const LEAST_WINDOW_BYTES: u64 = 128 << 10;
 const LARGEST_WINDOW_BYTES: u64 = 32 << 20;
 /// Share of the window in one request: several are under way, so that the link never waits for the next.
@@ -118,7 +120,7 @@ impl Pace {
     pub(super) fn new() -> Self {
         Self {
             state: Mutex::new(State {
-                window_bytes: LEAST_WINDOW_BYTES,
+                window_bytes: FIRST_WINDOW_BYTES,
                 in_flight_bytes: 0,
                 waiting: [0; Class::ALL.len()],
                 demand: 0,
@@ -175,7 +177,7 @@ impl Pace {
         let mut state = self.lock();
         state.rate = Best::new(RATE_MEMORY / 2, f64::max);
         state.distance = Best::new(DISTANCE_MEMORY / 2, f64::min);
-        state.window_bytes = LEAST_WINDOW_BYTES;
+        state.window_bytes = FIRST_WINDOW_BYTES;
         (state.growing, state.rounds_without_growth, state.round_rate) = (true, 0, 0.0);
     }
 
@@ -380,6 +382,8 @@ mod tests {
         }
     }
 
+    const PIECE_BYTES: u64 = 16 << 10;
+
     /// Downloads for a while; answers the bytes that came in the last half of it, and the longest wait for an answer there.
     async fn download(
         pace: &Arc<Pace>,
@@ -399,8 +403,13 @@ mod tests {
                 let (began, ended) = line.lock().await.carry(bytes).await;
                 tokio::time::sleep_until(began).await;
                 admitted.answered();
-                tokio::time::sleep_until(ended).await;
-                admitted.arrived(bytes);
+                // As it comes from a socket: in pieces.
+                let pieces = bytes.div_ceil(PIECE_BYTES);
+                for piece in 1..=pieces {
+                    let at = (ended - began).mul_f64(piece as f64 / pieces as f64);
+                    tokio::time::sleep_until(began + at).await;
+                    admitted.arrived(PIECE_BYTES.min(bytes - (piece - 1) * PIECE_BYTES));
+                }
                 if begin.elapsed() > span / 2 {
                     let mut counted = counted.lock().unwrap();
                     counted.0 += bytes;
@@ -416,7 +425,7 @@ mod tests {
         for (mbit, distance_ms) in [(25.0, 40), (1000.0, 2), (100.0, 150), (2.0, 600), (8.0, 20)] {
             let pace = Arc::new(Pace::new());
             let (rate, distance) = (mbit * 125_000.0, Duration::from_millis(distance_ms));
-            let span = Duration::from_secs(20);
+            let span = Duration::from_secs(40);
             let (bytes, wait) = *download(&pace, rate, distance, span).await.lock().unwrap();
             let share = bytes as f64 / (rate * span.as_secs_f64() / 2.0);
             assert!(share > 0.95, "{mbit} Mbit/s {distance_ms} ms: {share} of the link");
@@ -429,12 +438,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_urgent_go_first_and_demand_waits_for_nobody() {
         let pace = Arc::new(Pace::new());
-        let full = pace.admit(Class::Profile, LEAST_WINDOW_BYTES).await;
+        let full = pace.admit(Class::Profile, FIRST_WINDOW_BYTES).await;
         let order = Arc::new(Mutex::new(Vec::new()));
         let ask = |class| {
             let (pace, order) = (Arc::clone(&pace), Arc::clone(&order));
             tokio::spawn(async move {
-                let _admitted = pace.admit(class, LEAST_WINDOW_BYTES).await;
+                let _admitted = pace.admit(class, FIRST_WINDOW_BYTES).await;
                 order.lock().unwrap().push(class);
             })
         };

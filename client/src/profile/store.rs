@@ -80,14 +80,13 @@ pub async fn fetch_profile(fetcher: &Fetcher, version: &Version) -> Result<Signe
     let path = |object| ObjectPath { namespace: namespace.clone(), object };
     let pointer = path(Object::ManifestProfile(version.id));
     let id = fetcher.object(&pointer, MAX_POINTER_BYTES, OnMissing::Fail, pointed_at).await?;
-    let bytes = fetcher
-        .object(&path(Object::Profile(id)), MAX_PROFILE_BYTES, OnMissing::Fail, |bytes| {
+    let (profile, signature) = (path(Object::Profile(id)), path(Object::ProfileSignature(id)));
+    let (bytes, signature) = tokio::try_join!(
+        fetcher.object(&profile, MAX_PROFILE_BYTES, OnMissing::Fail, |bytes| {
             id.verify(bytes).map(|()| bytes.to_vec())
-        })
-        .await?;
-    let signature = path(Object::ProfileSignature(id));
-    let signature =
-        fetcher.object(&signature, MAX_SIGNATURE_BYTES, OnMissing::Fail, Signature::decode).await?;
+        }),
+        fetcher.object(&signature, MAX_SIGNATURE_BYTES, OnMissing::Fail, Signature::decode)
+    )?;
     SignedProfile::decode(bytes, signature, version)
 }
 

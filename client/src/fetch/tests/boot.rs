@@ -71,7 +71,8 @@ impl BootRig {
 async fn a_cold_start_is_one_download() {
     let boot = BootRig::new();
     boot.boot().await;
-    assert_eq!(boot.rig.server.requests(), 1 + boot.profile.streams.len() as u64, "a segment and the stream");
+    let expected = 2 + boot.profile.streams.len() as u64;
+    assert_eq!(boot.rig.server.requests(), expected, "a segment, its locator and the stream");
     assert_eq!(boot.read_all().await, 0);
     let stats = boot.rig.fetcher.stats();
     assert_eq!((stats.chunks, stats.foreseen, stats.damaged), (CHUNKS as u64, CHUNKS as u64, 0));

@@ -10,10 +10,12 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use satchel_client::hint;
 use satchel_client::profile::LinkShape;
 use satchel_client::remote::Fingerprint;
+use satchel_client::source::SourceAddress;
 use satchel_client::state::StateDir;
 use satchel_client::versions::ImageRef;
 
 mod create;
+mod export;
 mod history;
 mod images;
 mod login;
@@ -25,6 +27,7 @@ mod progress;
 mod publish;
 mod quantity;
 mod run;
+mod source;
 mod status;
 mod sync;
 
@@ -57,6 +60,8 @@ enum Command {
     Login(LoginArgs),
     /// Publish a disk image as the next version of an image
     Publish(PublishArgs),
+    /// Write a published version out as files: for a stick, a static host, or a place without a network
+    Export(ExportArgs),
     /// List the server's images
     Images,
     /// List your desktops
@@ -71,6 +76,8 @@ enum Command {
     Sync(SyncArgs),
     /// Fetch all of a desktop and keep it, so that it works without a network
     Pin(PinArgs),
+    /// Show or change where a desktop's chunks come from beside its server
+    Source(SourceArgs),
     /// Show what a desktop is doing
     Status(DesktopArgs),
     /// List the versions of a desktop or image
@@ -191,6 +198,30 @@ struct OpenArgs {
     /// Contact nobody: start from what is on this machine, and only if a start needs no more
     #[arg(long)]
     offline: bool,
+}
+
+#[derive(Debug, Args)]
+struct ExportArgs {
+    /// The version: NAME, NAME:CHANNEL or NAME@VERSION
+    #[arg(value_name = "NAME[:CHANNEL|@VERSION]")]
+    image: ImageRef,
+    /// The directory; several versions may share one
+    dir: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct SourceArgs {
+    /// The desktop
+    desktop: Name,
+    /// Ask this source too: file:/DIRECTORY, or https://HOST/PREFIX with #SHA256:... to pin its certificate
+    #[arg(long, value_name = "SOURCE")]
+    add: Vec<SourceAddress>,
+    /// Ask what is added before the others
+    #[arg(long, requires = "add")]
+    first: bool,
+    /// Do not ask this source any more
+    #[arg(long, value_name = "SOURCE")]
+    remove: Vec<SourceAddress>,
 }
 
 #[derive(Debug, Args)]
@@ -333,6 +364,7 @@ fn run(cli: Cli, printer: Printer) -> anyhow::Result<()> {
         match cli.command {
             Command::Login(args) => login::run(&context, args).await,
             Command::Publish(args) => interruptible(publish::run(&context, args)).await,
+            Command::Export(args) => interruptible(export::run(&context, args)).await,
             Command::Images => images::list_images(&context).await,
             Command::Desktops => images::list_desktops(&context).await,
             Command::Create(args) => interruptible(create::run(&context, args)).await,
@@ -340,6 +372,7 @@ fn run(cli: Cli, printer: Printer) -> anyhow::Result<()> {
             Command::Run(args) => run::run(&context, args).await,
             Command::Sync(args) => interruptible(sync::run(&context, args)).await,
             Command::Pin(args) => interruptible(pin::run(&context, args)).await,
+            Command::Source(args) => source::run(&context, &args),
             Command::Status(args) => status::run(&context, &args.desktop).await,
             Command::History(args) => history::run(&context, args).await,
             Command::Profile(ProfileCommand::Record(args)) => {

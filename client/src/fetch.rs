@@ -54,8 +54,9 @@ const WAITING_REQUESTS: usize = 32;
 const OTHER_REQUESTS: usize = 64;
 /// Decoded bytes under way or on their way to the cache.
 const ROOM_BYTES: usize = 64 << 20;
-/// Silence after which a source counts as lost.
+/// Silence after which a source counts as lost: soon when there is another, with patience when there is none.
 const SILENCE_LIMIT: Duration = Duration::from_secs(5);
+const SILENCE_LIMIT_AMONG_OTHERS: Duration = Duration::from_millis(1500);
 /// Rounds through all sources before an object counts as not to be had.
 const ROUNDS: u32 = 3;
 
@@ -181,12 +182,13 @@ impl Fetcher {
     ) -> Self {
         let (arrived, arrivals) = mpsc::channel(256);
         let stop = CancellationToken::new();
+        let silence_limit = if sources.len() > 1 { SILENCE_LIMIT_AMONG_OTHERS } else { SILENCE_LIMIT };
         let shared = Arc::new(Shared {
             sources: Sources::new(
                 sources
                     .into_iter()
                     .map(|source| {
-                        Arc::new(SilenceLimited::new(source, SILENCE_LIMIT)) as Arc<dyn ChunkSource>
+                        Arc::new(SilenceLimited::new(source, silence_limit)) as Arc<dyn ChunkSource>
                     })
                     .collect(),
             ),
@@ -516,7 +518,7 @@ impl Shared {
     ) -> Result<T, FetchError> {
         let (mut passed_over, mut rounds, mut last) = (Vec::new(), 0, None);
         loop {
-            let Some((at, entry)) = self.sources.pick(&passed_over).await else {
+            let Some((at, entry)) = self.sources.pick(path, &passed_over).await else {
                 rounds += 1;
                 if rounds == ROUNDS {
                     if let (OnMissing::Fail, Some(source)) = (on_missing, last.take()) {
@@ -541,16 +543,16 @@ impl Shared {
                 }
                 Err(error) => {
                     tracing::debug!(object = %path, error = &error as &dyn std::error::Error, "a fetch failed");
-                    self.sources.failed(entry, &error);
+                    self.sources.failed(entry, path, &error);
                     match error.kind {
                         FailureKind::Unreachable | FailureKind::Refused => {
                             self.counters.failures.fetch_add(1, Ordering::Relaxed);
                         }
-                        FailureKind::NotFound | FailureKind::Damaged => {
-                            self.sources.succeeded(entry);
+                        FailureKind::Damaged => {
                             self.counters.damaged.fetch_add(1, Ordering::Relaxed);
                             passed_over.push(at);
                         }
+                        FailureKind::NotFound => passed_over.push(at),
                     }
                     last = Some(error);
                 }

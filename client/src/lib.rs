@@ -6,6 +6,7 @@ pub mod create;
 pub mod desktop;
 pub mod disk;
 pub mod engine;
+pub mod export;
 pub mod fetch;
 pub mod fs;
 pub mod hint;

@@ -7,10 +7,12 @@ use serde::de::DeserializeOwned;
 
 mod api;
 mod error;
+mod static_host;
 mod tls;
 
 pub use api::{BaseInfo, DesktopInfo, ImageInfo, PresentIn, ServerInfo, VersionInfo};
 pub use error::RemoteError;
+pub use static_host::StaticHost;
 pub use tls::{Fingerprint, Trust};
 
 use tls::ClientTls;
@@ -77,22 +79,7 @@ impl Remote {
         if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(RemoteError::BadToken { reason: "none: it holds spaces or signs no token has" });
         }
-        let setup = |reason: String| RemoteError::Setup { reason };
-        let tls = ClientTls::new(&endpoint.trust).map_err(setup)?;
-        let http = reqwest::Client::builder()
-            .tls_backend_preconfigured(tls.config())
-            .https_only(true)
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(CONNECT_TIMEOUT)
-            .read_timeout(SILENCE_TIMEOUT)
-            .tcp_nodelay(true)
-            .http2_initial_stream_window_size(STREAM_WINDOW_BYTES)
-            .http2_initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-            .http2_keep_alive_interval(Duration::from_secs(10))
-            .http2_keep_alive_timeout(Duration::from_secs(10))
-            .user_agent(concat!("satchel/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .map_err(|error| setup(error::chain(&error)))?;
+        let (http, tls) = http_client(&endpoint.trust)?;
         Ok(Self { endpoint, token, http, tls })
     }
 
@@ -145,15 +132,40 @@ impl Remote {
     }
 
     fn transport_error(&self, source: reqwest::Error) -> RemoteError {
-        let url = self.endpoint.url.clone();
-        match self.tls.take_refused() {
-            Some(found) => match self.endpoint.trust {
-                Trust::Pinned(expected) => RemoteError::OtherCertificate { url, expected, found },
-                Trust::Authorities => RemoteError::UnknownCertificate { url, found },
-            },
-            // The URL of a request is our own business; its text would only lengthen the message.
-            None => RemoteError::Unreachable { url, source: source.without_url() },
-        }
+        transport_error(&self.endpoint.url, &self.endpoint.trust, &self.tls, source)
+    }
+}
+
+/// An HTTP client that trusts as told.
+fn http_client(trust: &Trust) -> Result<(reqwest::Client, ClientTls), RemoteError> {
+    let setup = |reason: String| RemoteError::Setup { reason };
+    let tls = ClientTls::new(trust).map_err(setup)?;
+    let http = reqwest::Client::builder()
+        .tls_backend_preconfigured(tls.config())
+        .https_only(true)
+        .redirect(reqwest::redirect::Policy::none())
+        .connect_timeout(CONNECT_TIMEOUT)
+        .read_timeout(SILENCE_TIMEOUT)
+        .tcp_nodelay(true)
+        .http2_initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .http2_initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .http2_keep_alive_interval(Duration::from_secs(10))
+        .http2_keep_alive_timeout(Duration::from_secs(10))
+        .user_agent(concat!("satchel/", env!("CARGO_PKG_VERSION")))
+        .build()
+        .map_err(|error| setup(error::chain(&error)))?;
+    Ok((http, tls))
+}
+
+fn transport_error(url: &str, trust: &Trust, tls: &ClientTls, source: reqwest::Error) -> RemoteError {
+    let url = url.to_owned();
+    match tls.take_refused() {
+        Some(found) => match *trust {
+            Trust::Pinned(expected) => RemoteError::OtherCertificate { url, expected, found },
+            Trust::Authorities => RemoteError::UnknownCertificate { url, found },
+        },
+        // The URL of a request is our own business; its text would only lengthen the message.
+        None => RemoteError::Unreachable { url, source: source.without_url() },
     }
 }
 

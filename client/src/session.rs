@@ -18,7 +18,9 @@ use crate::desktop::{DesktopError, DesktopStore, NewDesktop, OpenDesktop, Versio
 use crate::fetch::{Fetcher, OnMissing, SegmentStore};
 use crate::profile::ProfileStore;
 use crate::remote::{DesktopInfo, Remote, RemoteError};
-use crate::source::{ChunkSource, HttpSource, NoSource};
+use crate::source::{
+    ChunkSource, HttpSource, ImagesOnly, NoSource, SourceAddress, SourceList, SourceListError,
+};
 use crate::state::{Login, StateDir, StateError, make_private_dir};
 use crate::versions::{VersionError, fetch_unjudged, fetch_version};
 use crate::volume::{DirVolume, Volume};
@@ -81,6 +83,18 @@ pub enum SessionError {
     /// The cache could not be opened.
     #[error("{0}")]
     Cache(#[from] CacheError),
+    /// The list of the desktop's sources failed.
+    #[error("{0}")]
+    Sources(#[from] SourceListError),
+    /// A source cannot be used.
+    #[error("cannot use the source {address}")]
+    BadSource {
+        /// The source.
+        address: SourceAddress,
+        /// Why.
+        #[source]
+        source: RemoteError,
+    },
 }
 
 /// How to open a desktop.
@@ -372,6 +386,29 @@ impl Opening<'_> {
         Ok((head, base))
     }
 
+    /// What a person added first, then the mirrors, the server last.
+    fn sources(&self, options: &SessionOptions) -> Result<Vec<Arc<dyn ChunkSource>>, SessionError> {
+        let volume = DirVolume::open(self.directory)
+            .map_err(|source| SessionError::Lock { path: self.directory.to_owned(), source })?;
+        let list = SourceList::load(&volume)?;
+        let open = |address: &SourceAddress| {
+            address.open().map_err(|source| SessionError::BadSource { address: address.clone(), source })
+        };
+        let usable = |address: &&SourceAddress| address.is_local() || !options.offline;
+        let mut sources = Vec::new();
+        for address in list.added.iter().filter(usable) {
+            sources.push(open(address)?);
+        }
+        for address in list.mirrors.iter().filter(usable).filter(|mirror| !list.added.contains(mirror)) {
+            sources.push(Arc::new(ImagesOnly(open(address)?)));
+        }
+        sources.push(match options.offline {
+            true => Arc::new(NoSource),
+            false => Arc::new(HttpSource::new(self.remote.clone())),
+        });
+        Ok(sources)
+    }
+
     fn assemble(
         &self,
         store: DesktopStore,
@@ -391,11 +428,8 @@ impl Opening<'_> {
         }
         let disks = wanted.iter().flat_map(|version| version.manifest.disks.iter());
         segments.retain(&disks.flat_map(|disk| disk.segments.iter().copied()).collect());
-        let source: Arc<dyn ChunkSource> = match options.offline {
-            true => Arc::new(NoSource),
-            false => Arc::new(HttpSource::new(self.remote.clone())),
-        };
-        let fetcher = Fetcher::new(runtime, vec![source], Arc::clone(&cache), segments, options.on_missing);
+        let fetcher =
+            Fetcher::new(runtime, self.sources(options)?, Arc::clone(&cache), segments, options.on_missing);
         let profiles = ProfileStore::new(self.directory.join("profiles"));
         profiles.retain(&HashSet::from([store.record().base]));
         OpenDesktop::assemble(store, cache, fetcher, profiles, runtime.clone())

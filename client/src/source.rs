@@ -12,10 +12,20 @@ use chunk_format::{ManifestId, Namespace, PackId, ProfileId, SegmentId, StreamId
 use futures_util::future::BoxFuture;
 use futures_util::stream::{BoxStream, TryStreamExt};
 
+mod address;
+mod directory;
+mod fixed;
 mod http;
+mod limited;
+mod list;
 mod nobody;
 
+pub use address::{BadSource, SourceAddress};
+pub use directory::DirectorySource;
+pub use fixed::StaticSource;
 pub use http::HttpSource;
+pub use limited::ImagesOnly;
+pub use list::{SourceList, SourceListError};
 pub use nobody::NoSource;
 
 /// Names an object of the data plane.

@@ -85,8 +85,8 @@ impl Watch {
                     kind: FailureKind::Unreachable,
                     retry_after: None,
                     cause: format!(
-                        "it has been silent for {} s",
-                        self.limit.as_secs() * u64::from(silent_limits)
+                        "it has been silent for {:.1} s",
+                        (self.limit * silent_limits).as_secs_f64()
                     )
                     .into(),
                 });

@@ -1,14 +1,27 @@
 //! Which source to ask next, and for how long to leave one alone that failed.
+//!
+//! While another source answers, one that failed is asked for nothing that anyone waits for: it is probed beside the work
+//! until it answers again, and then preferred as before. When none answers, requests themselves find out which is back.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
+use chunk_format::Namespace;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
-use crate::source::{ChunkSource, FailureKind, SourceError};
+use crate::source::{ChunkSource, FailureKind, ObjectPath, SourceError};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// Wrong answers within [`DAMAGE_MEMORY`] after which a source is left alone for [`DAMAGE_PAUSE`], if there is another.
+const DAMAGED_ANSWERS: u32 = 3;
+const DAMAGE_MEMORY: Duration = Duration::from_secs(30);
+const DAMAGE_PAUSE: Duration = Duration::from_secs(60);
+/// How long a source that lacked an object of a person's namespace is not asked for another.
+const LACK_MEMORY: Duration = Duration::from_secs(60);
 
 /// Whether chunks can be had at present; changes are told to whoever watches.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,14 +37,24 @@ pub enum LinkState {
 
 /// The sources of a desktop, in the order of preference.
 pub(crate) struct Sources {
-    entries: Vec<Entry>,
+    entries: Vec<Arc<Entry>>,
     state: watch::Sender<LinkState>,
 }
 
 /// One source and how it has done of late.
 pub(crate) struct Entry {
     pub(crate) source: Arc<dyn ChunkSource>,
-    outage: Mutex<Option<Outage>>,
+    record: Mutex<Record>,
+    is_probed: AtomicBool,
+}
+
+#[derive(Default)]
+struct Record {
+    outage: Option<Outage>,
+    /// When wrong answers began to be counted, and how many there were.
+    damaged: Option<(Instant, u32)>,
+    /// Persons' namespaces it was found to lack, and when.
+    lacks: HashMap<Namespace, Instant>,
 }
 
 struct Outage {
@@ -41,37 +64,51 @@ struct Outage {
 
 impl Sources {
     pub(crate) fn new(sources: Vec<Arc<dyn ChunkSource>>) -> Self {
-        let entries = sources.into_iter().map(|source| Entry { source, outage: Mutex::new(None) }).collect();
-        Self { entries, state: watch::Sender::new(LinkState::Up) }
+        let entry =
+            |source| Arc::new(Entry { source, record: Mutex::default(), is_probed: AtomicBool::new(false) });
+        Self { entries: sources.into_iter().map(entry).collect(), state: watch::Sender::new(LinkState::Up) }
     }
 
     pub(crate) fn watch(&self) -> watch::Receiver<LinkState> {
         self.state.subscribe()
     }
 
-    /// Waits for a source worth asking, the most preferred first; `None` when all are in `passed_over`.
-    pub(crate) async fn pick(&self, passed_over: &[usize]) -> Option<(usize, &Entry)> {
+    /// Waits for a source worth asking for an object, the most preferred first; `None` when all are in `passed_over`.
+    pub(crate) async fn pick(
+        &self,
+        path: &ObjectPath,
+        passed_over: &[usize],
+    ) -> Option<(usize, &Arc<Entry>)> {
         loop {
             let now = Instant::now();
-            let mut earliest: Option<Instant> = None;
+            let mut earliest: Option<(Instant, usize)> = None;
             for (at, entry) in self.entries.iter().enumerate().filter(|(at, _)| !passed_over.contains(at)) {
-                match &mut *entry.lock() {
-                    Some(outage) if outage.retry_at > now => {
-                        earliest = Some(earliest.map_or(outage.retry_at, |other| other.min(outage.retry_at)));
-                    }
+                let record = entry.lock();
+                if record.lacks.get(&path.namespace).is_some_and(|since| since.elapsed() < LACK_MEMORY) {
+                    continue;
+                }
+                match &record.outage {
                     Some(outage) => {
-                        // Ours is the one request that tries it; the others wait for what it finds.
-                        outage.retry_at = now + LONGEST_PAUSE;
-                        return Some((at, entry));
+                        if earliest.is_none_or(|(time, _)| outage.retry_at < time) {
+                            earliest = Some((outage.retry_at, at));
+                        }
                     }
                     None => return Some((at, entry)),
                 }
             }
+            let (retry_at, at) = earliest?;
+            if retry_at <= now {
+                let entry = self.entries.get(at)?;
+                // Ours is the one request that tries it; the others wait for what it finds.
+                if let Some(outage) = &mut entry.lock().outage {
+                    outage.retry_at = now + LONGEST_PAUSE;
+                }
+                return Some((at, entry));
+            }
             let mut state = self.state.subscribe();
             state.borrow_and_update();
-            let pause = earliest?.saturating_duration_since(now);
             tokio::select! {
-                () = tokio::time::sleep(pause) => {}
+                () = tokio::time::sleep_until(retry_at) => {}
                 _ = state.changed() => {}
             }
         }
@@ -79,37 +116,119 @@ impl Sources {
 
     /// Notes that a source answered.
     pub(crate) fn succeeded(&self, entry: &Entry) {
-        let was_out = entry.lock().take().is_some();
+        let was_out = entry.lock().outage.take().is_some();
         if was_out || *self.state.borrow() != LinkState::Up {
             self.state.send_if_modified(|state| std::mem::replace(state, LinkState::Up) != LinkState::Up);
         }
     }
 
-    /// Notes that a source did not answer, or refused us: it is left alone for a while, longer each time.
-    pub(crate) fn failed(&self, entry: &Entry, error: &SourceError) {
-        if !matches!(error.kind, FailureKind::Unreachable | FailureKind::Refused) {
-            return;
+    /// Notes that a source did not answer, refused us, or has not what we want or not as it should be.
+    pub(crate) fn failed(&self, entry: &Arc<Entry>, path: &ObjectPath, error: &SourceError) {
+        let has_others = self.entries.len() > 1;
+        match error.kind {
+            FailureKind::Unreachable | FailureKind::Refused => {}
+            FailureKind::NotFound => {
+                if has_others && matches!(path.namespace, Namespace::User(_)) {
+                    entry.lock().lacks.insert(path.namespace.clone(), Instant::now());
+                }
+                return self.succeeded(entry);
+            }
+            FailureKind::Damaged => {
+                self.succeeded(entry);
+                if has_others && entry.lock().count_damage() {
+                    tracing::warn!(
+                        source = entry.source.origin(),
+                        "it serves wrong bytes; others are asked first"
+                    );
+                    let retry_at = Instant::now() + DAMAGE_PAUSE;
+                    entry.lock().outage = Some(Outage { failures: 1, retry_at });
+                    Arc::clone(entry).pardon_later();
+                }
+                return;
+            }
         }
-        {
-            let mut outage = entry.lock();
-            let failures = outage.as_ref().map_or(1, |outage| outage.failures.saturating_add(1));
+        let failures = {
+            let mut record = entry.lock();
+            let failures = record.outage.as_ref().map_or(1, |outage| outage.failures.saturating_add(1));
             let pause = error.retry_after.unwrap_or_else(|| backoff(failures)).min(LONGEST_PAUSE);
-            *outage = Some(Outage { failures, retry_at: Instant::now() + pause });
-        }
-        if self.entries.iter().all(|entry| entry.lock().is_some()) {
+            record.outage = Some(Outage { failures, retry_at: Instant::now() + pause });
+            failures
+        };
+        if self.entries.iter().all(|entry| entry.lock().outage.is_some()) {
             let reason = error_chain(error);
             self.state.send_if_modified(|state| {
                 let news = *state == LinkState::Up;
                 *state = LinkState::Down { reason };
                 news
             });
+        } else if failures == 1 {
+            tracing::warn!(error = error_chain(error), "a source does not answer; another one does");
+        }
+        if has_others {
+            Arc::clone(entry).probe(path.clone());
         }
     }
 }
 
+impl Record {
+    /// Counts a wrong answer; whether there were too many.
+    fn count_damage(&mut self) -> bool {
+        let (since, count) = match self.damaged.take() {
+            Some((since, count)) if since.elapsed() < DAMAGE_MEMORY => (since, count + 1),
+            _ => (Instant::now(), 1),
+        };
+        let is_too_many = count >= DAMAGED_ANSWERS;
+        self.damaged = (!is_too_many).then_some((since, count));
+        is_too_many
+    }
+}
+
 impl Entry {
-    fn lock(&self) -> MutexGuard<'_, Option<Outage>> {
-        self.outage.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Record> {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks for a byte of an object now and then, until the source answers.
+    fn probe(self: Arc<Self>, path: ObjectPath) {
+        if self.is_probed.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let entry = Arc::downgrade(&self);
+        tokio::spawn(async move {
+            let mut failures = 1;
+            loop {
+                tokio::time::sleep(backoff(failures)).await;
+                let Some(entry) = Weak::upgrade(&entry) else { return };
+                let is_out = entry.lock().outage.is_some();
+                let answered = match is_out {
+                    true => match entry.source.get(&path, Some(0..1)).await {
+                        Ok(_) => true,
+                        Err(error) => {
+                            matches!(error.kind, FailureKind::NotFound | FailureKind::Damaged)
+                        }
+                    },
+                    // A request found it back.
+                    false => true,
+                };
+                if answered {
+                    entry.lock().outage = None;
+                    entry.is_probed.store(false, Ordering::Release);
+                    return;
+                }
+                failures += 1;
+            }
+        });
+    }
+
+    /// Forgets later that it served wrong bytes.
+    fn pardon_later(self: Arc<Self>) {
+        let entry = Arc::downgrade(&self);
+        tokio::spawn(async move {
+            tokio::time::sleep(DAMAGE_PAUSE).await;
+            if let Some(entry) = Weak::upgrade(&entry) {
+                entry.lock().outage = None;
+            }
+        });
     }
 }
 
@@ -136,17 +255,25 @@ fn error_chain(error: &dyn std::error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use std::ops::Range;
+    use std::sync::atomic::AtomicU32;
 
+    use chunk_format::PackId;
     use futures_util::future::BoxFuture;
+    use futures_util::stream::StreamExt;
 
     use super::*;
-    use crate::source::{ObjectBody, ObjectPath};
+    use crate::source::{Object, ObjectBody};
 
-    struct Named(&'static str);
+    /// A source that answers or does not, and counts how often it was asked.
+    #[derive(Default)]
+    struct Switched {
+        answers: AtomicBool,
+        asked: AtomicU32,
+    }
 
-    impl ChunkSource for Named {
+    impl ChunkSource for Arc<Switched> {
         fn origin(&self) -> String {
-            self.0.to_owned()
+            "a".to_owned()
         }
 
         fn get<'a>(
@@ -154,7 +281,12 @@ mod tests {
             _: &'a ObjectPath,
             _: Option<Range<u64>>,
         ) -> BoxFuture<'a, Result<ObjectBody, SourceError>> {
-            unreachable!("only asked for its name")
+            self.asked.fetch_add(1, Ordering::Relaxed);
+            let answer = match self.answers.load(Ordering::Relaxed) {
+                true => Ok(futures_util::stream::empty().boxed()),
+                false => Err(failure(FailureKind::Unreachable)),
+            };
+            Box::pin(std::future::ready(answer))
         }
     }
 
@@ -168,47 +300,97 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn the_preferred_source_is_left_alone_after_a_failure_and_taken_up_again() {
-        let sources = Sources::new(vec![Arc::new(Named("first")), Arc::new(Named("second"))]);
-        let (at, first) = sources.pick(&[]).await.unwrap();
-        assert_eq!(at, 0);
-        sources.failed(first, &failure(FailureKind::Unreachable));
-        assert_eq!(sources.pick(&[]).await.unwrap().0, 1);
-        assert_eq!(*sources.watch().borrow(), LinkState::Up, "one of two is enough");
-        std::thread::sleep(FIRST_PAUSE * 2);
-        let (at, first) = sources.pick(&[]).await.unwrap();
-        assert_eq!(at, 0);
-        sources.succeeded(first);
-        assert_eq!(sources.pick(&[]).await.unwrap().0, 0);
+    fn path(namespace: &str) -> ObjectPath {
+        ObjectPath { namespace: namespace.parse().unwrap(), object: Object::Pack(PackId::of(b"a")) }
     }
 
-    #[tokio::test]
+    fn sources<const N: usize>() -> (Sources, [Arc<Switched>; N]) {
+        let switched = std::array::from_fn(|_| Arc::<Switched>::default());
+        let list = switched.iter().map(|source| Arc::new(Arc::clone(source)) as Arc<dyn ChunkSource>);
+        (Sources::new(list.collect()), switched)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failed_source_is_probed_beside_the_work_and_then_preferred_again() {
+        let (sources, [first, _]) = sources::<2>();
+        let image = path("image/debian");
+        let (at, entry) = sources.pick(&image, &[]).await.unwrap();
+        assert_eq!(at, 0);
+        sources.failed(entry, &image, &failure(FailureKind::Unreachable));
+        assert_eq!(*sources.watch().borrow(), LinkState::Up, "one of two is enough");
+        for _ in 0..20 {
+            assert_eq!(
+                sources.pick(&image, &[]).await.unwrap().0,
+                1,
+                "nobody waits for a source that is out"
+            );
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+        assert!((3..10).contains(&first.asked.load(Ordering::Relaxed)), "{:?}", first.asked);
+        first.answers.store(true, Ordering::Relaxed);
+        tokio::time::sleep(LONGEST_PAUSE * 2).await;
+        assert_eq!(sources.pick(&image, &[]).await.unwrap().0, 0);
+        let asked = first.asked.load(Ordering::Relaxed);
+        tokio::time::sleep(LONGEST_PAUSE * 4).await;
+        assert_eq!(first.asked.load(Ordering::Relaxed), asked, "what answers is not probed");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn when_all_fail_it_is_said_once_and_taken_back_at_the_first_answer() {
-        let sources = Sources::new(vec![Arc::new(Named("only"))]);
+        let (sources, _) = sources::<1>();
+        let image = path("image/debian");
         let mut watch = sources.watch();
-        let (_, only) = sources.pick(&[]).await.unwrap();
-        sources.failed(only, &failure(FailureKind::Unreachable));
+        let (_, only) = sources.pick(&image, &[]).await.unwrap();
+        sources.failed(only, &image, &failure(FailureKind::Unreachable));
         assert!(watch.has_changed().unwrap());
         assert_eq!(
             *watch.borrow_and_update(),
             LinkState::Down { reason: "cannot fetch b from a: no route".to_owned() }
         );
-        sources.failed(only, &failure(FailureKind::Unreachable));
+        sources.failed(only, &image, &failure(FailureKind::Unreachable));
         assert!(!watch.has_changed().unwrap());
-        let (_, only) = sources.pick(&[]).await.unwrap();
+        let (_, only) = sources.pick(&image, &[]).await.unwrap();
         sources.succeeded(only);
         assert_eq!(*watch.borrow_and_update(), LinkState::Up);
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn an_object_that_is_missing_or_damaged_is_no_outage() {
-        let sources = Sources::new(vec![Arc::new(Named("only"))]);
-        let (at, only) = sources.pick(&[]).await.unwrap();
-        sources.failed(only, &failure(FailureKind::NotFound));
-        sources.failed(only, &failure(FailureKind::Damaged));
-        assert_eq!(sources.pick(&[]).await.unwrap().0, 0);
-        assert!(sources.pick(&[at]).await.is_none());
+        let (sources, _) = sources::<1>();
+        let image = path("image/debian");
+        let (at, only) = sources.pick(&image, &[]).await.unwrap();
+        for kind in [FailureKind::NotFound, FailureKind::Damaged, FailureKind::Damaged, FailureKind::Damaged]
+        {
+            sources.failed(only, &image, &failure(kind));
+        }
+        assert_eq!(sources.pick(&image, &[]).await.unwrap().0, 0);
+        assert!(sources.pick(&image, &[at]).await.is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_serves_wrong_bytes_again_and_again_is_asked_last_for_a_while() {
+        let (sources, _) = sources::<2>();
+        let image = path("image/debian");
+        let (_, first) = sources.pick(&image, &[]).await.unwrap();
+        for _ in 0..DAMAGED_ANSWERS {
+            assert_eq!(sources.pick(&image, &[]).await.unwrap().0, 0);
+            sources.failed(first, &image, &failure(FailureKind::Damaged));
+        }
+        assert_eq!(sources.pick(&image, &[]).await.unwrap().0, 1);
+        tokio::time::sleep(DAMAGE_PAUSE * 2).await;
+        assert_eq!(sources.pick(&image, &[]).await.unwrap().0, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_lacks_a_persons_objects_is_not_asked_for_each() {
+        let (sources, _) = sources::<2>();
+        let (image, user) = (path("image/debian"), path("user/alice"));
+        let (_, first) = sources.pick(&user, &[]).await.unwrap();
+        sources.failed(first, &user, &failure(FailureKind::NotFound));
+        assert_eq!(sources.pick(&user, &[]).await.unwrap().0, 1);
+        assert_eq!(sources.pick(&image, &[]).await.unwrap().0, 0);
+        tokio::time::sleep(LACK_MEMORY).await;
+        assert_eq!(sources.pick(&user, &[]).await.unwrap().0, 0);
     }
 
     #[test]

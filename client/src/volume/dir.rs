@@ -26,6 +26,11 @@ impl DirVolume {
         Ok(Self { path: path.to_owned(), dir: File::open(path)? })
     }
 
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     fn options() -> OpenOptions {
         let mut options = OpenOptions::new();
         options.read(true).write(true).mode(0o600);

@@ -1,0 +1,48 @@
+//! `satchel source`
+
+use satchel_client::session::SessionError;
+use satchel_client::source::SourceList;
+use satchel_client::state::make_private_dir;
+use satchel_client::volume::DirVolume;
+use serde::Serialize;
+
+use super::{Context, SourceArgs};
+
+#[derive(Serialize)]
+struct Sources {
+    added: Vec<String>,
+    mirrors: Vec<String>,
+    server: String,
+}
+
+pub(crate) fn run(context: &Context, args: &SourceArgs) -> anyhow::Result<()> {
+    let state = context.state()?;
+    let (login, _) = state.remote()?;
+    let directory = state.desktop_path(&args.desktop);
+    if !args.add.is_empty() {
+        make_private_dir(&directory)?;
+    } else if !directory.exists() {
+        anyhow::bail!("nothing of desktop {} is on this machine; it uses its server only", args.desktop);
+    }
+    let volume = DirVolume::open(&directory)
+        .map_err(|source| SessionError::Lock { path: directory.clone(), source })?;
+    let mut list = SourceList::load(&volume)?;
+    for address in &args.remove {
+        list.remove(address)?;
+    }
+    for address in &args.add {
+        list.add(address.clone(), args.first);
+    }
+    if !args.add.is_empty() || !args.remove.is_empty() {
+        list.store(&volume)?;
+        context.printer.message("used from the next time the desktop is mounted or run");
+    }
+    let names = |list: &[_]| list.iter().map(ToString::to_string).collect();
+    let sources = Sources { added: names(&list.added), mirrors: names(&list.mirrors), server: login.url };
+    context.printer.result(&sources, |sources| {
+        let added = sources.added.iter().map(|source| format!("{source}\n"));
+        let mirrors = sources.mirrors.iter().map(|mirror| format!("{mirror} (a mirror of the image)\n"));
+        added.chain(mirrors).chain([format!("{} (the server)\n", sources.server)]).collect()
+    })?;
+    Ok(())
+}

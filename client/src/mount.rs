@@ -112,6 +112,9 @@ pub async fn serve(
         .map_err(setup("start a thread"))?;
     let starting = Arc::clone(&session);
     tokio::spawn(async move {
+        if starting.offline {
+            return;
+        }
         if let Err(error) = starting.desktop.fetch_for_start().await {
             tracing::info!(
                 error = &error as &dyn std::error::Error,

@@ -152,6 +152,8 @@ pub struct Session {
     pub remote: Remote,
     /// What a person should know.
     pub notices: Vec<Notice>,
+    /// Whether nobody is contacted.
+    pub offline: bool,
     _lock: DesktopLock,
 }
 
@@ -235,7 +237,7 @@ impl Session {
         let runtime = Handle::current();
         let desktop = opening.assemble(store, options, &runtime)?;
         let subject = opening.subject();
-        Ok(Self { desktop, subject, remote, notices, _lock: lock })
+        Ok(Self { desktop, subject, remote, notices, offline: options.offline, _lock: lock })
     }
 }
 

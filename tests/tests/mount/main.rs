@@ -5,8 +5,10 @@ mod debian;
 mod exercisers;
 mod free;
 mod network;
+mod offline;
 mod point;
 mod reading;
+mod sources;
 mod space;
 mod writing;
 

@@ -1,0 +1,165 @@
+//! Sources beside the server: a directory, a static host; each may die, stall or lie in mid-read, and nobody notices.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use satchel_tests::{
+    Client, Event, Fault, FaultyHttps, Link, Model, Policy, Publication, Shape, StaticHttps, require,
+};
+
+use super::IMAGE_BYTES;
+
+/// A machine with a desktop whose versions it knows, and the image exported to a directory beside it.
+fn with_export(seed: u64) -> (Publication, Client, std::path::PathBuf) {
+    let published = Publication::new(seed, IMAGE_BYTES);
+    let laptop = published.machine_with_desktop("laptop");
+    laptop.mount("work").unmount();
+    let tree = laptop.directory().join("tree");
+    let words = ["--json".as_ref(), "export".as_ref(), "golden".as_ref(), tree.as_os_str()];
+    let exported = laptop.satchel(words).ok().json();
+    assert!(exported["bytes"].as_u64().unwrap() > 1 << 20, "{exported}");
+    // A second time only looks whether locators have changed.
+    let again = laptop.satchel(words).ok().json();
+    assert!(again["fetched_bytes"].as_u64().unwrap() * 20 < exported["bytes"].as_u64().unwrap(), "{again}");
+    (published, laptop, tree)
+}
+
+fn add(laptop: &Client, source: &str) {
+    let listed = laptop.satchel(["--json", "source", "work", "--add", source]).ok().json();
+    assert_eq!(listed["added"][0], source);
+}
+
+#[test]
+fn an_exported_directory_is_enough() {
+    require!(fuse);
+    let (mut published, laptop, tree) = with_export(60);
+    add(&laptop, &format!("file:{}", tree.display()));
+    published.server.stop();
+    let mount = laptop.mount("work");
+    published.content.assert_in(&mount.system());
+    let live = laptop.status("work")["live"].clone();
+    assert_eq!(live["online"], true, "a source answers: {live}");
+    mount.unmount();
+}
+
+#[test]
+fn any_static_host_is_enough() {
+    require!(fuse);
+    let (mut published, laptop, tree) = with_export(61);
+    let host = StaticHttps::start(&tree);
+    add(&laptop, &format!("https://{}#{}", host.address(), host.fingerprint()));
+    published.server.stop();
+    let mount = laptop.mount("work");
+    published.content.assert_in(&mount.system());
+    mount.unmount();
+}
+
+#[test]
+fn a_stick_that_is_pulled_out_is_missed_by_nobody() {
+    require!(fuse);
+    let (published, laptop, tree) = with_export(62);
+    add(&laptop, &format!("file:{}", tree.display()));
+    let mount = laptop.mount("work");
+    let model = Model::of(published.content, IMAGE_BYTES);
+    let disk = super::open(&mount.system());
+    model.read(&disk, 0, IMAGE_BYTES / 2);
+    std::fs::rename(&tree, tree.with_extension("elsewhere")).unwrap();
+    model.read(&disk, IMAGE_BYTES / 2, IMAGE_BYTES / 4);
+    std::fs::rename(tree.with_extension("elsewhere"), &tree).unwrap();
+    published.content.assert_in(&mount.system());
+    drop(disk);
+    mount.unmount();
+}
+
+/// Reads a disk whose preferred source fails after a quarter of it; says how long the longest read took.
+fn read_through(published: &Publication, laptop: &Client, fail: impl FnOnce()) {
+    let mut mount = laptop.mount("work");
+    let model = Model::of(published.content, IMAGE_BYTES);
+    let disk = super::open(&mount.system());
+    model.read(&disk, 0, IMAGE_BYTES / 4);
+    fail();
+    let (mut at, mut longest) = (IMAGE_BYTES / 4, Duration::ZERO);
+    const STEP: u64 = 64 << 10;
+    while at < IMAGE_BYTES {
+        let began = Instant::now();
+        model.read(&disk, at, STEP);
+        longest = longest.max(began.elapsed());
+        at += STEP;
+    }
+    eprintln!("the longest read took {:.2} s", longest.as_secs_f64());
+    let said = mount.process().stderr();
+    assert!(!said.contains("the server does not answer"), "{said}");
+    assert_eq!(laptop.status("work")["live"]["online"], true);
+    drop(disk);
+    mount.unmount();
+}
+
+fn behind_a_link(tree: &Path) -> (StaticHttps, Link, String) {
+    let host = StaticHttps::start(tree);
+    let link = Link::start(host.address(), Shape::default());
+    let source = format!("https://{}#{}", link.address(), host.fingerprint());
+    (host, link, source)
+}
+
+#[test]
+fn a_source_that_dies_is_replaced() {
+    require!(fuse);
+    let (published, laptop, tree) = with_export(63);
+    let (_host, link, source) = behind_a_link(&tree);
+    add(&laptop, &source);
+    read_through(&published, &laptop, || {
+        link.apply(Event::Refuse);
+        link.apply(Event::Reset);
+    });
+}
+
+#[test]
+fn a_source_that_falls_silent_is_replaced() {
+    require!(fuse);
+    let (published, laptop, tree) = with_export(64);
+    let (_host, link, source) = behind_a_link(&tree);
+    add(&laptop, &source);
+    read_through(&published, &laptop, || link.apply(Event::Down));
+}
+
+#[test]
+fn a_source_that_lies_or_is_overloaded_is_replaced() {
+    require!(fuse);
+    for fault in [Fault::Alter, Fault::Status(503), Fault::Truncate] {
+        let (published, laptop, tree) = with_export(65);
+        let host = StaticHttps::start(&tree);
+        let proxy = FaultyHttps::start(&format!("https://{}", host.address()), host.fingerprint());
+        add(&laptop, &format!("{}#{}", proxy.url(), proxy.fingerprint()));
+        let policy = Policy::new(65).chance(fault, 1.0);
+        read_through(&published, &laptop, || proxy.set_policy(policy));
+    }
+}
+
+#[test]
+fn a_source_with_another_certificate_is_not_used() {
+    require!(fuse);
+    let (published, laptop, tree) = with_export(66);
+    let host = StaticHttps::start(&tree);
+    let other = format!("SHA256:{}", "00".repeat(32));
+    add(&laptop, &format!("https://{}#{other}", host.address()));
+    read_through(&published, &laptop, || {});
+}
+
+#[test]
+fn a_list_of_sources_is_kept_and_nonsense_is_refused() {
+    let published = Publication::new(67, IMAGE_BYTES);
+    let laptop = published.machine_with_desktop("laptop");
+    add(&laptop, "file:/media/stick");
+    laptop.satchel(["source", "work", "--add", "https://mirror.example.org/x", "--first"]).ok();
+    let listed = laptop.satchel(["source", "work"]).ok().stdout;
+    let lines: Vec<&str> = listed.lines().collect();
+    assert_eq!(lines[..2], ["https://mirror.example.org/x", "file:/media/stick"]);
+    assert!(lines[2].ends_with("(the server)"), "{listed}");
+    laptop.satchel(["source", "work", "--remove", "file:/media/stick"]).ok();
+    let said = laptop.satchel(["source", "work", "--remove", "file:/media/stick"]).exited(1).stderr;
+    assert!(said.contains("is no source of this desktop"), "{said}");
+    for bad in ["/media/stick", "http://mirror.example.org", "ftp://x"] {
+        let said = laptop.satchel(["source", "work", "--add", bad]).exited(2).stderr;
+        assert!(said.contains("is no source"), "{said}");
+    }
+}

@@ -32,7 +32,7 @@ fn a_pinned_desktop_needs_nobody() {
     assert!(said.contains("works: all of it is here"), "{said}");
     assert_eq!(mount.process().stderr(), "");
     mount.unmount();
-    laptop.satchel(["pin", "work", "--unpin"]).ok();
+    drop(laptop.satchel(["pin", "work", "--unpin"]).ok());
     laptop.mount_with("work", &["--offline"]).unmount();
 }
 
@@ -44,9 +44,9 @@ fn a_mounted_desktop_is_filled_paused_and_resumed() {
     let none = laptop.satchel(["pin", "work", "--pause"]).exited(1).stderr;
     assert!(none.contains("it is not mounted"), "{none}");
     let mount = laptop.mount("work");
-    laptop.satchel(["pin", "work", "--pause"]).ok();
+    drop(laptop.satchel(["pin", "work", "--pause"]).ok());
     assert_eq!(laptop.status("work")["live"]["paused"], true);
-    laptop.satchel(["pin", "work", "--resume"]).ok();
+    drop(laptop.satchel(["pin", "work", "--resume"]).ok());
     let pinned = laptop.satchel(["--json", "pin", "work", "--limit-rate", "100M"]).ok().json();
     assert_eq!(pinned["total_bytes"], pinned["local_bytes"], "{pinned}");
     let local = laptop.status("work")["disks"][0]["local"].clone();

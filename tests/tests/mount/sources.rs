@@ -1,7 +1,6 @@
 //! Sources beside the server: a directory, a static host; each may die, stall or lie in mid-read, and nobody notices.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use satchel_tests::{
     Client, Event, Fault, FaultyHttps, Link, Model, Policy, Publication, Shape, StaticHttps, require,
@@ -17,10 +16,11 @@ fn with_export(seed: u64) -> (Publication, Client, std::path::PathBuf) {
     let tree = laptop.directory().join("tree");
     let words = ["--json".as_ref(), "export".as_ref(), "golden".as_ref(), tree.as_os_str()];
     let exported = laptop.satchel(words).ok().json();
-    assert!(exported["bytes"].as_u64().unwrap() > 1 << 20, "{exported}");
+    let bytes = exported["bytes"].as_u64();
+    assert!(bytes > Some(1 << 20), "{exported}");
     // A second time only looks whether locators have changed.
     let again = laptop.satchel(words).ok().json();
-    assert!(again["fetched_bytes"].as_u64().unwrap() * 20 < exported["bytes"].as_u64().unwrap(), "{again}");
+    assert!(again["fetched_bytes"].as_u64().map(|fetched| fetched * 20) < bytes, "{again}");
     (published, laptop, tree)
 }
 
@@ -63,30 +63,26 @@ fn a_stick_that_is_pulled_out_is_missed_by_nobody() {
     let model = Model::of(published.content, IMAGE_BYTES);
     let disk = super::open(&mount.system());
     model.read(&disk, 0, IMAGE_BYTES / 2);
-    std::fs::rename(&tree, tree.with_extension("elsewhere")).unwrap();
+    rename(&tree, &tree.with_extension("elsewhere"));
     model.read(&disk, IMAGE_BYTES / 2, IMAGE_BYTES / 4);
-    std::fs::rename(tree.with_extension("elsewhere"), &tree).unwrap();
+    rename(&tree.with_extension("elsewhere"), &tree);
     published.content.assert_in(&mount.system());
     drop(disk);
     mount.unmount();
 }
 
-/// Reads a disk whose preferred source fails after a quarter of it; says how long the longest read took.
+fn rename(from: &Path, to: &Path) {
+    std::fs::rename(from, to).unwrap_or_else(|error| panic!("{}: {error}", from.display()));
+}
+
+/// Reads a disk whose preferred source fails after a quarter of it.
 fn read_through(published: &Publication, laptop: &Client, fail: impl FnOnce()) {
     let mut mount = laptop.mount("work");
     let model = Model::of(published.content, IMAGE_BYTES);
     let disk = super::open(&mount.system());
     model.read(&disk, 0, IMAGE_BYTES / 4);
     fail();
-    let (mut at, mut longest) = (IMAGE_BYTES / 4, Duration::ZERO);
-    const STEP: u64 = 64 << 10;
-    while at < IMAGE_BYTES {
-        let began = Instant::now();
-        model.read(&disk, at, STEP);
-        longest = longest.max(began.elapsed());
-        at += STEP;
-    }
-    eprintln!("the longest read took {:.2} s", longest.as_secs_f64());
+    model.read(&disk, IMAGE_BYTES / 4, IMAGE_BYTES * 3 / 4);
     let said = mount.process().stderr();
     assert!(!said.contains("the server does not answer"), "{said}");
     assert_eq!(laptop.status("work")["live"]["online"], true);
@@ -150,12 +146,12 @@ fn a_list_of_sources_is_kept_and_nonsense_is_refused() {
     let published = Publication::new(67, IMAGE_BYTES);
     let laptop = published.machine_with_desktop("laptop");
     add(&laptop, "file:/media/stick");
-    laptop.satchel(["source", "work", "--add", "https://mirror.example.org/x", "--first"]).ok();
+    drop(laptop.satchel(["source", "work", "--add", "https://mirror.example.org/x", "--first"]).ok());
     let listed = laptop.satchel(["source", "work"]).ok().stdout;
     let lines: Vec<&str> = listed.lines().collect();
     assert_eq!(lines[..2], ["https://mirror.example.org/x", "file:/media/stick"]);
     assert!(lines[2].ends_with("(the server)"), "{listed}");
-    laptop.satchel(["source", "work", "--remove", "file:/media/stick"]).ok();
+    drop(laptop.satchel(["source", "work", "--remove", "file:/media/stick"]).ok());
     let said = laptop.satchel(["source", "work", "--remove", "file:/media/stick"]).exited(1).stderr;
     assert!(said.contains("is no source of this desktop"), "{said}");
     for bad in ["/media/stick", "http://mirror.example.org", "ftp://x"] {

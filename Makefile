@@ -38,7 +38,7 @@ demo: ## Publish a desktop, carry it between two machines, and show it
 	cargo run --release --locked -p satchel-tests --bin demo
 
 .PHONY: bench
-bench: ## Measure against casync, openssl and a plain file, and write docs/benchmarks.md
+bench: ## Measure against what people use today, for an hour, and write docs/benchmarks.md
 	@tests/install-packages build bench image
 	cargo build --release --workspace --locked
 	cargo run --release --locked -p satchel-tests --bin bench

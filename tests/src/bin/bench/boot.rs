@@ -7,7 +7,7 @@ use satchel_tests::{Client, Event, Link, Shape, Turn};
 
 use crate::report::{Report, Table};
 use crate::selection::LinkShape;
-use crate::stage::{Kind, Stage, kinds, record_profile};
+use crate::stage::{Kind, kinds};
 
 /// An emulated boot that waits for a slow link may take this long.
 const BOOT_LIMIT: Duration = Duration::from_secs(1200);
@@ -39,8 +39,8 @@ pub(crate) fn cold_and_warm(report: &mut Report) {
     report.write("Boots", &text);
 }
 
-fn boots(kind: Kind, link: LinkShape, report: &Report, table: &mut Table) {
-    let stage = Stage::without_profile(kind);
+fn boots(kind: Kind, link: LinkShape, report: &mut Report, table: &mut Table) {
+    let stage = report.stage(kind);
     let wants = |cell: &str| report.selection.has_contender(cell);
     let mut cells: Vec<(&str, Boot)> = Vec::new();
     let mut show = |name: &'static str, boot: Boot| {
@@ -54,20 +54,17 @@ fn boots(kind: Kind, link: LinkShape, report: &Report, table: &mut Table) {
         cells.push((name, boot));
     };
     if wants("warm") {
-        let (laptop, net) = stage.newcomer(kind.name(), link);
+        let (laptop, net) = stage.newcomer(stage.bare(), link);
         net.apply(Event::Shape(Shape::default()));
         read_everything(&laptop);
         net.apply(Event::Shape(link.shape()));
         show("warm", boot(kind, &laptop, &net));
     }
     if wants("cold") {
-        let (laptop, net) = stage.newcomer(kind.name(), link);
+        let (laptop, net) = stage.newcomer(stage.bare(), link);
         show("cold, without a profile", boot(kind, &laptop, &net));
     }
-    if wants("profile")
-        && !report.selection.without_profile
-        && record_profile(&stage.publisher, kind, kind.name()).is_some()
-    {
+    if wants("profile") && stage.streams_bytes().is_some() {
         let (laptop, net) = stage.newcomer(kind.name(), link);
         show("cold, with a profile", boot(kind, &laptop, &net));
         show("the second boot", boot(kind, &laptop, &net));

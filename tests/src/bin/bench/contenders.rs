@@ -40,7 +40,10 @@ impl Rival {
     pub(crate) fn title(self) -> &'static str {
         match self {
             Self::Qemu => "QEMU: qcow2 overlay with copy-on-read on the compressed qcow2 over https",
-            Self::Nbdkit => "nbdkit curl with cache and readahead filters, the same overlay in front",
+            Self::Nbdkit => {
+                "nbdkit curl with cache and readahead filters (which says that this plugin gives it nothing to do), the \
+                 same overlay in front"
+            }
             Self::Download => "full download of the compressed qcow2, then the same overlay",
         }
     }

@@ -28,7 +28,7 @@ const FILL_LIMIT: Duration = Duration::from_secs(120);
 pub(crate) fn while_filling(report: &mut Report) {
     // The disk that takes longest to fill.
     let Some(kind) = kinds(report).first().copied() else { return };
-    let stage = Stage::without_profile(kind);
+    let stage = report.stage(kind);
     let data = data_ranges(&stage.disk).expect("the image can be looked through");
     let mut table = Table::new(&[
         "link",
@@ -55,7 +55,7 @@ pub(crate) fn while_filling(report: &mut Report) {
 }
 
 fn measure(stage: &Stage, link: LinkShape, data: &[Range<u64>]) -> Vec<String> {
-    let (laptop, net) = stage.newcomer(stage.kind.name(), link);
+    let (laptop, net) = stage.newcomer(stage.bare(), link);
     let mount = mount(&laptop, "work");
     let mut pin = laptop.start(["pin", "work"]);
     wait::until("the background fill to fill the link", FILL_LIMIT, || is_full(&net, link).then_some(()));

@@ -33,8 +33,9 @@ const SECTIONS: &[(&str, Measure)] = &[
     ("link", link::alone),
     ("replay", replay::boots),
     ("boot", boot::cold_and_warm),
-    ("update", update::to_the_next_version),
     ("demand", demand::while_filling),
+    // Last of those that share the images: it publishes other versions.
+    ("update", update::to_the_next_version),
     ("publish", publish::against_casync_and_openssl),
     ("memory", disk::memory_while_streaming),
     ("disk", disk::against_a_raw_file),

@@ -23,7 +23,9 @@ pub(crate) fn boots(report: &mut Report) {
 }
 
 fn boot(kind: Kind, report: &mut Report) {
-    let stage = Stage::new(kind, report);
+    let stage = report.stage(kind);
+    // Recorded before the clock runs, which takes minutes.
+    let streams_bytes = if report.selection.has_contender("satchel") { stage.streams_bytes() } else { None };
     let replay = stage.replay();
     let links = report.selection.links(&LINKS);
     let mut rows: Vec<(String, LinkShape, Outcome)> = Vec::new();
@@ -50,7 +52,7 @@ fn boot(kind: Kind, report: &mut Report) {
             rows.push((rival.title().to_owned(), links[0], outcome));
         }
     }
-    write(&stage, &replay, &rows, warm.as_ref(), report);
+    write((&stage, streams_bytes), &replay, &rows, warm.as_ref(), report);
 }
 
 /// Mounts a desktop of which this machine has nothing yet and replays.
@@ -148,7 +150,7 @@ fn cells(link: LinkShape, outcome: &Outcome) -> Vec<String> {
 }
 
 fn write(
-    stage: &Stage,
+    (stage, streams_bytes): (&Stage, Option<u64>),
     replay: &Replay,
     rows: &[(String, LinkShape, Outcome)],
     warm: Option<&Warm>,
@@ -177,7 +179,7 @@ fn write(
         row.push(times);
         table.row(row);
     }
-    let profile = match stage.streams_bytes {
+    let profile = match streams_bytes {
         Some(bytes) => format!(
             "Its boot stream has {:.1} MB, which take {}.",
             bytes as f64 / 1e6,

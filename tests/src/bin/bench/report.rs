@@ -2,8 +2,10 @@
 
 use std::fmt::{self, Display, Write};
 use std::fs;
+use std::rc::Rc;
 
 use crate::selection::Selection;
+use crate::stage::{Kind, Stage};
 
 /// What is measured of both.
 #[derive(Clone, Copy, Debug)]
@@ -63,12 +65,23 @@ impl Display for Table {
 pub(crate) struct Report {
     pub(crate) rounds: usize,
     pub(crate) selection: Selection,
+    stages: Vec<Rc<Stage>>,
     sections: String,
 }
 
 impl Report {
     pub(crate) fn new(rounds: usize, selection: Selection) -> Self {
-        Self { rounds, selection, sections: String::new() }
+        Self { rounds, selection, stages: Vec::new(), sections: String::new() }
+    }
+
+    /// Returns the image of this kind on a server; one for the whole run.
+    pub(crate) fn stage(&mut self, kind: Kind) -> Rc<Stage> {
+        let found = self.stages.iter().find(|stage| stage.kind == kind).cloned();
+        found.unwrap_or_else(|| {
+            let stage = Rc::new(Stage::new(kind, !self.selection.without_profile));
+            self.stages.push(Rc::clone(&stage));
+            stage
+        })
     }
 
     /// Adds a section that compares.

@@ -1,5 +1,6 @@
 //! Debian images, published, with what a boot of them reads.
 
+use std::cell::OnceCell;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -83,7 +84,7 @@ pub(crate) fn kinds(report: &Report) -> Vec<Kind> {
     Kind::ALL.into_iter().filter(|kind| report.selection.has_image(kind.name())).collect()
 }
 
-/// An image on a server, with its profile when this build makes one.
+/// An image on a server, for all sections of a run: recording a profile takes minutes.
 #[derive(Debug)]
 pub(crate) struct Stage {
     pub(crate) kind: Kind,
@@ -92,30 +93,50 @@ pub(crate) struct Stage {
     pub(crate) publisher: Client,
     /// What `satchel publish` said.
     pub(crate) published: serde_json::Value,
-    /// How long its boot stream is, bytes; `None` when it has no profile.
-    pub(crate) streams_bytes: Option<u64>,
+    /// Whether profiles are asked for.
+    wants_profile: bool,
+    /// How long its boot stream is, bytes, once it was recorded; `None` when it has no profile.
+    streams_bytes: OnceCell<Option<u64>>,
+    /// The same disk as another image, which has no profile, once it was published.
+    bare: OnceCell<String>,
     /// How many people have a desktop on the server.
     people: AtomicU32,
 }
 
 impl Stage {
-    /// Publishes the image and records its profile.
-    pub(crate) fn new(kind: Kind, report: &Report) -> Self {
-        let mut stage = Self::without_profile(kind);
-        if !report.selection.without_profile {
-            stage.streams_bytes = record_profile(&stage.publisher, kind, kind.name());
-        }
-        stage
-    }
-
     /// Publishes the image.
-    pub(crate) fn without_profile(kind: Kind) -> Self {
+    pub(crate) fn new(kind: Kind, wants_profile: bool) -> Self {
         let disk = kind.disk();
         let server = TestServer::start();
         let publisher = Client::new("build-machine");
         publisher.login(&server.access("it", "publisher"));
         let published = publish(&publisher, &disk, kind.name(), &[]);
-        Self { kind, disk, server, publisher, published, streams_bytes: None, people: AtomicU32::new(0) }
+        Self {
+            kind,
+            disk,
+            server,
+            publisher,
+            published,
+            wants_profile,
+            streams_bytes: OnceCell::new(),
+            bare: OnceCell::new(),
+            people: AtomicU32::new(0),
+        }
+    }
+
+    /// Records the image's profile, the first time; how long its boot stream is, bytes. `None` when none is wanted.
+    pub(crate) fn streams_bytes(&self) -> Option<u64> {
+        let record = || self.wants_profile.then(|| record_profile(&self.publisher, self.kind));
+        *self.streams_bytes.get_or_init(record)
+    }
+
+    /// The name of an image with the same disk and no profile.
+    pub(crate) fn bare(&self) -> &str {
+        self.bare.get_or_init(|| {
+            let name = format!("{}-bare", self.kind.name());
+            let _ = publish(&self.publisher, &self.disk, &name, &[]);
+            name
+        })
     }
 
     /// A machine that knows nothing but the server, behind a link, and has a desktop `work` there, which another one made.
@@ -156,15 +177,22 @@ pub(crate) fn publish(publisher: &Client, disk: &Path, image: &str, more: &[&str
     publisher.satchel(words.into_iter().chain(more.iter().map(OsStr::new))).ok().json()
 }
 
-/// Records a profile of the newest version of `image`, which is of this kind; the length of its boot stream, bytes.
-pub(crate) fn record_profile(publisher: &Client, kind: Kind, image: &str) -> Option<u64> {
-    if publisher.satchel(["profile", "--help"]).code != Some(0) {
-        return None;
-    }
+/// Records a profile of the newest version of the image of this kind; the length of its boot stream, bytes.
+pub(crate) fn record_profile(publisher: &Client, kind: Kind) -> u64 {
     let display = kind.run_options().display;
     let began = Instant::now();
-    let record =
-        ["--json", "profile", "record", image, "--memory", "2G", "--display", &display, "--until", "READY"];
+    let record = [
+        "--json",
+        "profile",
+        "record",
+        kind.name(),
+        "--memory",
+        "2G",
+        "--display",
+        &display,
+        "--until",
+        "READY",
+    ];
     let recorded = publisher.satchel(record).ok().json();
     let bytes = number(&recorded, "streams_bytes");
     println!(
@@ -175,7 +203,7 @@ pub(crate) fn record_profile(publisher: &Client, kind: Kind, image: &str) -> Opt
         number(&recorded, "chunk_bytes") as f64 / 1e6,
         bytes as f64 / 1e6
     );
-    Some(bytes)
+    bytes
 }
 
 /// Returns a number of an answer in JSON.

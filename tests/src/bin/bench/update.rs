@@ -13,7 +13,7 @@ use crate::contenders::Outcome;
 use crate::replay::cold;
 use crate::report::{Report, Table};
 use crate::selection::LinkShape;
-use crate::stage::{Kind, Stage, kinds, publish, record_profile};
+use crate::stage::{Kind, kinds, publish, record_profile};
 
 const LINK: LinkShape = LinkShape::new(25, 40);
 const CHUNK_BYTES: u64 = 64 << 10;
@@ -40,8 +40,9 @@ pub(crate) fn to_the_next_version(report: &mut Report) {
     report.write("The next version on the last one's cache", &text);
 }
 
-fn update(kind: Kind, link: LinkShape, report: &Report, table: &mut Table) {
-    let stage = Stage::new(kind, report);
+fn update(kind: Kind, link: LinkShape, report: &mut Report, table: &mut Table) {
+    let stage = report.stage(kind);
+    let has_profile = stage.streams_bytes().is_some();
     let (laptop, net) = stage.newcomer(kind.name(), link);
     net.apply(Event::Shape(Shape::default()));
     let first = cold(&laptop, "work", &net, &stage.replay());
@@ -73,10 +74,10 @@ fn update(kind: Kind, link: LinkShape, report: &Report, table: &mut Table) {
         net.apply(Event::Shape(link.shape()));
         cold(&laptop, desktop, &net, &replay)
     };
-    if stage.streams_bytes.is_some() {
+    if has_profile {
         let _ = publish(&stage.publisher, &next, kind.name(), &["--profile-from", "newest"]);
         row(", profile carried over", &move_on("carried"));
-        let _ = record_profile(&stage.publisher, kind, kind.name());
+        let _ = record_profile(&stage.publisher, kind);
         row(", profile recorded anew", &move_on("recorded"));
     } else {
         let _ = publish(&stage.publisher, &next, kind.name(), &[]);

@@ -232,6 +232,9 @@ impl Session {
             make_private_dir(path)?;
         }
         let lock = DesktopLock::take(&directory, desktop)?;
+        if let Ok(Some(info)) = &found {
+            opening.note_mirrors(&info.base.mirrors)?;
+        }
         let mut notices = Vec::new();
         let store = opening.bring_up_to_date(found, &mut notices).await?;
         let runtime = Handle::current();
@@ -386,6 +389,20 @@ impl Opening<'_> {
             false => fetch_version(self.remote, &image, base.version, &base.publisher).await?,
         };
         Ok((head, base))
+    }
+
+    /// Remembers the mirrors the server names, for when it cannot be asked.
+    fn note_mirrors(&self, named: &[String]) -> Result<(), SessionError> {
+        let volume = DirVolume::open(self.directory)
+            .map_err(|source| SessionError::Lock { path: self.directory.to_owned(), source })?;
+        let mut list = SourceList::load(&volume)?;
+        // What this program cannot use is not its business.
+        let mirrors: Vec<SourceAddress> = named.iter().filter_map(|mirror| mirror.parse().ok()).collect();
+        if mirrors != list.mirrors {
+            list.mirrors = mirrors;
+            list.store(&volume)?;
+        }
+        Ok(())
     }
 
     /// What a person added first, then the mirrors, the server last.

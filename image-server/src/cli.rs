@@ -1,6 +1,7 @@
 //! The command line: one module per command.
 
 mod init;
+mod mirror;
 pub(crate) mod output;
 mod serve;
 mod token;
@@ -28,6 +29,7 @@ enum Command {
     Init(init::Init),
     Serve(serve::Serve),
     Token(token::Token),
+    Mirror(mirror::Mirror),
     Verify(verify::Verify),
 }
 
@@ -39,6 +41,7 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             Command::Init(command) => command.run().await,
             Command::Serve(command) => command.run().await,
             Command::Token(command) => command.run().await,
+            Command::Mirror(command) => command.run().await,
             Command::Verify(command) => command.run().await,
         }
     })

@@ -5,6 +5,7 @@
 //! here, in order, and only writers of other processes are waited for inside SQLite.
 
 pub(crate) mod chunks;
+pub(crate) mod mirrors;
 pub(crate) mod namespaces;
 pub(crate) mod packs;
 pub(crate) mod profiles;

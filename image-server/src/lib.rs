@@ -18,6 +18,7 @@ mod identity;
 mod init;
 mod layout;
 mod limits;
+pub mod mirrors;
 mod pack_check;
 mod presence;
 mod role;

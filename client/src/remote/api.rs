@@ -57,6 +57,9 @@ pub struct ImageInfo {
     pub image: Name,
     /// The key its versions are signed with.
     pub publisher: PublicKey,
+    /// Static hosts that hold its objects too.
+    #[serde(default)]
+    pub mirrors: Vec<String>,
     /// Where its channels point.
     pub channels: std::collections::BTreeMap<String, ManifestId>,
     /// The newest version.
@@ -72,6 +75,9 @@ pub struct BaseInfo {
     pub channel: Option<Name>,
     /// The golden version.
     pub version: ManifestId,
+    /// Static hosts that hold the image's objects too.
+    #[serde(default)]
+    pub mirrors: Vec<String>,
 }
 
 /// A desktop as listings show it.

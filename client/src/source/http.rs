@@ -59,7 +59,8 @@ fn classify(error: &RemoteError) -> (FailureKind, Option<Duration>) {
         RemoteError::Refused { code, .. } if code == "lost" => (FailureKind::Damaged, None),
         RemoteError::Refused { status, retry_after_s, .. } => {
             let kind = match *status {
-                StatusCode::NOT_FOUND => FailureKind::NotFound,
+                // A server that is older than a kind of object does not know its path.
+                StatusCode::NOT_FOUND | StatusCode::BAD_REQUEST => FailureKind::NotFound,
                 StatusCode::RANGE_NOT_SATISFIABLE => FailureKind::Damaged,
                 status if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS => {
                     FailureKind::Unreachable

@@ -9,7 +9,7 @@ use chunk_format::{Name, Namespace};
 use super::versions::{Page, no_versions};
 use crate::app::App;
 use crate::database::versions::{self, SeriesRow, VersionRow};
-use crate::database::{Connection, DatabaseError, namespaces};
+use crate::database::{Connection, DatabaseError, mirrors, namespaces};
 use crate::http::auth::Caller;
 use crate::http::error::ApiError;
 use crate::http::params::{PathParams, QueryParams};
@@ -85,11 +85,18 @@ async fn base(connection: &mut Connection, head: &VersionRow) -> Result<BaseJson
         let found = format!("a desktop's version {} without a base", head.id);
         return Err(DatabaseError::Value { what: "version", found }.into());
     };
-    let (namespace, _) = versions::series_of(connection, version.row).await?;
+    let (namespace, name) = versions::series_of(&mut *connection, version.row).await?;
+    let mut hosts = Vec::new();
+    if let Some(row) = namespaces::find(&mut *connection, &namespace).await?
+        && let Some(series) = versions::find_series(&mut *connection, row.id, &name).await?
+    {
+        hosts = mirrors::list(connection, series.id).await?;
+    }
     Ok(BaseJson {
         image: namespace.name().clone(),
         channel: head.base_channel.clone(),
         version: version.id,
         publisher: version.signature.key,
+        mirrors: hosts,
     })
 }

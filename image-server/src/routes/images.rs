@@ -9,7 +9,7 @@ use chunk_format::{Name, Namespace};
 use super::versions::{Page, no_versions};
 use crate::app::App;
 use crate::database::versions::{self, SeriesRow};
-use crate::database::{Connection, namespaces};
+use crate::database::{Connection, mirrors, namespaces};
 use crate::http::auth::Caller;
 use crate::http::error::ApiError;
 use crate::http::params::{PathParams, QueryParams};
@@ -66,6 +66,8 @@ async fn find(connection: &mut Connection, name: &Name) -> Result<SeriesRow, Api
 async fn image(connection: &mut Connection, series: SeriesRow) -> Result<ImageJson, ApiError> {
     let latest = versions::head(&mut *connection, series.id).await?;
     let latest = latest.ok_or_else(|| no_versions(series.name.as_str()))?;
-    let channels = versions::channels(connection, series.id).await?.into_iter().collect();
-    Ok(ImageJson { image: series.name, publisher: series.publisher_key, channels, latest: latest.into() })
+    let channels = versions::channels(&mut *connection, series.id).await?.into_iter().collect();
+    let mirrors = mirrors::list(connection, series.id).await?;
+    let (image, publisher) = (series.name, series.publisher_key);
+    Ok(ImageJson { image, publisher, channels, mirrors, latest: latest.into() })
 }

@@ -69,6 +69,7 @@ pub(crate) struct ImageJson {
     pub(crate) image: Name,
     pub(crate) publisher: Option<PublicKey>,
     pub(crate) channels: BTreeMap<Name, ManifestId>,
+    pub(crate) mirrors: Vec<String>,
     pub(crate) latest: VersionJson,
 }
 
@@ -85,6 +86,7 @@ pub(crate) struct BaseJson {
     pub(crate) channel: Option<Name>,
     pub(crate) version: ManifestId,
     pub(crate) publisher: PublicKey,
+    pub(crate) mirrors: Vec<String>,
 }
 
 /// A desktop.

@@ -159,3 +159,22 @@ fn a_list_of_sources_is_kept_and_nonsense_is_refused() {
         assert!(said.contains("is no source"), "{said}");
     }
 }
+
+#[test]
+fn a_mirror_the_server_names_is_asked_first_and_outlasts_the_server() {
+    require!(fuse);
+    let (mut published, laptop, tree) = with_export(68);
+    let host = StaticHttps::start(&tree);
+    let mirror = format!("https://{}#{}", host.address(), host.fingerprint());
+    let named = published.server.run(&["mirror"], &["golden", "--add", &mirror]).ok().stdout;
+    assert_eq!(named.trim_end(), mirror);
+    let said = published.server.run(&["mirror"], &["golden", "--add", "http://x"]).exited(1).stderr;
+    assert!(said.contains("clients speak https only"), "{said}");
+    laptop.mount("work").unmount();
+    let listed = laptop.satchel(["--json", "source", "work"]).ok().json();
+    assert_eq!(listed["mirrors"][0], mirror);
+    published.server.stop();
+    let mount = laptop.mount("work");
+    published.content.assert_in(&mount.system());
+    mount.unmount();
+}

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use crate::client::Output;
 use crate::process::{Process, Signal};
 use crate::programs;
-use crate::proxy::{FaultyHttps, Link};
+use crate::proxy::{FaultyHttps, Link, tls};
 use crate::wait::PATIENCE;
 
 /// What a client needs to log in: where, as whom, and which certificate to expect.
@@ -25,6 +25,11 @@ pub struct Access {
 }
 
 impl Access {
+    /// What accepts this server's certificate and no other.
+    pub fn tls(&self) -> rustls::ClientConfig {
+        tls::pinned(&self.fingerprint)
+    }
+
     /// Returns the same access by way of a link.
     #[must_use]
     pub fn through(&self, link: &Link) -> Self {
@@ -94,6 +99,15 @@ impl TestServer {
     /// Returns where an object of the data plane lies, such as `image/debian/packs`.
     pub fn objects(&self, path: &str) -> PathBuf {
         self.store.join("objects").join(path)
+    }
+
+    /// Returns the most memory the server had since it was started, bytes.
+    ///
+    /// # Panics
+    /// When it is stopped.
+    #[track_caller]
+    pub fn peak_memory_bytes(&self) -> u64 {
+        self.process.as_ref().expect("the server is running").peak_memory_bytes()
     }
 
     /// Returns the address it listens on; it keeps it over restarts.

@@ -16,11 +16,11 @@ use crate::selection::LinkShape;
 use crate::stage::{Stage, kinds, number};
 
 const LINKS: [LinkShape; 2] = [LinkShape::new(25, 40), LinkShape::new(100, 150)];
-const READS: usize = 150;
+const READS: usize = 80;
 const READ_BYTES: u64 = 4096;
 const CHUNK_BYTES: u64 = 64 << 10;
 /// From the end of a read to the next one.
-const PAUSE: Duration = Duration::from_millis(150);
+const PAUSE: Duration = Duration::from_millis(1000);
 /// How long the background fill may take to fill the link, and to stop.
 const FILL_LIMIT: Duration = Duration::from_secs(120);
 

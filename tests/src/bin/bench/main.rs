@@ -8,8 +8,10 @@
 
 mod boot;
 mod contenders;
+mod crowd;
 mod demand;
 mod disk;
+mod failover;
 mod link;
 mod publish;
 mod replay;
@@ -18,7 +20,6 @@ mod selection;
 mod stage;
 mod update;
 
-use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
@@ -34,6 +35,8 @@ const SECTIONS: &[(&str, Measure)] = &[
     ("replay", replay::boots),
     ("boot", boot::cold_and_warm),
     ("demand", demand::while_filling),
+    ("failover", failover::between_sources),
+    ("crowd", crowd::booting_at_once),
     // Last of those that share the images: it publishes other versions.
     ("update", update::to_the_next_version),
     ("publish", publish::against_casync_and_openssl),
@@ -49,17 +52,17 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let is_partial = selection.is_partial();
+    let page = selection.page();
     let mut report = Report::new(rounds(), selection);
     for &(name, measure) in SECTIONS {
         if report.selection.has_section(name) {
             measure(&mut report);
+            if let Some(page) = &page {
+                // After each section: what was measured is not lost when a later one fails.
+                std::fs::write(page, report.markdown()).expect("the page can be written");
+                println!("wrote {} up to {name}", page.display());
+            }
         }
-    }
-    if !is_partial {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/benchmarks.md");
-        std::fs::write(&path, report.markdown()).expect("docs/benchmarks.md can be written");
-        println!("wrote docs/benchmarks.md");
     }
     ExitCode::SUCCESS
 }

@@ -1,12 +1,14 @@
 //! What a run of the benchmarks is to measure.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use satchel_tests::Shape;
 
 /// How to ask for less than everything.
 pub(crate) const USAGE: &str = "\
-usage: bench [SECTION]... [--image plain|desktop]... [--link RATE/ROUND-TRIP]... [--only CONTENDER]... [--no-profile]
+usage: bench [SECTION]... [--image plain|desktop]... [--link RATE/ROUND-TRIP]... [--only CONTENDER]... [--no-profile] \
+[--page FILE]
   RATE/ROUND-TRIP is such as 25mbit/40ms or 1gbit/2ms";
 
 /// A link, as it is written: `25mbit/40ms`.
@@ -61,6 +63,8 @@ pub(crate) struct Selection {
     links: Vec<LinkShape>,
     only: Vec<String>,
     pub(crate) without_profile: bool,
+    /// Where the page goes; in its place in the repository when everything is measured and nothing else is said.
+    page: Option<PathBuf>,
 }
 
 impl Selection {
@@ -85,6 +89,7 @@ impl Selection {
                         selection.links.push(link.ok_or_else(|| format!("{text} is no link"))?);
                     }
                 }
+                "--page" => selection.page = values()?.pop().map(PathBuf::from),
                 "--no-profile" => selection.without_profile = true,
                 _ if word.starts_with('-') => return Err(format!("{word} is no option")),
                 _ => selection.sections.push(word),
@@ -93,10 +98,12 @@ impl Selection {
         Ok(selection)
     }
 
-    /// Whether this is a part of the benchmarks, whose numbers do not make the page.
-    pub(crate) fn is_partial(&self) -> bool {
-        let Self { sections, images, links, only, without_profile } = self;
-        !(sections.is_empty() && images.is_empty() && links.is_empty() && only.is_empty()) || *without_profile
+    /// Where the page goes; nowhere when only a part of it is measured and nothing is said.
+    pub(crate) fn page(&self) -> Option<PathBuf> {
+        let Self { sections, images, links, only, without_profile, page } = self;
+        let is_whole = sections.is_empty() && images.is_empty() && links.is_empty() && only.is_empty();
+        let usual = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/benchmarks.md");
+        page.clone().or_else(|| (is_whole && !without_profile).then_some(usual))
     }
 
     pub(crate) fn has_section(&self, name: &str) -> bool {

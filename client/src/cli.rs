@@ -1,8 +1,10 @@
 //! The command line: one module a command. stdout is data, stderr is messages and progress; exit 0 done, 1 failed,
 //! 2 bad usage.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use chunk_format::{Name, PublicKey};
@@ -30,6 +32,7 @@ mod run;
 mod source;
 mod status;
 mod sync;
+mod watch;
 
 use output::Printer;
 use quantity::ByteSize;
@@ -79,7 +82,7 @@ enum Command {
     /// Show or change where a desktop's chunks come from beside its server
     Source(SourceArgs),
     /// Show what a desktop is doing
-    Status(DesktopArgs),
+    Status(StatusArgs),
     /// List the versions of a desktop or image
     History(HistoryArgs),
     /// Record or show what a start of an image touches, so that clients fetch it ahead
@@ -182,12 +185,6 @@ struct CreateArgs {
 }
 
 #[derive(Debug, Args)]
-struct DesktopArgs {
-    /// The desktop
-    desktop: Name,
-}
-
-#[derive(Debug, Args)]
 struct OpenArgs {
     /// The most disk space to use for what was fetched
     #[arg(long, value_name = "SIZE", default_value = "20G")]
@@ -198,6 +195,21 @@ struct OpenArgs {
     /// Contact nobody: start from what is on this machine, and only if a start needs no more
     #[arg(long)]
     offline: bool,
+    /// Serve numbers for Prometheus on this loopback address (port 0: any)
+    #[arg(long, value_name = "127.0.0.1:PORT")]
+    metrics: Option<SocketAddr>,
+}
+
+#[derive(Debug, Args)]
+struct StatusArgs {
+    /// The desktop
+    desktop: Name,
+    /// Show it again and again until interrupted
+    #[arg(long, short)]
+    watch: bool,
+    /// Seconds from one look to the next
+    #[arg(long, value_name = "SECONDS", default_value_t = 1, requires = "watch", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    interval: u64,
 }
 
 #[derive(Debug, Args)]
@@ -334,6 +346,7 @@ struct HistoryArgs {
 struct Context {
     state_path: PathBuf,
     printer: Printer,
+    json: bool,
     verbose: u8,
 }
 
@@ -358,7 +371,8 @@ pub(crate) fn main() -> ExitCode {
 }
 
 fn run(cli: Cli, printer: Printer) -> anyhow::Result<()> {
-    let context = Context { state_path: state_path(cli.state)?, printer, verbose: cli.verbose };
+    let context =
+        Context { state_path: state_path(cli.state)?, printer, json: cli.json, verbose: cli.verbose };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start")?;
     let outcome = runtime.block_on(async {
         match cli.command {
@@ -373,6 +387,9 @@ fn run(cli: Cli, printer: Printer) -> anyhow::Result<()> {
             Command::Sync(args) => interruptible(sync::run(&context, args)).await,
             Command::Pin(args) => interruptible(pin::run(&context, args)).await,
             Command::Source(args) => source::run(&context, &args),
+            Command::Status(args) if args.watch => {
+                watch::run(&context, &args.desktop, Duration::from_secs(args.interval)).await
+            }
             Command::Status(args) => status::run(&context, &args.desktop).await,
             Command::History(args) => history::run(&context, args).await,
             Command::Profile(ProfileCommand::Record(args)) => {

@@ -253,6 +253,11 @@ impl Fetcher {
         self.shared.pace.is_background_paused()
     }
 
+    /// Chunks that were asked for and have not come.
+    pub fn in_flight(&self) -> u64 {
+        self.shared.lock_flights().len() as u64
+    }
+
     /// Chunks waiting for a request, by class, the most urgent first.
     pub fn queued(&self) -> [u64; Class::ALL.len()] {
         self.shared.lock_queue().waiting()

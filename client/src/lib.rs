@@ -12,6 +12,7 @@ pub mod fs;
 pub mod hint;
 pub mod image;
 pub mod local;
+pub mod metrics;
 pub mod mount;
 pub mod overlay;
 pub mod profile;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::net::UnixListener;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, oneshot};
@@ -21,6 +21,7 @@ use crate::fetch::LinkState;
 use crate::fs::DesktopFs;
 use crate::fs::fuse::{self, MountOptions};
 use crate::hint::explain;
+use crate::metrics;
 use crate::session::Session;
 use crate::status::DesktopStatus;
 use crate::sync::Syncer;
@@ -93,6 +94,7 @@ pub async fn serve(
     directory: &Path,
     options: &MountOptions,
     syncer: Syncer,
+    metrics: Option<TcpListener>,
     events: impl Fn(Event),
 ) -> Result<(), MountError> {
     if clean_stale(directory)? {
@@ -123,6 +125,7 @@ pub async fn serve(
         }
     });
     let asked = Arc::new(Notify::new());
+    let scraping = metrics.map(|listener| tokio::spawn(metrics::serve(listener, Arc::clone(&session))));
     let answering = tokio::spawn(answer(
         listener,
         Arc::clone(&session),
@@ -182,6 +185,9 @@ pub async fn serve(
         tracing::warn!(%error, "the file system ended with an error");
     }
     answering.abort();
+    if let Some(scraping) = scraping {
+        scraping.abort();
+    }
     control::unlink(desktop_directory);
     let closed = {
         let session = Arc::clone(&session);

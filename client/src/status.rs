@@ -100,6 +100,9 @@ pub struct LiveStatus {
     pub failures: u64,
     /// Chunks waiting for a request.
     pub queued_chunks: u64,
+    /// Chunks on their way, those that wait for a request included.
+    #[serde(default)]
+    pub in_flight_chunks: u64,
     /// Bytes of chunks in the cache.
     pub cached_bytes: u64,
     /// The most the cache keeps, bytes.
@@ -274,6 +277,7 @@ fn live(desktop: &OpenDesktop) -> LiveStatus {
         damaged: fetch.damaged,
         failures: fetch.failures,
         queued_chunks: desktop.fetcher().queued().iter().sum(),
+        in_flight_chunks: desktop.fetcher().in_flight(),
         cached_bytes: cache.occupied * chunk_bytes,
         cache_limit_bytes: cache.slots * chunk_bytes,
         cache_corrupt: cache.corrupt,

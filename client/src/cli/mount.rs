@@ -8,6 +8,7 @@ use chunk_format::Name;
 use satchel_client::fetch::OnMissing;
 use satchel_client::fs::fuse::MountOptions;
 use satchel_client::local::{self, StartNeeds};
+use satchel_client::metrics;
 use satchel_client::mount::{self, Event};
 use satchel_client::session::{Notice, Session, SessionOptions};
 use satchel_client::state::StateDir;
@@ -50,7 +51,16 @@ pub(crate) async fn run(context: &Context, args: MountArgs) -> anyhow::Result<()
     let mounted =
         Mounted { desktop: args.desktop.to_string(), mounted_at: directory.display().to_string(), version };
     let events = |event| say(printer, &mounted, event);
-    mount::serve(session, &state.desktop_path(&args.desktop), &directory, &options, syncer, events).await?;
+    let metrics = match args.open.metrics {
+        Some(address) => {
+            let listener = metrics::listen(address).await?;
+            context.printer.message(&format!("metrics are at http://{}/metrics", listener.local_addr()?));
+            Some(listener)
+        }
+        None => None,
+    };
+    let desktop_directory = state.desktop_path(&args.desktop);
+    mount::serve(session, &desktop_directory, &directory, &options, syncer, metrics, events).await?;
     Ok(())
 }
 

@@ -54,8 +54,12 @@ pub(crate) async fn run(context: &Context, args: PinArgs) -> anyhow::Result<()> 
             if args.unpin { None } else { Some(serde_json::from_value(result)?) }
         }
         None => {
-            let open =
-                OpenArgs { cache_size: args.cache_size, on_missing: OnMissingArg::Wait, offline: args.unpin };
+            let open = OpenArgs {
+                cache_size: args.cache_size,
+                on_missing: OnMissingArg::Wait,
+                offline: args.unpin,
+                metrics: None,
+            };
             let session = mount::open(context, &state, &args.desktop, &open).await?;
             let report = fill_here(context, &session, &args, limit_bytes_per_s).await;
             tokio::task::block_in_place(|| session.desktop.close())?;

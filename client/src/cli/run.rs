@@ -65,6 +65,9 @@ fn mount_command(context: &Context, args: &RunArgs) -> anyhow::Result<Vec<OsStri
     };
     command.extend(["--on-missing".into(), on_missing.into()]);
     command.extend(args.open.offline.then(|| "--offline".into()));
+    if let Some(address) = args.open.metrics {
+        command.extend(["--metrics".into(), address.to_string().into()]);
+    }
     command.push(args.desktop.as_str().into());
     Ok(command)
 }

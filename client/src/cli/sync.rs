@@ -38,6 +38,7 @@ pub(crate) async fn run(context: &Context, args: SyncArgs) -> anyhow::Result<()>
                 cache_size: ByteSize(CACHE_BYTES),
                 on_missing: OnMissingArg::Wait,
                 offline: false,
+                metrics: None,
             };
             let session = mount::open(context, &state, &args.desktop, &open).await?;
             let progress = Arc::new(UploadProgress::default());

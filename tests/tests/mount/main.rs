@@ -10,6 +10,7 @@ mod point;
 mod reading;
 mod sources;
 mod space;
+mod watch;
 mod writing;
 
 use std::fs::File;

@@ -71,7 +71,7 @@ fn measure(stage: &Stage, fail: &Fail) -> (f64, f64) {
     let before = longest(&first);
     match fail {
         Fail::Link(events) => events.iter().for_each(|event| link.apply(*event)),
-        Fail::Answers(fault) => proxy.set_policy(Policy::new(1).chance(fault.clone(), 1.0)),
+        Fail::Answers(fault) => proxy.set_policy(Policy::new(1).chance(*fault, 1.0)),
     }
     let after = longest(&second);
     mount.unmount();

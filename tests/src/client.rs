@@ -229,6 +229,9 @@ impl Client {
         if !options.syncs {
             command.arg("--no-sync");
         }
+        if options.offline {
+            command.arg("--offline");
+        }
         let name = format!("satchel run on {}", self.name);
         let (process, input, output) = Process::start_with_pipes(&name, &mut command);
         Running { process, guest: Guest::attach(output, input) }
@@ -248,11 +251,20 @@ pub struct RunOptions {
     pub display: String,
     /// Whether the desktop is synced while and after it runs.
     pub syncs: bool,
+    /// Whether nobody is contacted.
+    pub offline: bool,
 }
 
 impl Default for RunOptions {
     fn default() -> Self {
-        Self { engine: "auto".to_owned(), memory: None, cpus: None, display: "none".to_owned(), syncs: true }
+        Self {
+            engine: "auto".to_owned(),
+            memory: None,
+            cpus: None,
+            display: "none".to_owned(),
+            syncs: true,
+            offline: false,
+        }
     }
 }
 

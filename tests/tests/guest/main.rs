@@ -2,6 +2,7 @@
 
 mod follow;
 mod killed;
+mod profile;
 mod server;
 
 use std::time::Duration;

@@ -9,6 +9,8 @@ pub(crate) struct DebianServer {
     pub(crate) server: TestServer,
     /// The file that was published.
     pub(crate) image: PathBuf,
+    /// The machine that published it.
+    pub(crate) publisher: Client,
 }
 
 impl DebianServer {
@@ -18,7 +20,7 @@ impl DebianServer {
         let publisher = Client::new("build-machine");
         publisher.login(&server.access("it", "publisher"));
         let _ = publisher.publish(&image, "debian");
-        Self { server, image }
+        Self { server, image, publisher }
     }
 }
 

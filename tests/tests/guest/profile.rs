@@ -1,0 +1,64 @@
+//! A start that was recorded is one download; the next one needs nobody.
+
+use satchel_tests::{Client, Link, RunOptions, Shape, Turn, require};
+
+use super::BOOT_LIMIT;
+use super::server::{DebianServer, emulated};
+
+/// The most that may come over the wire for a start, of the boot stream's length, percent: what the two recorded starts did
+/// not have in common, and what is needed to find it.
+const WIRE_LIMIT_PERCENT: u64 = 125;
+
+#[test]
+fn a_recorded_start_is_one_download_and_then_needs_no_network() {
+    require!(fuse, guest);
+    let mut debian = DebianServer::start();
+    let _turn = Turn::wait("guest");
+    let none = debian.publisher.satchel(["profile", "show", "debian"]).exited(1).stderr;
+    assert!(none.contains("satchel profile record debian@1"), "{none}");
+    let record = ["profile", "record", "debian", "--memory", "1G", "--display", "none", "--until", "READY"];
+    let recorded = debian.publisher.satchel([&["--json"][..], &record].concat()).ok().json();
+    let stream_bytes = recorded["streams_bytes"].as_u64().expect("a profile has streams");
+    let shown = debian
+        .publisher
+        .satchel(["--json", "profile", "show", "debian", "--link", "25mbit/40ms"])
+        .ok()
+        .json();
+    assert_eq!(shown["streams_bytes"], stream_bytes);
+    debian.server.verify();
+
+    let link = Link::start(debian.server.address(), Shape::default());
+    let laptop = Client::new("laptop");
+    laptop.login(&debian.server.access("alice", "user").through(&link));
+    laptop.create("work", "debian", Some("1G"));
+    let before = link.counts().down_bytes;
+    let mut running = laptop.run("work", &emulated());
+    let uptime_s = running.guest().wait_ready(BOOT_LIMIT);
+    let fetched_bytes = link.counts().down_bytes - before;
+    let live = laptop.status("work")["live"].clone();
+    println!(
+        "up after {uptime_s} s; {:.1} MB over the wire, the stream has {:.1} MB; ahead: {}",
+        fetched_bytes as f64 / 1e6,
+        stream_bytes as f64 / 1e6,
+        live["foreseen"]
+    );
+    assert_eq!(live["boot_received_bytes"], stream_bytes, "{live}");
+    assert_eq!(live["profile"]["local_bytes"], live["profile"]["stored_bytes"], "{live}");
+    assert!(
+        fetched_bytes * 100 <= stream_bytes * WIRE_LIMIT_PERCENT,
+        "{fetched_bytes} for {stream_bytes}: {live}"
+    );
+    running.guest().run("echo kept >/root/kept && sync");
+    running.shut_down(BOOT_LIMIT);
+
+    // What a start reads is here: it works without anyone.
+    debian.server.stop();
+    let mut running = laptop.run("work", &RunOptions { offline: true, ..emulated() });
+    running.guest().wait_ready(BOOT_LIMIT);
+    assert_eq!(running.guest().run("cat /root/kept").trim(), "kept");
+    running.guest().run("echo offline >/root/kept && sync");
+    running.shut_down(BOOT_LIMIT);
+    debian.server.start_again();
+    let synced = laptop.sync("work").stdout;
+    assert!(synced.contains("synced work: version 3"), "{synced}");
+}

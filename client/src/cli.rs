@@ -327,6 +327,9 @@ enum DisplayArg {
 struct SyncArgs {
     /// The desktop
     desktop: Name,
+    /// Wait for the server as long as it cannot be reached, and go on then
+    #[arg(long)]
+    wait: bool,
     /// What to say of this version
     #[arg(long, short, value_name = "TEXT")]
     message: Option<String>,

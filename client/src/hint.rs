@@ -8,13 +8,14 @@ use std::path::Path;
 use crate::cache::CacheError;
 use crate::create::CreateError;
 use crate::desktop::DesktopError;
+use crate::fetch::FillError;
 use crate::image::ImageError;
 use crate::mount::{MountError, PointError};
 use crate::overlay::OverlayError;
 use crate::publish::PublishError;
 use crate::remote::RemoteError;
 use crate::session::SessionError;
-use crate::source::{FailureKind, SourceError};
+use crate::source::{FailureKind, SourceError, SourceListError};
 use crate::state::StateError;
 use crate::sync::SyncError;
 use crate::upstream::CommitError;
@@ -85,6 +86,10 @@ fn hint_of(error: &(dyn Error + 'static)) -> Option<String> {
         "publish from the machine and user that published it before (the key is publisher.key in its state directory)"
     } else if let Some(CacheError::InUse { .. }) = error.downcast_ref() {
         "unmount the desktop that uses it first"
+    } else if let Some(FillError::NoRoom { .. }) = error.downcast_ref() {
+        "give it more with --cache-size, or free some space on the disk that holds the state directory"
+    } else if let Some(SourceListError::NoSuch { .. }) = error.downcast_ref() {
+        "`satchel source DESKTOP` lists them"
     } else if let Some(OverlayError::Full { .. }) = error.downcast_ref() {
         "nothing was lost; free some space on the disk that holds the state directory"
     } else if let Some(OverlayError::Damaged { .. } | OverlayError::Failed { .. }) = error.downcast_ref() {

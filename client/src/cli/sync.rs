@@ -1,9 +1,11 @@
 //! `satchel sync`
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use chunk_format::Name;
 use satchel_client::control::{Connection, ControlError, Request};
+use satchel_client::remote::RemoteError;
 use satchel_client::sync::{SyncReport, Syncer};
 use satchel_client::upload::UploadProgress;
 use serde::Serialize;
@@ -15,6 +17,8 @@ use super::{Context, OnMissingArg, OpenArgs, SyncArgs, mount};
 
 /// A sync alone reads little: what lies below the changes.
 const CACHE_BYTES: u64 = 20 << 30;
+/// How often a sync that waits for the server tries again.
+const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
 #[derive(Serialize)]
 struct Synced<'a> {
@@ -24,12 +28,42 @@ struct Synced<'a> {
 }
 
 pub(crate) async fn run(context: &Context, args: SyncArgs) -> anyhow::Result<()> {
+    let mut has_said = false;
+    let report = loop {
+        match sync(context, &args).await {
+            Err(error) if args.wait && is_unreachable(&error) => {
+                if !std::mem::replace(&mut has_said, true) {
+                    context.printer.message(&format!("{error:#}; waiting for it, interrupt to stop"));
+                }
+                tokio::time::sleep(RETRY_INTERVAL).await;
+            }
+            report => break report?,
+        }
+    };
+    context
+        .printer
+        .result(&Synced { desktop: &args.desktop, report: &report }, |_| summary(&args.desktop, &report))?;
+    Ok(())
+}
+
+/// Whether the server cannot be reached at present; the process that has the desktop mounted says so in words.
+fn is_unreachable(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause.downcast_ref::<RemoteError>().is_some_and(|error| matches!(error, RemoteError::Unreachable { .. }))
+            || cause.downcast_ref::<ControlError>().is_some_and(|error| {
+                matches!(error, ControlError::Failed { message } if message.starts_with("cannot reach "))
+            })
+    })
+}
+
+async fn sync(context: &Context, args: &SyncArgs) -> anyhow::Result<SyncReport> {
     let state = context.state()?;
     let directory = state.desktop_path(&args.desktop);
-    let report = match Connection::open(&directory).await {
+    let note = args.message.clone();
+    Ok(match Connection::open(&directory).await {
         Ok(mut connection) => {
             let mut reporter = UploadReporter::new();
-            let request = Request::Sync { note: args.message };
+            let request = Request::Sync { note };
             let result = connection.ask(&request, |reply| reporter.show(reply)).await?;
             serde_json::from_value(result)?
         }
@@ -43,16 +77,12 @@ pub(crate) async fn run(context: &Context, args: SyncArgs) -> anyhow::Result<()>
             let session = mount::open(context, &state, &args.desktop, &open).await?;
             let progress = Arc::new(UploadProgress::default());
             let syncer = Syncer { progress: Arc::clone(&progress), ..mount::syncer(&state, &session)? };
-            let report = while_uploading(progress, syncer.sync(&session.desktop, args.message)).await?;
+            let report = while_uploading(progress, syncer.sync(&session.desktop, note)).await?;
             tokio::task::block_in_place(|| session.desktop.close())?;
             report
         }
         Err(error) => return Err(error.into()),
-    };
-    context
-        .printer
-        .result(&Synced { desktop: &args.desktop, report: &report }, |_| summary(&args.desktop, &report))?;
-    Ok(())
+    })
 }
 
 /// A sync in one line.

@@ -145,6 +145,9 @@ impl Boot<'_> {
     async fn run(&self) -> Result<(), FetchError> {
         self.load_segments().await?;
         let entries = self.entries().await?;
+        if !entries.iter().any(|entry| self.is_missing(entry)) {
+            return Ok(());
+        }
         // Whatever the stream does not bring is then one round trip away, not two.
         let locating = self.load_locators();
         let (fetched, _) = tokio::join!(self.fetch(&entries), locating);

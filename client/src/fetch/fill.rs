@@ -1,5 +1,6 @@
 //! Fills the cache with all of a disk, in the background of everything else.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -53,6 +54,12 @@ impl Fetcher {
             stored.push(self.stored_chunks(disk).await.map_err(stopped)?);
         }
         let cache = &self.shared.cache;
+        let distinct: HashSet<ChunkId> = stored.iter().flatten().map(|(_, id)| *id).collect();
+        let slots = cache.stats().slots;
+        if distinct.len() as u64 > slots {
+            // Said before the work, not after it.
+            return Err(FillError::NoRoom { kept: slots, stored: distinct.len() as u64 });
+        }
         let total = stored.iter().map(Vec::len).sum::<usize>() as u64;
         progress.total_chunks.store(total, Ordering::Relaxed);
         let mut local = 0;
@@ -79,9 +86,6 @@ impl Fetcher {
         while ids().any(|id| !cache.contains(&id) && self.shared.lock_flights().contains_key(&id)) {
             tokio::time::sleep(LOOK_INTERVAL).await;
         }
-        let mut distinct: Vec<ChunkId> = ids().collect();
-        distinct.sort_unstable();
-        distinct.dedup();
         let (kept, total) = (cache.set_pinned(distinct.iter().copied(), true), distinct.len() as u64);
         match kept == total {
             true => Ok(()),

@@ -51,7 +51,11 @@ fn a_recorded_start_is_one_download_and_then_needs_no_network() {
     running.guest().run("echo kept >/root/kept && sync");
     running.shut_down(BOOT_LIMIT);
 
-    // What a start reads is here: it works without anyone.
+    // What a start reads is here: opening it again asks for its versions only, and it works without anyone.
+    let before = link.counts().down_bytes;
+    laptop.mount("work").unmount();
+    let asked_bytes = link.counts().down_bytes - before;
+    assert!(asked_bytes < 64 << 10, "{asked_bytes} bytes for a start of which all is here");
     debian.server.stop();
     let mut running = laptop.run("work", &RunOptions { offline: true, ..emulated() });
     running.guest().wait_ready(BOOT_LIMIT);

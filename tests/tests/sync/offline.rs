@@ -49,7 +49,12 @@ fn a_sync_without_the_server_fails_clearly_and_goes_on_later() {
     assert!(said.contains("opening the version this machine has"), "{said}");
     assert!(unsynced_bytes(&laptop) > 0);
 
+    // One that is told to waits, and goes on by itself.
+    let mut waiting = laptop.start(["sync", "work", "--wait"]);
+    wait::until("the sync waits", PATIENCE, || waiting.stderr().contains("waiting for it").then_some(()));
     published.server.start_again();
+    assert_eq!(waiting.wait(PATIENCE).code(), Some(0), "{}", waiting.stderr());
+    disks.change(&mount, 20, &mut rng);
     let report = sync(&laptop);
     assert!(report["version"]["sequence"].as_u64() >= Some(2), "{report}");
     assert_eq!(unsynced_bytes(&laptop), 0);

@@ -22,6 +22,12 @@ const DAMAGE_MEMORY: Duration = Duration::from_secs(30);
 const DAMAGE_PAUSE: Duration = Duration::from_secs(60);
 /// How long a source that lacked an object of a person's namespace is not asked for another.
 const LACK_MEMORY: Duration = Duration::from_secs(60);
+/// How long sources that had not the right bytes are passed over while the others do not answer.
+const PASSED_OVER: Duration = Duration::from_secs(1);
+/// Failures this close together are one: many requests are under way when a source dies.
+const ONE_FAILURE: Duration = Duration::from_millis(100);
+/// A source that fails again within this time of having answered a probe goes on with its longer pauses.
+const RELAPSE: Duration = Duration::from_secs(60);
 
 /// Whether chunks can be had at present; changes are told to whoever watches.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,12 +59,17 @@ struct Record {
     outage: Option<Outage>,
     /// When wrong answers began to be counted, and how many there were.
     damaged: Option<(Instant, u32)>,
+    /// Until when it is asked after the others that answer.
+    distrusted_until: Option<Instant>,
+    /// When it last answered a probe, and how many failures that ended.
+    recovered: Option<(Instant, u32)>,
     /// Persons' namespaces it was found to lack, and when.
     lacks: HashMap<Namespace, Instant>,
 }
 
 struct Outage {
     failures: u32,
+    last: Instant,
     retry_at: Instant,
 }
 
@@ -73,7 +84,8 @@ impl Sources {
         self.state.subscribe()
     }
 
-    /// Waits for a source worth asking for an object, the most preferred first; `None` when all are in `passed_over`.
+    /// Waits for a source worth asking for an object, the most preferred first; `None` when all are in `passed_over`, or
+    /// those that are not do not answer: it is time to ask all of them again.
     pub(crate) async fn pick(
         &self,
         path: &ObjectPath,
@@ -82,6 +94,7 @@ impl Sources {
         loop {
             let now = Instant::now();
             let mut earliest: Option<(Instant, usize)> = None;
+            let mut distrusted = None;
             for (at, entry) in self.entries.iter().enumerate().filter(|(at, _)| !passed_over.contains(at)) {
                 let record = entry.lock();
                 if record.lacks.get(&path.namespace).is_some_and(|since| since.elapsed() < LACK_MEMORY) {
@@ -93,8 +106,14 @@ impl Sources {
                             earliest = Some((outage.retry_at, at));
                         }
                     }
+                    None if record.distrusted_until.is_some_and(|until| until > now) => {
+                        distrusted.get_or_insert((at, entry));
+                    }
                     None => return Some((at, entry)),
                 }
+            }
+            if distrusted.is_some() {
+                return distrusted;
             }
             let (retry_at, at) = earliest?;
             if retry_at <= now {
@@ -110,6 +129,8 @@ impl Sources {
             tokio::select! {
                 () = tokio::time::sleep_until(retry_at) => {}
                 _ = state.changed() => {}
+                // One of these may be the only one that is left, and right this time.
+                () = tokio::time::sleep(PASSED_OVER), if !passed_over.is_empty() => return None,
             }
         }
     }
@@ -128,7 +149,9 @@ impl Sources {
         match error.kind {
             FailureKind::Unreachable | FailureKind::Refused => {}
             FailureKind::NotFound => {
-                if has_others && matches!(path.namespace, Namespace::User(_)) {
+                // The last one is the server, which holds everything: what it lacks is one object.
+                let is_last = self.entries.last().is_some_and(|last| Arc::ptr_eq(last, entry));
+                if has_others && !is_last && matches!(path.namespace, Namespace::User(_)) {
                     entry.lock().lacks.insert(path.namespace.clone(), Instant::now());
                 }
                 return self.succeeded(entry);
@@ -140,18 +163,22 @@ impl Sources {
                         source = entry.source.origin(),
                         "it serves wrong bytes; others are asked first"
                     );
-                    let retry_at = Instant::now() + DAMAGE_PAUSE;
-                    entry.lock().outage = Some(Outage { failures: 1, retry_at });
-                    Arc::clone(entry).pardon_later();
+                    entry.lock().distrusted_until = Some(Instant::now() + DAMAGE_PAUSE);
                 }
                 return;
             }
         }
         let failures = {
             let mut record = entry.lock();
-            let failures = record.outage.as_ref().map_or(1, |outage| outage.failures.saturating_add(1));
+            let now = Instant::now();
+            let failures = match (&record.outage, record.recovered) {
+                (Some(outage), _) if now - outage.last < ONE_FAILURE => outage.failures,
+                (Some(outage), _) => outage.failures.saturating_add(1),
+                (None, Some((at, failures))) if now - at < RELAPSE => failures.saturating_add(1),
+                (None, _) => 1,
+            };
             let pause = error.retry_after.unwrap_or_else(|| backoff(failures)).min(LONGEST_PAUSE);
-            record.outage = Some(Outage { failures, retry_at: Instant::now() + pause });
+            record.outage = Some(Outage { failures, last: now, retry_at: now + pause });
             failures
         };
         if self.entries.iter().all(|entry| entry.lock().outage.is_some()) {
@@ -165,7 +192,7 @@ impl Sources {
             tracing::warn!(error = error_chain(error), "a source does not answer; another one does");
         }
         if has_others {
-            Arc::clone(entry).probe(path.clone());
+            Arc::clone(entry).probe(path.clone(), failures, self.state.clone());
         }
     }
 }
@@ -189,44 +216,41 @@ impl Entry {
     }
 
     /// Asks for a byte of an object now and then, until the source answers.
-    fn probe(self: Arc<Self>, path: ObjectPath) {
+    fn probe(self: Arc<Self>, path: ObjectPath, failures: u32, state: watch::Sender<LinkState>) {
         if self.is_probed.swap(true, Ordering::AcqRel) {
             return;
         }
         let entry = Arc::downgrade(&self);
         tokio::spawn(async move {
-            let mut failures = 1;
+            let (mut failures, mut pause) = (failures, backoff(failures));
             loop {
-                tokio::time::sleep(backoff(failures)).await;
+                tokio::time::sleep(pause).await;
                 let Some(entry) = Weak::upgrade(&entry) else { return };
                 let is_out = entry.lock().outage.is_some();
-                let answered = match is_out {
-                    true => match entry.source.get(&path, Some(0..1)).await {
-                        Ok(_) => true,
-                        Err(error) => {
-                            matches!(error.kind, FailureKind::NotFound | FailureKind::Damaged)
-                        }
-                    },
+                let failed = match is_out {
+                    true => entry.source.get(&path, Some(0..1)).await.err(),
                     // A request found it back.
-                    false => true,
+                    false => None,
                 };
-                if answered {
-                    entry.lock().outage = None;
-                    entry.is_probed.store(false, Ordering::Release);
-                    return;
+                match failed {
+                    Some(error) if !matches!(error.kind, FailureKind::NotFound | FailureKind::Damaged) => {
+                        failures = failures.saturating_add(1);
+                        pause = error.retry_after.unwrap_or_else(|| backoff(failures)).min(LONGEST_PAUSE);
+                    }
+                    _ => {
+                        {
+                            let mut record = entry.lock();
+                            // Under the lock, so that a failure that comes now begins another probe.
+                            entry.is_probed.store(false, Ordering::Release);
+                            if record.outage.take().is_some() {
+                                record.recovered = Some((Instant::now(), failures));
+                            }
+                        }
+                        // Wakes those who wait for any source, too.
+                        state.send_modify(|state| *state = LinkState::Up);
+                        return;
+                    }
                 }
-                failures += 1;
-            }
-        });
-    }
-
-    /// Forgets later that it served wrong bytes.
-    fn pardon_later(self: Arc<Self>) {
-        let entry = Arc::downgrade(&self);
-        tokio::spawn(async move {
-            tokio::time::sleep(DAMAGE_PAUSE).await;
-            if let Some(entry) = Weak::upgrade(&entry) {
-                entry.lock().outage = None;
             }
         });
     }
@@ -391,6 +415,52 @@ mod tests {
         assert_eq!(sources.pick(&image, &[]).await.unwrap().0, 0);
         tokio::time::sleep(LACK_MEMORY).await;
         assert_eq!(sources.pick(&user, &[]).await.unwrap().0, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_had_wrong_bytes_is_asked_again_while_the_others_are_away() {
+        let (sources, _) = sources::<2>();
+        let image = path("image/debian");
+        let (at, first) = sources.pick(&image, &[]).await.unwrap();
+        sources.failed(first, &image, &failure(FailureKind::Unreachable));
+        let (second_at, _) = sources.pick(&image, &[]).await.unwrap();
+        assert_ne!(at, second_at);
+        // The second one's answer was wrong: it is passed over, but not for as long as the first one is away.
+        for _ in 0..10 {
+            let Some((at, entry)) = sources.pick(&image, &[second_at]).await else { return };
+            assert_ne!(at, second_at);
+            sources.failed(entry, &image, &failure(FailureKind::Unreachable));
+        }
+        panic!("it waits for the first one for ever");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_distrusted_source_is_better_than_none() {
+        let (sources, _) = sources::<2>();
+        let image = path("image/debian");
+        let (_, first) = sources.pick(&image, &[]).await.unwrap();
+        for _ in 0..DAMAGED_ANSWERS {
+            sources.failed(first, &image, &failure(FailureKind::Damaged));
+        }
+        let (at, second) = sources.pick(&image, &[]).await.unwrap();
+        assert_eq!(at, 1);
+        sources.failed(second, &image, &failure(FailureKind::Unreachable));
+        assert_eq!(sources.pick(&image, &[]).await.unwrap().0, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_for_any_source_is_woken_when_a_probe_finds_one() {
+        let (sources, [first, _]) = sources::<2>();
+        let image = path("image/debian");
+        for at in 0..2 {
+            let (_, entry) = sources.pick(&image, &[1 - at]).await.unwrap();
+            sources.failed(entry, &image, &failure(FailureKind::Unreachable));
+        }
+        assert!(matches!(*sources.watch().borrow(), LinkState::Down { .. }));
+        first.answers.store(true, Ordering::Relaxed);
+        let mut watch = sources.watch();
+        watch.wait_for(|state| *state == LinkState::Up).await.unwrap();
+        assert_eq!(sources.pick(&image, &[]).await.unwrap().0, 0);
     }
 
     #[test]

@@ -45,6 +45,9 @@ pub(super) async fn put_stream(
     query.only(&[])?;
     let namespace = path.namespace()?;
     let id: StreamId = path.get("object")?;
+    if !matches!(namespace, Namespace::Image(_)) {
+        return Err(ApiError::BadRequest("path: only images have boot streams".to_owned()));
+    }
     caller.check_write(&app.database, &namespace).await?;
     let body = BodyReader::new(&headers, body, "a stream", MAX_STREAM_BYTES, &app.limits)?;
     let body = app.read_whole(body).await?;

@@ -72,8 +72,12 @@ impl Check<'_> {
             let unsigned = |error: chunk_format::FormatError| (signed, error.to_string());
             let signature = Signature::decode(&line).map_err(unsigned)?;
             signature.verify("the profile", &bytes).map_err(unsigned)?;
-            if signature != row.signature {
-                return Err((signed, "it is another signature than the one that was attached".to_owned()));
+            // The same profile may have been signed and attached again, or begun to be.
+            if signature.key != row.signature.key {
+                return Err((
+                    signed,
+                    "it is signed with another key than the one that was attached".to_owned(),
+                ));
             }
             Ok(profile)
         };

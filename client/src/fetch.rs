@@ -526,11 +526,14 @@ impl Shared {
             let Some((at, entry)) = self.sources.pick(path, &passed_over).await else {
                 rounds += 1;
                 if rounds == ROUNDS {
-                    if let (OnMissing::Fail, Some(source)) = (on_missing, last.take()) {
-                        return Err(FetchError::NotToBeHad { what: path.to_string(), source });
-                    }
-                    if let Some(error) = &last {
-                        tracing::error!(object = %path, %error, "no source has the right bytes");
+                    match (on_missing, last.take()) {
+                        (OnMissing::Fail, Some(source)) => {
+                            return Err(FetchError::NotToBeHad { what: path.to_string(), source });
+                        }
+                        (OnMissing::Wait, Some(error)) => {
+                            tracing::error!(object = %path, %error, "no source has the right bytes");
+                        }
+                        (_, None) => {}
                     }
                 }
                 tokio::time::sleep(backoff(rounds)).await;

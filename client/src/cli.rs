@@ -365,7 +365,7 @@ pub(crate) fn main() -> ExitCode {
     start_log(cli.verbose);
     match run(cli, printer) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) if has_no_reader(&error) => ExitCode::SUCCESS,
         Err(error) => {
             printer.error(&hint::explain(&*error));
             ExitCode::FAILURE
@@ -450,10 +450,10 @@ fn start_log(verbose: u8) {
         .init();
 }
 
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| {
-        cause.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
-    })
+/// Whether whoever read our output has gone, as `head` does: no failure. Only output fails with an error of the system and
+/// nothing around it; a connection to another process that broke is somebody's failure, and never a success.
+fn has_no_reader(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
 /// What to call this machine in histories.
@@ -478,6 +478,14 @@ mod tests {
     use clap::CommandFactory;
 
     use super::*;
+
+    #[test]
+    fn only_a_reader_that_has_gone_is_no_failure() {
+        let broken = || std::io::Error::from(std::io::ErrorKind::BrokenPipe);
+        assert!(has_no_reader(&anyhow::Error::new(broken())));
+        let control = satchel_client::control::ControlError::Io(broken());
+        assert!(!has_no_reader(&anyhow::Error::new(control)));
+    }
 
     #[test]
     fn the_command_line_is_consistent() {

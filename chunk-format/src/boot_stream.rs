@@ -23,6 +23,9 @@ pub const MAX_STREAM_BYTES: usize = 16 << 20;
 /// The chunks in one object, bytes, that writers aim at: some MiB when compressed.
 pub const STREAM_CONTENT_BYTES: usize = 16 << 20;
 
+/// The most chunks in one object anyone accepts, bytes: a reader holds them while it decodes.
+pub const MAX_STREAM_CONTENT_BYTES: usize = 64 << 20;
+
 /// log2 of the window, which holds the history: 32 MiB.
 const WINDOW_LOG: u32 = STREAM_HISTORY_BYTES.trailing_zeros();
 /// zstd level: written once by the publisher, read by everyone.
@@ -32,8 +35,10 @@ const LEVEL: i32 = 19;
 /// [`STREAM_HISTORY_BYTES`] are used. Takes seconds: some MB/s.
 ///
 /// # Errors
-/// `Compress` when zstd cannot get its memory; `TooLong` when the object would be over [`MAX_STREAM_BYTES`].
+/// `Compress` when zstd cannot get its memory; `TooLong` when the object would be over [`MAX_STREAM_BYTES`] or its content
+/// is over [`MAX_STREAM_CONTENT_BYTES`].
 pub fn encode_stream_object(history: &[u8], content: &[u8]) -> Result<Vec<u8>, FormatError> {
+    check_content(content.len() as u64)?;
     let mut zstd = CCtx::try_create()
         .ok_or_else(|| FormatError::Compress { what: WHAT, reason: "no memory".to_owned() })?;
     for parameter in [
@@ -74,8 +79,9 @@ impl<'history> StreamDecoder<'history> {
     /// [`STREAM_HISTORY_BYTES`] must be there.
     ///
     /// # Errors
-    /// `Decompress` when zstd cannot get its memory.
+    /// `Decompress` when zstd cannot get its memory; `TooLong` when the content is over [`MAX_STREAM_CONTENT_BYTES`].
     pub fn new(history: &'history [u8], content_bytes: u64) -> Result<Self, FormatError> {
+        check_content(content_bytes)?;
         let mut zstd =
             DCtx::try_create().ok_or_else(|| decompress_error("zstd cannot get its memory".to_owned()))?;
         zstd.set_parameter(DParameter::WindowLogMax(WINDOW_LOG)).map_err(decode_error)?;
@@ -125,6 +131,16 @@ impl<'history> StreamDecoder<'history> {
     }
 }
 
+fn check_content(len_bytes: u64) -> Result<(), FormatError> {
+    let limit_bytes = MAX_STREAM_CONTENT_BYTES as u64;
+    match len_bytes <= limit_bytes {
+        true => Ok(()),
+        false => {
+            Err(FormatError::TooLong { what: "content of a boot stream's object", len_bytes, limit_bytes })
+        }
+    }
+}
+
 fn compress_error(code: ErrorCode) -> FormatError {
     FormatError::Compress { what: WHAT, reason: get_error_name(code).to_owned() }
 }
@@ -159,6 +175,13 @@ mod tests {
         }
         decoder.finish()?;
         Ok(content)
+    }
+
+    #[test]
+    fn an_object_that_holds_too_much_is_refused_before_memory_is_taken() {
+        let over = MAX_STREAM_CONTENT_BYTES as u64 + 1;
+        assert!(matches!(StreamDecoder::new(&[], over), Err(FormatError::TooLong { .. })));
+        assert!(StreamDecoder::new(&[], over - 1).is_ok());
     }
 
     #[test]

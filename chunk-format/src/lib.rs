@@ -32,8 +32,8 @@ mod signature;
 mod units;
 
 pub use boot_stream::{
-    MAX_STREAM_BYTES, STREAM_CONTENT_BYTES, STREAM_HISTORY_BYTES, StreamDecoder, encode_stream_object,
-    last_history,
+    MAX_STREAM_BYTES, MAX_STREAM_CONTENT_BYTES, STREAM_CONTENT_BYTES, STREAM_HISTORY_BYTES, StreamDecoder,
+    encode_stream_object, last_history,
 };
 pub use error::FormatError;
 pub use frame::{FrameDecoder, FrameEncoder, frame_len_max};

@@ -444,7 +444,8 @@ impl Disk {
         for (miss, wish) in misses.into_iter().zip(wishes) {
             match wish {
                 Wish::Flight(flight) => {
-                    let bytes = flight.land().await.map_err(|error| failed(miss.chunk, error))?;
+                    let landing = self.fetcher.land(base, miss.chunk, &flight).await;
+                    let bytes = landing.map_err(|error| failed(miss.chunk, error))?;
                     let part = &bytes[miss.within..miss.within + miss.buf.len()];
                     buf[miss.buf].copy_from_slice(part);
                 }

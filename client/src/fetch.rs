@@ -8,7 +8,7 @@
 //! no fuller, so that no demand ever queues behind a guess.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -42,7 +42,7 @@ pub use sources::LinkState;
 use crate::cache::Cache;
 use crate::disk::{Base, BaseSegment};
 use crate::source::{ChunkSource, FailureKind, Object, ObjectPath, SourceError, get_whole};
-use flight::Flight;
+use flight::{Flight, Landing};
 use pace::Pace;
 use queue::{DEMAND_RUN_BYTES, Job, Queue};
 use silence::SilenceLimited;
@@ -57,6 +57,8 @@ const ROOM_BYTES: usize = 64 << 20;
 /// Silence after which a source counts as lost: soon when there is another, with patience when there is none.
 const SILENCE_LIMIT: Duration = Duration::from_secs(5);
 const SILENCE_LIMIT_AMONG_OTHERS: Duration = Duration::from_millis(1500);
+/// How long a reader waits for what the boot stream should have brought by then, before it is asked for on its own.
+const OVERTAKE_AFTER: Duration = Duration::from_secs(1);
 /// Rounds through all sources before an object counts as not to be had.
 const ROUNDS: u32 = 3;
 
@@ -103,9 +105,9 @@ pub struct FetchStats {
     /// Requests that failed otherwise.
     pub failures: u64,
     /// Chunks that arrived before anyone asked for them.
-    pub foreseen: u64,
+    pub in_time: u64,
     /// Chunks that were on their way before anyone asked for them, and were waited for all the same.
-    pub overtaken: u64,
+    pub late: u64,
 }
 
 #[derive(Default)]
@@ -115,8 +117,8 @@ struct Counters {
     requests: AtomicU64,
     damaged: AtomicU64,
     failures: AtomicU64,
-    foreseen: AtomicU64,
-    overtaken: AtomicU64,
+    in_time: AtomicU64,
+    late: AtomicU64,
 }
 
 /// What became of a wish for a chunk.
@@ -142,11 +144,9 @@ impl Drop for StopOnDrop {
     }
 }
 
-/// Lock order: `flights` before `queue`; neither is held over I/O or an await.
+/// Lock order: `flights` before `queue` and before the pace's; none is held over I/O or an await.
 struct Shared {
     sources: Sources,
-    /// The source that answered last.
-    answering: AtomicUsize,
     cache: Arc<Cache>,
     segments: SegmentStore,
     on_missing: OnMissing,
@@ -192,7 +192,6 @@ impl Fetcher {
                     })
                     .collect(),
             ),
-            answering: AtomicUsize::new(0),
             room: Arc::new(Semaphore::new(ROOM_BYTES / cache.chunk_size().bytes())),
             cache,
             segments,
@@ -228,8 +227,8 @@ impl Fetcher {
             requests: counters.requests.load(Ordering::Relaxed),
             damaged: counters.damaged.load(Ordering::Relaxed),
             failures: counters.failures.load(Ordering::Relaxed),
-            foreseen: counters.foreseen.load(Ordering::Relaxed),
-            overtaken: counters.overtaken.load(Ordering::Relaxed),
+            in_time: counters.in_time.load(Ordering::Relaxed),
+            late: counters.late.load(Ordering::Relaxed),
         }
     }
 
@@ -298,6 +297,28 @@ impl Fetcher {
         self.shared.object(path, limit_bytes, on_missing, decode).await
     }
 
+    /// Waits for a chunk of a base that is on its way. Nobody depends on a boot stream alone: what it has not brought after a
+    /// while gets a request of its own.
+    ///
+    /// # Errors
+    /// What the flight says.
+    pub(crate) async fn land(&self, base: &Base, chunk: ChunkIndex, flight: &Arc<Flight>) -> Landing {
+        if flight.due_bytes().is_none() {
+            return flight.land().await;
+        }
+        if let Ok(landing) = tokio::time::timeout(OVERTAKE_AFTER, flight.land()).await {
+            return landing;
+        }
+        if let Some((segment, at)) = base.segment_of(chunk)
+            && let Some(id) = segment.segment().and_then(|chunks| chunks.chunks().get(at)).copied()
+            && flight.claim_request()
+        {
+            let wanted = vec![Wanted { id, segment, at, flight: Arc::clone(flight) }];
+            self.shared.request(wanted, Class::Waiting).await;
+        }
+        flight.land().await
+    }
+
     /// A chunk of a base, from the cache or the sources; zeros where the base has none.
     ///
     /// # Errors
@@ -321,7 +342,7 @@ impl Fetcher {
                 return Ok(chunk.into());
             }
             if let Some(Wish::Flight(flight)) = self.want(base, &[chunk], class).await?.pop() {
-                return flight.land().await;
+                return self.land(base, chunk, &flight).await;
             }
         }
     }
@@ -409,7 +430,7 @@ impl Shared {
         flight.finish(Ok(chunk.clone()));
         let unread = foreseen && !flight.is_waited_for();
         if foreseen {
-            let counter = if unread { &self.counters.foreseen } else { &self.counters.overtaken };
+            let counter = if unread { &self.counters.in_time } else { &self.counters.late };
             counter.fetch_add(1, Ordering::Relaxed);
         }
         unread
@@ -423,7 +444,9 @@ impl Shared {
             if is_demand {
                 flight.wait_for();
             }
-            self.lock_queue().promote(&id, class);
+            if self.lock_queue().promote(&id, class) {
+                self.queued.notify_waiters();
+            }
             let overtakes = is_demand && self.boot.is_far_off(flight, &self.pace) && flight.claim_request();
             return (Wish::Flight(Arc::clone(flight)), overtakes);
         }
@@ -544,14 +567,14 @@ impl Shared {
             match attempt(Arc::clone(&entry.source)).await {
                 Ok(value) => {
                     self.sources.succeeded(entry);
-                    if self.answering.swap(at, Ordering::Relaxed) != at {
-                        self.pace.begin_anew();
-                    }
                     return Ok(value);
                 }
                 Err(error) => {
                     tracing::debug!(object = %path, error = &error as &dyn std::error::Error, "a fetch failed");
-                    self.sources.failed(entry, path, &error);
+                    if self.sources.failed(entry, path, &error) {
+                        // Another one takes over, with a link of its own.
+                        self.pace.begin_anew();
+                    }
                     match error.kind {
                         FailureKind::Unreachable | FailureKind::Refused => {
                             self.counters.failures.fetch_add(1, Ordering::Relaxed);
@@ -603,17 +626,18 @@ async fn dispatch(shared: Arc<Shared>, least_urgent: Class, requests: usize) {
             }
             continue;
         };
-        let (slot, mut admitted, limit) = tokio::select! {
-            (slot, admitted, limit) = async {
-                let slot = Arc::clone(&slots).acquire_owned().await;
-                match least_urgent {
-                    Class::Waiting => (slot, shared.pace.admit(class, 0).await, DEMAND_RUN_BYTES),
-                    _ => {
-                        let limit = shared.pace.request_bytes();
-                        (slot, shared.pace.admit(class, limit).await, limit)
-                    }
-                }
-            } => (slot, admitted, limit),
+        let limit = match class {
+            Class::Waiting => DEMAND_RUN_BYTES,
+            _ => shared.pace.request_bytes(),
+        };
+        let admission = async {
+            let slot = Arc::clone(&slots).acquire_owned().await;
+            (slot, shared.pace.admit(class, limit).await)
+        };
+        let (slot, mut admitted) = tokio::select! {
+            admitted = admission => admitted,
+            // What came now may be more urgent than what is being asked for, and must not wait behind it.
+            () = queued => continue,
             () = shared.stop.cancelled() => return,
         };
         let Ok(slot) = slot else { return };

@@ -419,7 +419,13 @@ impl Opening<'_> {
             sources.push(open(address)?);
         }
         for address in list.mirrors.iter().filter(usable).filter(|mirror| !list.added.contains(mirror)) {
-            sources.push(Arc::new(ImagesOnly(open(address)?)));
+            // Whoever named it is not here to mend it, and there are others.
+            match open(address) {
+                Ok(source) => sources.push(Arc::new(ImagesOnly(source))),
+                Err(error) => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "a mirror is left out");
+                }
+            }
         }
         sources.push(match options.offline {
             true => Arc::new(NoSource),

@@ -282,8 +282,8 @@ fn live(desktop: &OpenDesktop) -> LiveStatus {
         cache_limit_bytes: cache.slots * chunk_bytes,
         cache_corrupt: cache.corrupt,
         foreseen: Foreseen {
-            in_time: fetch.foreseen,
-            late: fetch.overtaken,
+            in_time: fetch.in_time,
+            late: fetch.late,
             used: cache.foreseen,
             wasted: cache.wasted,
             unread: cache.unread,

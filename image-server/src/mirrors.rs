@@ -61,12 +61,13 @@ pub async fn change(
     add: &[String],
     remove: &[String],
 ) -> Result<Vec<String>, MirrorError> {
-    let add: Vec<String> = add.iter().map(|url| cleaned(url)).collect::<Result<_, _>>()?;
+    let all_cleaned = |urls: &[String]| urls.iter().map(|url| cleaned(url)).collect::<Result<Vec<_>, _>>();
+    let (add, remove) = (all_cleaned(add)?, all_cleaned(remove)?);
     let dir = DataDir::open(root)?;
     let lock = dir.lock()?;
     let database = Database::open(&dir.database()).await?;
     drop(lock);
-    let changed = change_in(&database, image, &add, remove).await;
+    let changed = change_in(&database, image, &add, &remove).await;
     database.close().await;
     changed
 }
@@ -85,9 +86,8 @@ async fn change_in(
     };
     let series = series.ok_or_else(|| MirrorError::NoSuchImage { image: image.clone() })?.id;
     for url in remove {
-        let url = url.trim_end_matches('/');
         if !mirrors::remove(&mut *tx, series, url).await? {
-            return Err(MirrorError::Unknown { url: url.to_owned(), image: image.clone() });
+            return Err(MirrorError::Unknown { url: url.clone(), image: image.clone() });
         }
     }
     for url in add {

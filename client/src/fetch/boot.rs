@@ -13,7 +13,8 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use chunk_format::{
-    BootStream, ChunkId, ChunkIndex, FormatError, Namespace, Profile, STREAM_HISTORY_BYTES, StreamDecoder,
+    BootStream, ChunkId, ChunkIndex, FormatError, MAX_STREAM_CONTENT_BYTES, Namespace, Profile,
+    STREAM_HISTORY_BYTES, StreamDecoder,
 };
 use futures_util::future::FutureExt;
 use futures_util::stream::{StreamExt, TryStreamExt};
@@ -159,6 +160,20 @@ impl Boot<'_> {
             return self.fetch_single(entries).await;
         };
         let flights = self.register(entries, &parts);
+        let fetched = self.fetch_parts(&parts, entries, &flights).await;
+        if fetched.is_err() {
+            // Whoever was told to wait for the stream is not left waiting.
+            self.release(&parts, entries, &flights).await;
+        }
+        fetched
+    }
+
+    async fn fetch_parts(
+        &self,
+        parts: &[Part],
+        entries: &[Entry],
+        flights: &[Option<Arc<Flight>>],
+    ) -> Result<(), FetchError> {
         let streamed: Vec<BootStream> =
             parts.iter().filter(|part| part.way == Way::Stream).map(|part| part.stream).collect();
         let mut pieces = Pieces::start(Arc::clone(self.shared), self.plan.namespace.clone(), streamed);
@@ -178,11 +193,15 @@ impl Boot<'_> {
                             self.read_history(entries.get(..part.entries.start).unwrap_or_default()).await?
                         }
                     };
-                    match self.decode(part, entries, &flights, before, &mut pieces).await {
+                    match self.decode(part, entries, flights, before, &mut pieces).await {
                         Some(content) => history = Some(content),
                         None => {
                             let rest = parts.get(at..).unwrap_or_default();
-                            return self.fall_back(rest, entries, &flights).await;
+                            self.release(rest, entries, flights).await;
+                            for part in rest.iter().filter(|part| part.way == Way::Packs) {
+                                self.ask(entries.get(part.entries.clone()).unwrap_or_default()).await?;
+                            }
+                            return Ok(());
                         }
                     }
                 }
@@ -267,12 +286,15 @@ impl Boot<'_> {
     /// How each object's chunks are had; `None` when the profile has no stream, or one that cannot be read.
     fn parts(&self, entries: &[Entry]) -> Option<Vec<Part>> {
         let has_holes = entries.iter().any(|entry| entry.id.is_zero());
-        if self.plan.profile.streams.is_empty() || has_holes {
+        let most_entries = MAX_STREAM_CONTENT_BYTES / self.shared.cache.chunk_size().bytes();
+        let has_too_many = |stream: &BootStream| stream.entries as usize > most_entries;
+        let streams = &self.plan.profile.streams;
+        if streams.is_empty() || has_holes || streams.iter().any(has_too_many) {
             return None;
         }
         let mut start = 0;
-        let mut parts = Vec::with_capacity(self.plan.profile.streams.len());
-        for stream in &self.plan.profile.streams {
+        let mut parts = Vec::with_capacity(streams.len());
+        for stream in streams {
             let end = start + stream.entries as usize;
             let missing = entries.get(start..end)?.iter().filter(|entry| self.is_missing(entry)).count();
             let way = match missing {
@@ -360,13 +382,8 @@ impl Boot<'_> {
         }
     }
 
-    /// Has the chunks of these parts fetched singly, under the flights that were told of already.
-    async fn fall_back(
-        &self,
-        parts: &[Part],
-        entries: &[Entry],
-        flights: &[Option<Arc<Flight>>],
-    ) -> Result<(), FetchError> {
+    /// Has what the stream was to bring for these parts fetched singly, under the flights that were told of already.
+    async fn release(&self, parts: &[Part], entries: &[Entry], flights: &[Option<Arc<Flight>>]) {
         self.shared.boot.stream_bytes.store(0, Ordering::Relaxed);
         for part in parts {
             let mut wanted = Vec::new();
@@ -381,11 +398,7 @@ impl Boot<'_> {
                 }
             }
             self.shared.request(wanted, Class::Profile).await;
-            if part.way == Way::Packs {
-                self.ask(entries.get(part.entries.clone()).unwrap_or_default()).await?;
-            }
         }
-        Ok(())
     }
 
     /// Asks for chunks that the disks hold; answers the flights of those on their way.

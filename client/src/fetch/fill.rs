@@ -64,22 +64,22 @@ impl Fetcher {
         progress.total_chunks.store(total, Ordering::Relaxed);
         let mut local = 0;
         for (disk, chunks) in disks.iter().zip(&stored) {
-            let mut before: Vec<Arc<Flight>> = Vec::new();
+            let mut before: Vec<(ChunkIndex, Arc<Flight>)> = Vec::new();
             for batch in chunks.chunks(BATCH) {
                 let missing: Vec<ChunkIndex> =
                     batch.iter().filter(|(_, id)| !cache.contains(id)).map(|(chunk, _)| *chunk).collect();
                 let wishes = self.want(disk, &missing, Class::Background).await.map_err(stopped)?;
-                let flights = wishes.into_iter().filter_map(|wish| match wish {
-                    Wish::Flight(flight) => Some(flight),
+                let flights = missing.iter().zip(wishes).filter_map(|(chunk, wish)| match wish {
+                    Wish::Flight(flight) => Some((*chunk, flight)),
                     Wish::Here => None,
                 });
                 // The next batch waits in the queue while this one comes, so that the link never waits.
                 let mut landing = std::mem::replace(&mut before, flights.collect());
                 local += (batch.len() - missing.len()) as u64;
-                self.land(&mut landing, &mut local, progress).await?;
+                self.land_all(disk, &mut landing, &mut local, progress).await?;
                 cache.set_pinned(batch.iter().map(|(_, id)| *id), true);
             }
-            self.land(&mut before, &mut local, progress).await?;
+            self.land_all(disk, &mut before, &mut local, progress).await?;
         }
         let ids = || stored.iter().flatten().map(|(_, id)| *id);
         // What has arrived may still be on its way into the cache.
@@ -93,14 +93,15 @@ impl Fetcher {
         }
     }
 
-    async fn land(
+    async fn land_all(
         &self,
-        flights: &mut Vec<Arc<Flight>>,
+        disk: &Base,
+        flights: &mut Vec<(ChunkIndex, Arc<Flight>)>,
         local: &mut u64,
         progress: &FillProgress,
     ) -> Result<(), FillError> {
-        for flight in flights.drain(..) {
-            flight.land().await.map_err(FillError::Fetch)?;
+        for (chunk, flight) in flights.drain(..) {
+            self.land(disk, chunk, &flight).await.map_err(FillError::Fetch)?;
             *local += 1;
             progress.local_chunks.store(*local, Ordering::Relaxed);
         }

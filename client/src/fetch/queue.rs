@@ -85,14 +85,16 @@ impl Queue {
         self.jobs.insert(job.id, job);
     }
 
-    /// Makes a waiting chunk more urgent; nothing happens when it is on its way already.
-    pub(super) fn promote(&mut self, id: &ChunkId, class: Class) {
-        if let Some(job) = self.jobs.get_mut(id)
-            && class < job.class
-        {
-            // Its old entry in the order is skipped when it comes up.
-            job.class = class;
-            self.order[class as usize].push_back(*id);
+    /// Makes a waiting chunk more urgent; false when it is on its way already, or was as urgent before.
+    pub(super) fn promote(&mut self, id: &ChunkId, class: Class) -> bool {
+        match self.jobs.get_mut(id) {
+            Some(job) if class < job.class => {
+                // Its old entry in the order is skipped when it comes up.
+                job.class = class;
+                self.order[class as usize].push_back(*id);
+                true
+            }
+            _ => false,
         }
     }
 
@@ -238,7 +240,8 @@ mod tests {
         let id = second.id;
         queue.push(first);
         queue.push(second);
-        queue.promote(&id, Class::Waiting);
+        assert!(queue.promote(&id, Class::Waiting));
+        assert!(!queue.promote(&id, Class::Readahead));
         assert_eq!(queue.waiting(), [1, 0, 0, 1]);
         assert_eq!(queue.pop_run(Class::Background, 1 << 20).unwrap().jobs[0].id, id);
         assert!(queue.pop_run(Class::Background, 1 << 20).is_some());

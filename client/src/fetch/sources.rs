@@ -143,8 +143,9 @@ impl Sources {
         }
     }
 
-    /// Notes that a source did not answer, refused us, or has not what we want or not as it should be.
-    pub(crate) fn failed(&self, entry: &Arc<Entry>, path: &ObjectPath, error: &SourceError) {
+    /// Notes that a source did not answer, refused us, or has not what we want or not as it should be; whether another one
+    /// takes its place now.
+    pub(crate) fn failed(&self, entry: &Arc<Entry>, path: &ObjectPath, error: &SourceError) -> bool {
         let has_others = self.entries.len() > 1;
         match error.kind {
             FailureKind::Unreachable | FailureKind::Refused => {}
@@ -154,7 +155,8 @@ impl Sources {
                 if has_others && !is_last && matches!(path.namespace, Namespace::User(_)) {
                     entry.lock().lacks.insert(path.namespace.clone(), Instant::now());
                 }
-                return self.succeeded(entry);
+                self.succeeded(entry);
+                return false;
             }
             FailureKind::Damaged => {
                 self.succeeded(entry);
@@ -165,11 +167,12 @@ impl Sources {
                     );
                     entry.lock().distrusted_until = Some(Instant::now() + DAMAGE_PAUSE);
                 }
-                return;
+                return false;
             }
         }
-        let failures = {
+        let (failures, is_news) = {
             let mut record = entry.lock();
+            let is_news = record.outage.is_none();
             let now = Instant::now();
             let failures = match (&record.outage, record.recovered) {
                 (Some(outage), _) if now - outage.last < ONE_FAILURE => outage.failures,
@@ -179,7 +182,7 @@ impl Sources {
             };
             let pause = error.retry_after.unwrap_or_else(|| backoff(failures)).min(LONGEST_PAUSE);
             record.outage = Some(Outage { failures, last: now, retry_at: now + pause });
-            failures
+            (failures, is_news)
         };
         if self.entries.iter().all(|entry| entry.lock().outage.is_some()) {
             let reason = error_chain(error);
@@ -194,6 +197,7 @@ impl Sources {
         if has_others {
             Arc::clone(entry).probe(path.clone(), failures, self.state.clone());
         }
+        has_others && is_news
     }
 }
 

@@ -118,6 +118,21 @@ async fn a_damaged_frame_does_not_spoil_its_neighbours() {
 }
 
 #[tokio::test]
+async fn what_waits_behind_a_pause_comes_at_once_when_somebody_needs_it() {
+    let rig = Rig::new(4, OnMissing::Wait);
+    rig.fetcher.pause_background(true);
+    let wish = rig.fetcher.want(&rig.base, &[ChunkIndex(2)], Class::Background).await.unwrap().pop();
+    assert!(matches!(wish, Some(Wish::Flight(_))));
+    // Long enough for the pause to have been met.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(rig.get(2).await.unwrap(), rig.expected(2));
+    let readahead = rig.fetcher.want(&rig.base, &[ChunkIndex(0)], Class::Background).await.unwrap().pop();
+    let Some(Wish::Flight(flight)) = readahead else { panic!("it cannot be here") };
+    rig.fetcher.want(&rig.base, &[ChunkIndex(0)], Class::Readahead).await.unwrap();
+    assert_eq!(flight.land().await.unwrap(), rig.expected(0));
+}
+
+#[tokio::test]
 async fn a_lost_network_is_a_pause() {
     let rig = Arc::new(Rig::new(4, OnMissing::Wait));
     let mut link = rig.fetcher.link();

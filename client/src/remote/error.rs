@@ -145,7 +145,7 @@ impl RemoteError {
             Ok(ErrorBody { error }) => Self::Refused {
                 status,
                 code: error.code,
-                message: error.message,
+                message: printable(&error.message),
                 details: error.details,
                 retry_after_s,
             },
@@ -160,6 +160,11 @@ impl RemoteError {
     }
 }
 
+/// A server's sentence as a terminal may show it.
+fn printable(text: &str) -> String {
+    text.chars().map(|char| if char.is_control() { '\u{fffd}' } else { char }).collect()
+}
+
 /// An error and its causes in one line.
 pub(super) fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
@@ -170,4 +175,14 @@ pub(super) fn chain(error: &dyn Error) -> String {
         cause = source.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_does_not_write_to_the_terminal_as_it_likes() {
+        assert_eq!(printable("no such image\x1b[2J\n"), "no such image\u{fffd}[2J\u{fffd}");
+    }
 }

@@ -28,8 +28,10 @@ impl DirectorySource {
         Self { root }
     }
 
-    fn error(&self, path: &ObjectPath, cause: io::Error) -> SourceError {
-        let is_missing = cause.kind() == io::ErrorKind::NotFound && has_content(&self.root);
+    async fn error(&self, path: &ObjectPath, cause: io::Error) -> SourceError {
+        let root = self.root.clone();
+        let is_missing = cause.kind() == io::ErrorKind::NotFound
+            && off_the_runtime(move || Ok(has_content(&root))).await.unwrap_or(false);
         let kind = if is_missing { FailureKind::NotFound } else { FailureKind::Unreachable };
         let (origin, object) = (self.origin(), path.to_string());
         SourceError { origin, object, kind, retry_after: None, cause: cause.into() }
@@ -52,14 +54,17 @@ impl ChunkSource for DirectorySource {
         range: Option<Range<u64>>,
     ) -> BoxFuture<'a, Result<ObjectBody, SourceError>> {
         Box::pin(async move {
-            // An object's path has no part that leads elsewhere: names and ids have no dots and slashes of their own.
+            // An object's path leads nowhere else: names and ids have no slash, and none begins with a dot.
             let file = self.root.join(path.to_string());
             let opened = off_the_runtime(move || {
                 let file = File::open(file)?;
                 let len = file.metadata()?.len();
                 Ok((file, len))
             });
-            let (file, len) = opened.await.map_err(|error| self.error(path, error))?;
+            let (file, len) = match opened.await {
+                Ok(opened) => opened,
+                Err(error) => return Err(self.error(path, error).await),
+            };
             let range = range.unwrap_or(0..len);
             if range.end > len {
                 let cause = format!("it has {len} bytes, {} to {} were asked for", range.start, range.end);
@@ -78,7 +83,7 @@ impl ChunkSource for DirectorySource {
                     });
                     match read.await {
                         Ok(piece) => Some((Ok(piece), Some(end..left.end))),
-                        Err(error) => Some((Err(source.error(&path, error)), None)),
+                        Err(error) => Some((Err(source.error(&path, error).await), None)),
                     }
                 }
             });

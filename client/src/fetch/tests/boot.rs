@@ -75,7 +75,7 @@ async fn a_cold_start_is_one_download() {
     assert_eq!(boot.rig.server.requests(), expected, "a segment, its locator and the stream");
     assert_eq!(boot.read_all().await, 0);
     let stats = boot.rig.fetcher.stats();
-    assert_eq!((stats.chunks, stats.foreseen, stats.damaged), (CHUNKS as u64, CHUNKS as u64, 0));
+    assert_eq!((stats.chunks, stats.in_time, stats.damaged), (CHUNKS as u64, CHUNKS as u64, 0));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -154,5 +154,5 @@ async fn what_the_disk_no_longer_holds_is_not_kept() {
         let bytes = boot.rig.fetcher.chunk(&now, ChunkIndex(chunk as u64), Class::Waiting).await.unwrap();
         assert_eq!(bytes, expected, "chunk {chunk}");
     }
-    assert_eq!(boot.rig.fetcher.stats().foreseen, CHUNKS as u64 - 1);
+    assert_eq!(boot.rig.fetcher.stats().in_time, CHUNKS as u64 - 1);
 }

@@ -1,0 +1,235 @@
+//! Runs one machine from its start to its end, in a process that is confined first.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::time::Instant;
+
+use kvm_ioctls::Kvm;
+use rustix::event::{PollFd, PollFlags};
+
+use crate::boot::disk::ReadDisk;
+use crate::boot::{self, BootError, BootPlan};
+use crate::control::server::{Server, Socket};
+use crate::event::Event;
+use crate::faults::Faults;
+use crate::machine::cpuid::CpuModel;
+use crate::machine::start::Kernel;
+use crate::machine::{End, Machine, MachineConfig, MachineError};
+use crate::sandbox::{self, Mode, SandboxError};
+use crate::virtio::console::{ConsoleError, Port};
+
+mod devices;
+mod supervisor;
+
+use devices::Devices;
+use supervisor::{About, Supervisor};
+
+/// A disk of the machine.
+#[derive(Debug)]
+pub struct DiskConfig {
+    /// Its name, which the guest sees as its serial number.
+    pub id: String,
+    /// Its content.
+    pub file: File,
+    /// Whether the guest may only read it.
+    pub read_only: bool,
+}
+
+/// What carries the frames of the machine's network.
+pub enum NetBackend {
+    /// passt, by its stream socket.
+    Passt(OwnedFd),
+    /// A TAP device.
+    Tap(OwnedFd),
+}
+
+/// The machine's network.
+pub struct NetConfig {
+    /// What carries its frames.
+    pub backend: NetBackend,
+    /// The guest's address.
+    pub mac: [u8; 6],
+}
+
+/// The machine's sockets to the host.
+pub struct VsockConfig {
+    /// The guest's context identifier, 3 or more.
+    pub cid: u32,
+    /// Who connects here and says `CONNECT <port>` is connected to that port of the guest.
+    pub listener: UnixListener,
+}
+
+/// All a machine needs, open already: nothing is opened later.
+pub struct LaunchConfig {
+    /// /dev/kvm.
+    pub kvm: OwnedFd,
+    /// Disks; the first boots.
+    pub disks: Vec<DiskConfig>,
+    /// Memory, bytes.
+    pub memory_bytes: u64,
+    /// Processors.
+    pub processors: u8,
+    /// What they are.
+    pub cpu_model: CpuModel,
+    /// Words added to the kernel's command line.
+    pub append: Option<String>,
+    /// What is typed on the serial line.
+    pub serial_input: Option<OwnedFd>,
+    /// Where what is said on the serial line goes.
+    pub serial_output: Option<OwnedFd>,
+    /// Its network, if it has one.
+    pub net: Option<NetConfig>,
+    /// Its named ports, such as a guest agent's.
+    pub ports: Vec<Port>,
+    /// Whether memory the guest does without goes back to the host.
+    pub balloon: bool,
+    /// Its sockets to the host, if it has any.
+    pub vsock: Option<VsockConfig>,
+    /// Where whoever runs it speaks to it.
+    pub control: Option<OwnedFd>,
+    /// Signalled to press the power button; when signalled again, to switch off.
+    pub interrupt: Arc<Event>,
+    /// How it is confined.
+    pub sandbox: Mode,
+}
+
+/// Why a machine could not be run.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    /// It has no disk.
+    #[error("a machine needs a disk to boot")]
+    NoDisk,
+    /// The disk boots nothing this machine can start.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// The machine cannot be built.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// Its console cannot be built.
+    #[error(transparent)]
+    Console(#[from] ConsoleError),
+    /// The process cannot be confined.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+    /// Something cannot be had.
+    #[error("cannot {action}")]
+    Setup {
+        /// What was being done.
+        action: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+fn cannot(action: &'static str) -> impl FnOnce(io::Error) -> LaunchError {
+    move |source| LaunchError::Setup { action, source }
+}
+
+/// Runs a machine; answers how it ended.
+///
+/// # Errors
+/// [`LaunchError`], before the guest has run.
+pub fn run(config: LaunchConfig) -> Result<End, LaunchError> {
+    let started = Instant::now();
+    sandbox::close_others(&given_descriptors(&config))?;
+    let boots = config.disks.first().ok_or(LaunchError::NoDisk)?;
+    let boot_disk = boots.file.try_clone().map_err(cannot("read the disk"))?;
+    let event = || Event::new().map_err(cannot("make an event"));
+    let news = event()?;
+    let faults = Arc::new(Faults::new(news.try_clone().map_err(cannot("make an event"))?));
+    let queues = u16::from(config.processors);
+    let mut devices = Devices::new(config.disks, config.net, config.ports, config.vsock, queues, &faults)?;
+    if config.balloon {
+        devices.add_balloon()?;
+    }
+    let confined = sandbox::confine_process(config.sandbox)?;
+    tracing::debug!(confined, "the process is confined");
+
+    let Some(plan) = find_to_boot(boot_disk, &news, &config.interrupt)? else { return Ok(End::Forced) };
+    tracing::info!(booting = %plan.origin, command_line = plan.command_line, "found what to boot");
+    let booted = serde_json::to_value(&plan.origin).unwrap_or_default();
+    let command_line = match &config.append {
+        Some(words) => format!("{} {words}", plan.command_line),
+        None => plan.command_line,
+    };
+    let Devices { list, watched } = devices;
+    let mut machine = Machine::new(
+        &kvm_of(config.kvm),
+        MachineConfig {
+            memory_bytes: config.memory_bytes,
+            processors: config.processors,
+            cpu_model: config.cpu_model,
+            kernel: Kernel { image: plan.kernel, initrd: plan.initrd, command_line },
+            devices: list,
+            serial_input: config.serial_input,
+            serial_output: config.serial_output,
+            faults: Arc::clone(&faults),
+            news: news.try_clone().map_err(cannot("make an event"))?,
+        },
+    )?;
+    let socket = config.control.map(Socket::from_descriptor).transpose();
+    let server = socket.and_then(Server::new).map_err(cannot("serve the control socket"))?;
+    machine.resume();
+    let about = About {
+        started,
+        processors: config.processors,
+        memory_bytes: config.memory_bytes,
+        booted,
+        sandbox: confined,
+    };
+    Ok(Supervisor::new(machine, server, faults, watched, about).watch(&news, &config.interrupt))
+}
+
+/// Finds what to boot; none when whoever waits for it has lost patience: reading may wait for a network.
+fn find_to_boot(disk: File, news: &Event, interrupt: &Event) -> Result<Option<BootPlan>, LaunchError> {
+    let (sender, found) = std::sync::mpsc::channel();
+    let done = news.try_clone().map_err(cannot("make an event"))?;
+    let search = move || {
+        // Nobody takes it when the search was given up.
+        let _ = sender.send(boot::find(Arc::new(disk) as Arc<dyn ReadDisk + Send + Sync>));
+        done.signal();
+    };
+    std::thread::Builder::new().name("search".to_owned()).spawn(search).map_err(cannot("start a thread"))?;
+    loop {
+        let mut polled = [PollFd::new(news, PollFlags::IN), PollFd::new(interrupt, PollFlags::IN)];
+        // It fails only when it is interrupted: then there is nothing to do.
+        let _ = rustix::event::poll(&mut polled, None);
+        if interrupt.take() {
+            return Ok(None);
+        }
+        if news.take() {
+            return match found.recv() {
+                Ok(plan) => Ok(Some(plan?)),
+                Err(_) => Err(cannot("look for what to boot")(io::Error::other("the search broke off"))),
+            };
+        }
+    }
+}
+
+/// The descriptors that were given to this process, besides the standard ones.
+fn given_descriptors(config: &LaunchConfig) -> Vec<RawFd> {
+    let mut given = vec![config.kvm.as_raw_fd(), config.interrupt.as_fd().as_raw_fd()];
+    given.extend(config.disks.iter().map(|disk| disk.file.as_raw_fd()));
+    let single = [&config.serial_input, &config.serial_output, &config.control];
+    given.extend(single.into_iter().flatten().map(AsRawFd::as_raw_fd));
+    given.extend(config.net.iter().map(|net| match &net.backend {
+        NetBackend::Passt(descriptor) | NetBackend::Tap(descriptor) => descriptor.as_raw_fd(),
+    }));
+    given.extend(config.ports.iter().map(|port| port.peer.as_raw_fd()));
+    given.extend(config.vsock.iter().map(|vsock| vsock.listener.as_raw_fd()));
+    given
+}
+
+fn kvm_of(descriptor: OwnedFd) -> Kvm {
+    use std::os::fd::{FromRawFd, IntoRawFd};
+    // SAFETY: the descriptor is open, and nobody else's from here on. What it belongs to answers requests it does not know
+    // with an error.
+    #[expect(unsafe_code, reason = "Kvm is made of a raw descriptor only")]
+    unsafe {
+        Kvm::from_raw_fd(descriptor.into_raw_fd())
+    }
+}

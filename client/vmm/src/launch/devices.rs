@@ -1,0 +1,96 @@
+//! The machine's virtio devices, and the handles that whoever supervises it keeps of them.
+
+use std::fs::File;
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+
+use super::{DiskConfig, LaunchError, NetBackend, NetConfig, VsockConfig, cannot};
+use crate::faults::Faults;
+use crate::virtio::VirtioDevice;
+use crate::virtio::balloon::Balloon;
+use crate::virtio::blk::{Blk, BlkConfig, BlkMetrics, MAX_QUEUES};
+use crate::virtio::console::{Console, Port, Stdio};
+use crate::virtio::net::{Frames, LinkState, Net, Stream, Tap};
+use crate::virtio::rng::Rng;
+use crate::virtio::vsock::{Connector, Handle, Vsock};
+
+/// What is kept of the devices while the machine runs.
+pub(super) struct Watched {
+    /// Disks, by name.
+    pub(super) disks: Vec<(String, Arc<BlkMetrics>)>,
+    /// Whether the network's link is up.
+    pub(super) link: Option<LinkState>,
+    /// Where connections to the guest are asked for, and how they get there.
+    pub(super) vsock: Option<(UnixListener, Handle)>,
+}
+
+/// The devices.
+pub(super) struct Devices {
+    /// In the order in which the guest finds them: disks first, so that the first is `vda`.
+    pub(super) list: Vec<Box<dyn VirtioDevice>>,
+    pub(super) watched: Watched,
+}
+
+/// The guest is to be reached, and reaches nobody by itself.
+struct Nobody;
+
+impl Connector for Nobody {
+    fn connect(&mut self, _: u32) -> std::io::Result<std::os::fd::OwnedFd> {
+        Err(std::io::ErrorKind::ConnectionRefused.into())
+    }
+}
+
+impl Devices {
+    pub(super) fn new(
+        disks: Vec<DiskConfig>,
+        net: Option<NetConfig>,
+        ports: Vec<Port>,
+        vsock: Option<VsockConfig>,
+        queues: u16,
+        faults: &Arc<Faults>,
+    ) -> Result<Devices, LaunchError> {
+        let mut list: Vec<Box<dyn VirtioDevice>> = Vec::new();
+        let mut watched = Watched { disks: Vec::new(), link: None, vsock: None };
+        for disk in disks {
+            let config = BlkConfig {
+                file: disk.file,
+                id: disk.id.clone(),
+                read_only: disk.read_only,
+                queues: queues.clamp(1, MAX_QUEUES),
+                faults: Arc::clone(faults),
+            };
+            let blk = Blk::new(config).map_err(cannot("learn the size of a disk"))?;
+            watched.disks.push((disk.id, blk.metrics()));
+            list.push(Box::new(blk));
+        }
+        if let Some(net) = net {
+            let frames: Box<dyn Frames> = match net.backend {
+                NetBackend::Passt(socket) => Box::new(Stream::new(socket)),
+                NetBackend::Tap(tap) => Box::new(Tap::new(tap).map_err(cannot("use the TAP device"))?),
+            };
+            let device = Net::new(net.mac, None, frames);
+            watched.link = Some(device.link());
+            list.push(Box::new(device));
+        }
+        list.push(Box::new(Rng::new()));
+        if !ports.is_empty() {
+            // The console proper is the serial line; this one is there for its ports.
+            let null = || File::options().read(true).write(true).open("/dev/null");
+            let input = null().map_err(cannot("open /dev/null"))?.into();
+            let output = null().map_err(cannot("open /dev/null"))?.into();
+            list.push(Box::new(Console::new(Stdio { input, output }, ports)?));
+        }
+        if let Some(vsock) = vsock {
+            vsock.listener.set_nonblocking(true).map_err(cannot("set up the socket for vsock"))?;
+            let device = Vsock::new(vsock.cid, Box::new(Nobody)).map_err(cannot("make an event"))?;
+            watched.vsock = Some((vsock.listener, device.handle()));
+            list.push(Box::new(device));
+        }
+        Ok(Devices { list, watched })
+    }
+
+    pub(super) fn add_balloon(&mut self) -> Result<(), LaunchError> {
+        self.list.push(Box::new(Balloon::new().map_err(cannot("make an event"))?));
+        Ok(())
+    }
+}

@@ -1,0 +1,268 @@
+//! Answers whoever runs the machine, until it ends.
+
+use std::io::{ErrorKind, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use serde_json::json;
+
+use super::devices::Watched;
+use crate::control::server::Server;
+use crate::control::{self, Command, State, Status};
+use crate::event::Event;
+use crate::faults::{Fault, Faults};
+use crate::machine::{End, Machine};
+
+/// How long somebody who asks for a port of the guest may take to name it.
+const PORT_PATIENCE: Duration = Duration::from_millis(200);
+/// The longest line that names one: `CONNECT 4294967295`.
+const PORT_LINE_BYTES: usize = 20;
+
+/// What is told of the machine besides what it does.
+pub(super) struct About {
+    pub(super) started: Instant,
+    pub(super) processors: u8,
+    pub(super) memory_bytes: u64,
+    pub(super) booted: serde_json::Value,
+    pub(super) sandbox: String,
+}
+
+/// What was said already.
+#[derive(Default)]
+struct Told {
+    faults: Vec<Fault>,
+    panicked: bool,
+}
+
+/// Watches over a machine.
+pub(super) struct Supervisor {
+    machine: Machine,
+    server: Server,
+    faults: Arc<Faults>,
+    told: Told,
+    watched: Watched,
+    about: About,
+    interrupts: u32,
+    paused_by_hand: bool,
+    forced: bool,
+}
+
+impl Supervisor {
+    pub(super) fn new(
+        machine: Machine,
+        server: Server,
+        faults: Arc<Faults>,
+        watched: Watched,
+        about: About,
+    ) -> Supervisor {
+        Supervisor {
+            machine,
+            server,
+            faults,
+            told: Told::default(),
+            watched,
+            about,
+            interrupts: 0,
+            paused_by_hand: false,
+            forced: false,
+        }
+    }
+
+    /// Answers whoever runs the machine until it ends.
+    pub(super) fn watch(mut self, news: &Event, interrupt: &Event) -> End {
+        loop {
+            self.wait(news, interrupt);
+            news.take();
+            if interrupt.take() {
+                self.interrupts += 1;
+                match self.interrupts {
+                    1 => self.machine.press_power_button(),
+                    _ => self.forced = true,
+                }
+            }
+            self.tell_news();
+            self.serve();
+            self.connect_ports();
+            let end = if self.forced { Some(End::Forced) } else { self.machine.ending().end() };
+            if let Some(end) = end {
+                self.tell_news();
+                self.machine.end();
+                self.server.tell(&control::Event::Ended { end: end.clone() });
+                return end;
+            }
+        }
+    }
+
+    fn wait(&self, news: &Event, interrupt: &Event) {
+        let mut polled = vec![
+            PollFd::from_borrowed_fd(news.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(interrupt.as_fd(), PollFlags::IN),
+        ];
+        for (descriptor, has_unsent) in self.server.descriptors() {
+            let flags = if has_unsent { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
+            polled.push(PollFd::from_borrowed_fd(descriptor, flags));
+        }
+        if let Some((listener, _)) = &self.watched.vsock {
+            polled.push(PollFd::from_borrowed_fd(listener.as_fd(), PollFlags::IN));
+        }
+        // It fails only when it is interrupted: then there is nothing to do.
+        let _ = rustix::event::poll(&mut polled, None);
+    }
+
+    /// Says what happened, and holds the machine while a disk waits.
+    fn tell_news(&mut self) {
+        let faults = self.faults.list();
+        for fault in faults.iter().filter(|fault| !self.told.faults.contains(fault)) {
+            self.server.tell(&control::Event::DiskFailed { fault: fault.clone() });
+        }
+        if !faults.is_empty() && !self.machine.is_paused() {
+            self.machine.pause();
+        }
+        self.told.faults = faults;
+        if self.machine.ending().has_panicked() && !self.told.panicked {
+            self.told.panicked = true;
+            self.server.tell(&control::Event::Panicked);
+        }
+    }
+
+    fn serve(&mut self) {
+        let mut server = std::mem::take(&mut self.server);
+        server.serve(|command| self.answer(command));
+        self.server = server;
+    }
+
+    fn answer(&mut self, command: Command) -> serde_json::Value {
+        match command {
+            Command::Status => return serde_json::to_value(self.status()).unwrap_or_default(),
+            Command::Metrics => return self.metrics(),
+            Command::PowerButton => self.machine.press_power_button(),
+            Command::ForceOff => self.forced = true,
+            Command::Pause => {
+                self.paused_by_hand = true;
+                self.machine.pause();
+            }
+            Command::Resume => {
+                self.paused_by_hand = false;
+                self.go_on();
+            }
+            Command::Retry => {
+                self.faults.try_again();
+                // What fails once more is told once more.
+                self.told.faults.retain(|fault| fault.is_final);
+                self.go_on();
+            }
+        }
+        json!({ "state": self.state() })
+    }
+
+    /// Lets the processors run, when neither a person nor a disk holds them.
+    fn go_on(&mut self) {
+        if !self.paused_by_hand && self.faults.list().is_empty() {
+            self.machine.resume();
+        }
+    }
+
+    fn state(&self) -> State {
+        match (self.faults.list().is_empty(), self.machine.is_paused()) {
+            (false, _) => State::Waiting,
+            (true, true) => State::Paused,
+            (true, false) => State::Running,
+        }
+    }
+
+    fn status(&self) -> Status {
+        Status {
+            state: self.state(),
+            uptime_s: self.about.started.elapsed().as_secs(),
+            faults: self.faults.list(),
+            panicked: self.machine.ending().has_panicked(),
+            processors: self.about.processors,
+            memory_bytes: self.about.memory_bytes,
+            booted: self.about.booted.clone(),
+            sandbox: self.about.sandbox.clone(),
+        }
+    }
+
+    fn metrics(&self) -> serde_json::Value {
+        let disks: serde_json::Map<String, serde_json::Value> = self
+            .watched
+            .disks
+            .iter()
+            .map(|(id, disk)| {
+                let counters = [
+                    ("reads", &disk.reads),
+                    ("read_bytes", &disk.read_bytes),
+                    ("writes", &disk.writes),
+                    ("written_bytes", &disk.written_bytes),
+                    ("flushes", &disk.flushes),
+                    ("discards", &disk.discards),
+                    ("refused", &disk.refused),
+                ];
+                let counters =
+                    counters.map(|(name, counter)| (name.to_owned(), json!(counter.load(Ordering::Relaxed))));
+                (id.clone(), counters.into_iter().collect())
+            })
+            .collect();
+        let link = self.watched.link.as_ref().map(|link| link.is_up());
+        json!({ "disks": disks, "network_is_up": link })
+    }
+
+    /// Connects who asks for a port of the guest.
+    fn connect_ports(&self) {
+        let Some((listener, handle)) = &self.watched.vsock else { return };
+        while let Ok((stream, _)) = listener.accept() {
+            // Who does not say which is hung up on.
+            if let Some((port, stream)) = asked_port(stream)
+                && let Err(error) = handle.connect(port, stream)
+            {
+                tracing::warn!(port, %error, "a connection to the guest is refused");
+            }
+        }
+    }
+}
+
+/// Reads `CONNECT <port>`.
+fn asked_port(mut stream: UnixStream) -> Option<(u32, OwnedFd)> {
+    stream.set_nonblocking(true).ok()?;
+    let until = Instant::now() + PORT_PATIENCE;
+    let mut line = Vec::new();
+    while line.last() != Some(&b'\n') {
+        let left = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())?;
+        let left = Timespec::try_from(left).ok()?;
+        rustix::event::poll(&mut [PollFd::new(&stream, PollFlags::IN)], Some(&left)).ok()?;
+        // Byte by byte: what follows is for the guest.
+        let mut byte = [0];
+        match stream.read(&mut byte) {
+            Ok(1..) if line.len() <= PORT_LINE_BYTES => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => continue,
+            _ => return None,
+        }
+        line.push(byte[0]);
+    }
+    let port = std::str::from_utf8(&line).ok()?.trim().strip_prefix("CONNECT ")?.parse().ok()?;
+    Some((port, stream.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn who_names_a_port_is_connected_and_who_does_not_is_hung_up_on() {
+        let asked = |said: &[u8]| {
+            let (mut client, stream) = UnixStream::pair().unwrap();
+            client.write_all(said).unwrap();
+            asked_port(stream).map(|(port, _)| port)
+        };
+        assert_eq!(asked(b"CONNECT 1024\nhello"), Some(1024));
+        for said in [&b"CONNECT\n"[..], b"CONNECT 99999999999\n", b"\n", b"CONNECT 1", &[b'x'; 100]] {
+            assert_eq!(asked(said), None);
+        }
+    }
+}

@@ -1,0 +1,282 @@
+use std::os::unix::fs::FileExt;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::virtio::driver::{Descriptor, Driver, MEMORY_BYTES};
+
+const DISK_BYTES: u64 = 1 << 20;
+
+struct Rig {
+    blk: Blk,
+    driver: Driver,
+    file: File,
+    faults: Arc<Faults>,
+}
+
+fn header(kind: u32, sector: u64) -> Vec<u8> {
+    [&kind.to_le_bytes()[..], &[0; 4], &sector.to_le_bytes()].concat()
+}
+
+fn range(sector: u64, sectors: u32, flags: u32) -> Vec<u8> {
+    [&sector.to_le_bytes()[..], &sectors.to_le_bytes(), &flags.to_le_bytes()].concat()
+}
+
+impl Rig {
+    fn new() -> Rig {
+        Rig::with(false, 1)
+    }
+
+    fn with(read_only: bool, queues: u16) -> Rig {
+        let file = tempfile::tempfile().unwrap();
+        let content: Vec<u8> = (0..DISK_BYTES / 8).flat_map(u64::to_le_bytes).collect();
+        file.write_all_at(&content, 0).unwrap();
+        let faults = Arc::new(Faults::new(Event::new().unwrap()));
+        let config = BlkConfig {
+            file: file.try_clone().unwrap(),
+            id: "system".to_owned(),
+            read_only,
+            queues,
+            faults: Arc::clone(&faults),
+        };
+        let mut blk = Blk::new(config).unwrap();
+        let driver = Driver::start(&mut blk);
+        Rig { blk, driver, file, faults }
+    }
+
+    fn content(&self, offset: u64, bytes: usize) -> Vec<u8> {
+        let mut content = vec![0; bytes];
+        self.file.read_exact_at(&mut content, offset).unwrap();
+        content
+    }
+
+    /// The status byte of a request.
+    fn status(&mut self, readable: &[&[u8]], writable: &[u32]) -> u8 {
+        let (answer, written) = self.driver.ask(0, readable, writable);
+        assert!(written > 0);
+        *answer.last().unwrap()
+    }
+}
+
+#[test]
+fn a_disk_tells_its_size_and_what_it_can() {
+    let rig = Rig::with(false, 2);
+    let mut capacity = [0; 8];
+    rig.blk.read_config(0, &mut capacity);
+    assert_eq!(u64::from_le_bytes(capacity), DISK_BYTES / 512);
+    let mut queues = [0; 2];
+    rig.blk.read_config(34, &mut queues);
+    assert_eq!(queues, [2, 0]);
+    let mut past = [9; 8];
+    rig.blk.read_config(58, &mut past);
+    assert_eq!(past, [0; 8]);
+    rig.blk.read_config(u64::MAX, &mut past);
+    assert_eq!(past, [0; 8]);
+}
+
+#[test]
+fn what_is_read_is_what_the_file_holds() {
+    let mut rig = Rig::new();
+    let (answer, written) = rig.driver.ask(0, &[&header(0, 3)], &[512, 1000, 24, 1]);
+    assert_eq!(written, 1537);
+    assert_eq!(answer[1536], 0);
+    assert_eq!(answer[..1536], rig.content(1536, 1536));
+}
+
+#[test]
+fn what_is_written_is_what_the_file_holds() {
+    let mut rig = Rig::new();
+    let data = vec![7; 1024];
+    assert_eq!(rig.status(&[&header(1, 2), &data[..100], &data[100..]], &[1]), 0);
+    assert_eq!(rig.content(1024, 1024), data);
+    assert_eq!(rig.status(&[&header(4, 0)], &[1]), 0, "a flush");
+    assert_eq!(rig.blk.metrics().flushes.load(Ordering::Relaxed), 1);
+}
+
+#[test]
+fn any_layout_of_the_buffers_will_do() {
+    let mut rig = Rig::new();
+    let request = [header(1, 0), vec![9; 512]].concat();
+    assert_eq!(rig.status(&[&request[..3], &request[3..20], &request[20..]], &[1]), 0);
+    assert_eq!(rig.content(0, 512), [9; 512]);
+    let (answer, _) = rig.driver.ask(0, &[&header(0, 0)[..16]], &[513]);
+    assert_eq!((&answer[..512], answer[512]), (&[9; 512][..], 0));
+}
+
+#[test]
+fn the_name_is_told() {
+    let mut rig = Rig::new();
+    let (answer, written) = rig.driver.ask(0, &[&header(8, 0)], &[20, 1]);
+    assert_eq!((written, &answer[..7], answer[20]), (21, &b"system\0"[..], 0));
+    assert_eq!(rig.status(&[&header(8, 0)], &[19, 1]), 1);
+}
+
+#[test]
+fn ranges_are_forgotten_and_made_zero() {
+    let mut rig = Rig::new();
+    assert_eq!(rig.status(&[&header(11, 0), &range(8, 8, 0)], &[1]), 0);
+    assert_eq!(rig.content(4096, 4096), [0; 4096]);
+    assert_eq!(rig.status(&[&header(13, 0), &range(16, 8, 0), &range(32, 8, 1)], &[1]), 0);
+    assert_eq!(rig.content(8192, 4096), [0; 4096]);
+    assert_eq!(rig.content(16384, 4096), [0; 4096]);
+    assert_ne!(rig.content(12288, 4096), [0; 4096]);
+    assert_eq!(rig.file.metadata().unwrap().len(), DISK_BYTES);
+}
+
+#[test]
+fn what_lies_past_the_end_is_refused() {
+    let mut rig = Rig::new();
+    let last = DISK_BYTES / 512;
+    for sector in [last, last + 1, u64::MAX, u64::MAX / 512, (u64::MAX / 512) + 1] {
+        assert_eq!(rig.status(&[&header(0, sector)], &[512, 1]), 1, "{sector}");
+        assert_eq!(rig.status(&[&header(1, sector), &[0; 512]], &[1]), 1, "{sector}");
+        assert_eq!(rig.status(&[&header(11, 0), &range(sector, 1, 0)], &[1]), 1, "{sector}");
+        assert_eq!(rig.status(&[&header(13, 0), &range(sector, 1, 0)], &[1]), 1, "{sector}");
+    }
+    assert_eq!(rig.status(&[&header(0, last - 1)], &[1024, 1]), 1);
+    assert_eq!(rig.status(&[&header(0, 0)], &[511, 1]), 1, "no whole sector");
+    assert_eq!(rig.status(&[&header(11, 0), &range(0, u32::MAX, 0)], &[1]), 1);
+    assert_eq!(rig.status(&[&header(11, 0), &range(0, 1, 1)], &[1]), 1, "a flag discard does not have");
+    assert_eq!(rig.status(&[&header(11, 0)], &[1]), 1, "no range");
+    assert_eq!(rig.status(&[&header(99, 0)], &[1]), 2, "unsupported");
+}
+
+#[test]
+fn a_disk_to_be_read_only_is_not_written() {
+    let mut rig = Rig::with(true, 1);
+    assert_eq!(rig.blk.features() & 1 << VIRTIO_BLK_F_RO, 1 << VIRTIO_BLK_F_RO);
+    assert_eq!(rig.status(&[&header(1, 0), &[1; 512]], &[1]), 1);
+    assert_eq!(rig.status(&[&header(13, 0), &range(0, 1, 0)], &[1]), 1);
+    assert_eq!(rig.content(0, 8), [0; 8]);
+}
+
+#[test]
+fn a_chain_that_cannot_be_answered_comes_back_unused() {
+    let mut rig = Rig::new();
+    // No status byte, no header, nothing at all.
+    for (readable, writable) in
+        [(vec![&header(4, 0)[..]], vec![]), (vec![&[0; 15][..]], vec![1]), (vec![], vec![1])]
+    {
+        assert_eq!(rig.driver.ask(0, &readable, &writable).1, 0);
+    }
+    let outside = Descriptor { address: MEMORY_BYTES - 4, length: 16, flags: 0, next: 0 };
+    let status = Descriptor { address: 0x20_0000, length: 1, flags: 2, next: 0 };
+    for chain in [vec![outside, status], vec![status, Descriptor { address: 0x20_0100, ..outside }]] {
+        let head = rig.driver.send_chain(0, &chain);
+        rig.driver.ring(0);
+        assert_eq!(rig.driver.used(0), (head, 0));
+    }
+    // And the queue goes on.
+    assert_eq!(rig.status(&[&header(4, 0)], &[1]), 0);
+}
+
+#[test]
+fn a_chain_without_an_end_comes_to_one() {
+    let mut rig = Rig::new();
+    let at = 0x20_0000;
+    for index in 0..256 {
+        let next = (index + 1) % 256;
+        rig.driver.write_descriptor(0, index, Descriptor { address: at, length: 512, flags: 1, next });
+    }
+    rig.driver.make_available(0, 5);
+    rig.driver.ring(0);
+    assert_eq!(rig.driver.used(0), (5, 0));
+}
+
+#[test]
+fn many_requests_are_done_at_once_and_all_are_answered() {
+    let mut rig = Rig::with(false, 1);
+    let mut answers = std::collections::HashMap::new();
+    for round in 0..20_u64 {
+        for at in 0..32 {
+            let sector = (round * 32 + at) % (DISK_BYTES / 512);
+            let answer = rig.driver.send(0, &[&header(0, sector)], &[512, 1]);
+            answers.insert(answer.head, (answer, sector));
+        }
+        for _ in 0..32 {
+            let (head, written) = rig.driver.used(0);
+            let (answer, sector) = answers.remove(&head).expect("it was asked for");
+            assert_eq!(written, 513);
+            assert_eq!(rig.driver.read(answer.address, 512), rig.content(sector * 512, 512));
+        }
+    }
+    assert!(answers.is_empty());
+}
+
+#[test]
+fn a_failing_file_is_waited_for_and_the_guest_learns_nothing_of_it() {
+    let mut rig = Rig::new();
+    // Shorter than it was: a read past its end fails.
+    rig.file.set_len(4096).unwrap();
+    let answer = rig.driver.send(0, &[&header(0, 100)], &[512, 1]);
+    while rig.faults.list().is_empty() {
+        std::thread::yield_now();
+    }
+    assert_eq!(rig.faults.list()[0].action, "read");
+    assert_eq!(rig.driver.try_used(0), None);
+    // Others go on meanwhile.
+    assert_eq!(rig.driver.ask(0, &[&header(0, 0)], &[512, 1]).1, 513);
+    rig.file.set_len(DISK_BYTES).unwrap();
+    assert!(rig.faults.try_again());
+    assert_eq!(rig.driver.used(0), (answer.head, 513));
+    assert_eq!(rig.driver.read(answer.address, 513), [0; 513]);
+}
+
+#[test]
+fn a_reset_in_flight_leaves_memory_alone_and_the_disk_starts_again() {
+    let mut rig = Rig::with(false, 4);
+    for _ in 0..10 {
+        for queue in 0..4 {
+            for sector in 0..20 {
+                rig.driver.send(queue, &[&header(0, sector)], &[4096, 1]);
+            }
+        }
+        rig.blk.reset();
+        let before: Vec<_> = (0..4).map(|queue| rig.driver.try_used(queue)).collect();
+        drop(before);
+        rig.driver = Driver::start(&mut rig.blk);
+        assert_eq!(rig.driver.ask(3, &[&header(0, 0)], &[512, 1]).1, 513);
+    }
+}
+
+#[test]
+fn a_reset_lets_go_of_what_waits_for_a_file() {
+    let mut rig = Rig::new();
+    rig.file.set_len(0).unwrap();
+    rig.driver.send(0, &[&header(0, 0)], &[512, 1]);
+    while rig.faults.list().is_empty() {
+        std::thread::yield_now();
+    }
+    rig.faults.end();
+    rig.blk.reset();
+    assert_eq!(rig.driver.try_used(0), None);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn no_descriptors_break_it(
+        table in prop::collection::vec((0..0x2000_0000_u64, 0..10_000_u32, 0..8_u16, 0..300_u16), 1..40),
+        heads in prop::collection::vec(0..300_u16, 1..40),
+        kinds in prop::collection::vec((0..16_u32, 0..3000_u64), 8),
+    ) {
+        let mut rig = Rig::new();
+        for (at, (kind, sector)) in (0..).zip(&kinds) {
+            let at = 0x20_0000 + at * 16;
+            rig.driver.memory.write_slice(&header(*kind, *sector), vm_memory::GuestAddress(at)).unwrap();
+        }
+        for (at, (address, length, flags, next)) in (0..).zip(&table) {
+            // Half of them name the headers.
+            let (address, length) =
+                if address % 2 == 0 { (0x20_0000 + address % 8 * 16, 16) } else { (*address, *length) };
+            rig.driver.write_descriptor(0, at, Descriptor { address, length, flags: *flags, next: *next });
+        }
+        for head in &heads {
+            rig.driver.make_available(0, *head);
+        }
+        rig.driver.ring(0);
+        rig.blk.reset();
+        rig.driver = Driver::start(&mut rig.blk);
+        prop_assert_eq!(rig.driver.ask(0, &[&header(0, 0)], &[512, 1]).1, 513);
+    }
+}

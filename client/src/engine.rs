@@ -5,14 +5,35 @@ use std::path::{Path, PathBuf};
 use chunk_format::Firmware;
 
 pub mod console;
+pub mod kvm;
 pub mod qemu;
 pub mod qmp;
+pub mod running;
+pub mod vmm_control;
 
 /// Which engine is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Engine {
+    /// Satchel's own machine where it works and can boot the disk, else QEMU.
+    Auto,
+    /// Satchel's own machine, on KVM.
+    Kvm,
     /// QEMU, with KVM where it works.
     Qemu,
+}
+
+/// Something a machine did by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MachineEvent {
+    /// A disk could not answer; the machine waits to be told to go on.
+    DiskStopped {
+        /// Whether for want of space.
+        no_space: bool,
+        /// It does not go on: what the guest was told is on disk may not be.
+        is_final: bool,
+    },
+    /// The guest's kernel has panicked.
+    Panicked,
 }
 
 /// What the machine's screen is shown on.
@@ -64,6 +85,15 @@ pub enum EngineError {
         /// Where it was looked for.
         searched: PathBuf,
     },
+    /// There is no KVM for a machine of our own.
+    #[error("this machine cannot run virtual machines by itself: {reason}")]
+    NoKvm {
+        /// Why.
+        reason: &'static str,
+    },
+    /// Satchel's own machine shows no screen.
+    #[error("Satchel's own machine has no screen yet, only a serial console")]
+    NoScreen,
     /// QEMU was built without this kind of display.
     #[error("the QEMU on this machine cannot open a window")]
     NoWindow,
@@ -98,16 +128,34 @@ pub enum EngineError {
     },
 }
 
-/// Whether /dev/kvm runs stock kernels here: the processor must say that it virtualizes, and the device must open.
-/// (A /dev/kvm without vmx or svm belongs to a hypervisor that runs only kernels made for it.)
+/// Whether /dev/kvm runs stock kernels here.
 pub fn kvm_works() -> bool {
+    check_kvm().is_ok()
+}
+
+/// Checks that /dev/kvm runs stock kernels here: the processor must say that it virtualizes, and the device must open.
+/// (A /dev/kvm without vmx or svm belongs to a hypervisor that runs only kernels made for it.)
+///
+/// # Errors
+/// `NoKvm`.
+pub fn check_kvm() -> Result<(), EngineError> {
     let virtualizes = std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|cpus| {
         cpus.lines()
             .find(|line| line.starts_with("flags"))
             .is_some_and(|flags| flags.split_whitespace().any(|flag| flag == "vmx" || flag == "svm"))
     });
-    let opens = || std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok();
-    virtualizes && opens()
+    if !virtualizes {
+        return Err(EngineError::NoKvm {
+            reason: "its processor does not virtualize, or that is switched off",
+        });
+    }
+    match std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm") {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            Err(EngineError::NoKvm { reason: "you may not open /dev/kvm" })
+        }
+        Err(_) => Err(EngineError::NoKvm { reason: "there is no /dev/kvm" }),
+    }
 }
 
 /// Lets a process to be started end when this one does, however this one ends: a machine without its supervisor, or

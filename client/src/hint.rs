@@ -8,6 +8,7 @@ use std::path::Path;
 use crate::cache::CacheError;
 use crate::create::CreateError;
 use crate::desktop::DesktopError;
+use crate::engine::EngineError;
 use crate::fetch::FillError;
 use crate::image::ImageError;
 use crate::mount::{MountError, PointError};
@@ -75,8 +76,14 @@ fn hint_of(error: &(dyn Error + 'static)) -> Option<String> {
     if let Some(error) = error.downcast_ref::<PointError>() {
         return of_point(error);
     }
-    let text = if error.downcast_ref::<SyncError>().is_some_and(|e| matches!(e, SyncError::HeadMoved { .. }))
-    {
+    if let Some(EngineError::NotInstalled { package, .. }) = error.downcast_ref() {
+        return Some(format!("on Debian, `apt-get install {package}` has it"));
+    }
+    let text = if let Some(EngineError::NoKvm { .. }) = error.downcast_ref() {
+        "`--engine qemu` runs the desktop all the same, more slowly; for /dev/kvm, be in the group kvm"
+    } else if let Some(EngineError::NoScreen) = error.downcast_ref() {
+        "use `--engine qemu` with this screen, or `--display none`"
+    } else if error.downcast_ref::<SyncError>().is_some_and(|e| matches!(e, SyncError::HeadMoved { .. })) {
         "nothing was lost: both are kept. See the other version with `satchel history DESKTOP`; to take it up, open \
          the desktop from another state directory (`--state DIR`) and copy what you need"
     } else if error.downcast_ref::<CommitError>().is_some_and(|e| matches!(e, CommitError::HeadMoved { .. }))

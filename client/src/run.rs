@@ -7,21 +7,25 @@ use std::time::Duration;
 
 use chunk_format::Firmware;
 use serde_json::json;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use crate::control::{Connection, ControlError, Reply, Request};
 use crate::engine::console::{self, Key, RawTerminal};
-use crate::engine::qmp::{Event as MachineEvent, Qmp};
-use crate::engine::{Display, EngineError, Machine, die_with_parent, qemu};
+use crate::engine::qmp::Qmp;
+use crate::engine::running::{Ended, Running, Starter};
+use crate::engine::{Display, Engine, EngineError, Machine, MachineEvent, die_with_parent};
 use crate::sync::SyncReport;
 
 /// How long a mount may take to appear: it may have to fetch a version over a slow link first.
 const MOUNT_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long the mount's process may take to end after the machine.
 const UNMOUNT_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a machine that was switched off may take to end: a read that waits for the network holds it.
+const FORCED_OFF_PATIENCE: Duration = Duration::from_secs(15);
 /// How often a machine that was stopped by a full disk is told to go on.
 const CONTINUE_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -40,9 +44,11 @@ pub enum RunError {
     /// The engine failed.
     #[error("{0}")]
     Engine(#[from] EngineError),
-    /// QEMU ended with an error.
-    #[error("QEMU ended with an error: {said}")]
-    Qemu {
+    /// The machine's process ended with an error.
+    #[error("{program} ended with an error: {said}")]
+    Machine {
+        /// What ran the machine.
+        program: &'static str,
         /// Its own words.
         said: String,
     },
@@ -70,6 +76,8 @@ pub struct RunRequest {
     /// The command that mounts it on the directory added at its end, in the foreground, and prints a line when the
     /// disks are there.
     pub mount_command: Vec<std::ffi::OsString>,
+    /// What is to run the machine.
+    pub engine: Engine,
     /// Memory, MiB.
     pub memory_mib: u64,
     /// Processors.
@@ -91,9 +99,18 @@ pub enum Event {
     Starting {
         /// Whether the processor runs it itself.
         accelerated: bool,
+        /// Whether it is Satchel's own machine.
+        is_own: bool,
         /// Whether what is typed goes to it.
         interactive: bool,
     },
+    /// Satchel's own machine finds nothing to boot on the disk; QEMU is tried.
+    OtherEngine {
+        /// What it said.
+        said: String,
+    },
+    /// The guest starts its machine again.
+    Restarting,
     /// Its screen can be seen here.
     Vnc {
         /// `127.0.0.1:PORT`.
@@ -111,6 +128,8 @@ pub enum Event {
     DiskStopped {
         /// Whether for want of space.
         no_space: bool,
+        /// It does not go on.
+        is_final: bool,
     },
     /// The guest's kernel has panicked.
     Panicked,
@@ -132,8 +151,10 @@ pub enum Event {
 /// # Errors
 /// [`RunError`].
 pub async fn run(request: &RunRequest, events: &impl Fn(Event)) -> Result<(), RunError> {
+    // Whatever speaks against the engine is said before anything is fetched.
+    let starter = Starter::choose(request.engine, request.display)?;
     let mut mount = Mount::start(request, events).await?;
-    let ran = run_machine(request, &mut mount, events).await;
+    let ran = run_machine(request, starter, &mut mount, events).await;
     let died = matches!(ran, Err(RunError::MountDied));
     if !died {
         events(Event::Off);
@@ -147,6 +168,7 @@ pub async fn run(request: &RunRequest, events: &impl Fn(Event)) -> Result<(), Ru
 
 async fn run_machine(
     request: &RunRequest,
+    mut starter: Starter,
     mount: &mut Mount,
     events: &impl Fn(Event),
 ) -> Result<(), RunError> {
@@ -162,30 +184,49 @@ async fn run_machine(
         cpus: request.cpus,
         display: request.display,
     };
-    let mut running = qemu::start(&machine)?;
-    let (mut qmp, machine_events) = match Qmp::open(running.control).await {
-        Ok(open) => open,
-        // It ended before it spoke: its own words say why.
-        Err(error) => return Err(qemu_failure(&mut running.process).await.unwrap_or(error.into())),
-    };
-    if request.display == Display::Vnc {
-        events(open_vnc(&mut qmp).await?);
-    }
     let terminal = RawTerminal::enter().map_err(setup("set up the terminal"))?;
     let interactive = terminal.is_some();
-    events(Event::Starting { accelerated: running.accelerated, interactive });
-    let (key_sender, keys) = mpsc::unbounded_channel();
-    console::connect(running.serial, interactive, key_sender).map_err(setup("start a thread"))?;
-    let mut supervisor = Supervisor { qmp, asked_to_stop: false, stopped_by_disk: false, events };
-    let outcome = supervisor.watch(&mut running.process, mount, machine_events, keys).await;
-    drop(terminal);
-    outcome
+    let (key_sender, mut keys) = mpsc::unbounded_channel();
+    let mut asked_to_stop = false;
+    loop {
+        let (mut running, serial) = starter.start(&machine).await?;
+        if let Some(serial) = serial {
+            let keys = key_sender.clone();
+            console::connect(serial, interactive, keys).map_err(setup("start a thread"))?;
+        }
+        if request.display == Display::Vnc
+            && let Some(qmp) = running.qmp()
+        {
+            events(open_vnc(qmp).await?);
+        }
+        let (accelerated, is_own) = (running.accelerated, running.is_own);
+        events(Event::Starting { accelerated, is_own, interactive });
+        let mut supervisor =
+            Supervisor { running, asked_to_stop, left_behind_at: None, stopped_by_disk: false, events };
+        let ended = supervisor.watch(mount, &mut keys).await?;
+        asked_to_stop = supervisor.asked_to_stop;
+        match ended {
+            Ended::Off => return Ok(()),
+            _ if asked_to_stop => return Ok(()),
+            Ended::Reset => events(Event::Restarting),
+            Ended::CannotBoot { said } if request.engine == Engine::Auto => {
+                events(Event::OtherEngine { said });
+                starter = Starter::Qemu;
+            }
+            Ended::CannotBoot { said } => {
+                return Err(RunError::Machine { program: "the machine", said });
+            }
+            Ended::Failed { program, said } => return Err(RunError::Machine { program, said }),
+        }
+    }
 }
 
 /// Watches over a running machine.
 struct Supervisor<'a, E: Fn(Event)> {
-    qmp: Qmp,
+    running: Running,
     asked_to_stop: bool,
+    /// When a machine that was switched off is left behind: it waits for its disks, which end next.
+    left_behind_at: Option<Instant>,
     stopped_by_disk: bool,
     events: &'a E,
 }
@@ -193,93 +234,81 @@ struct Supervisor<'a, E: Fn(Event)> {
 impl<E: Fn(Event)> Supervisor<'_, E> {
     async fn watch(
         &mut self,
-        process: &mut Child,
         mount: &mut Mount,
-        mut machine_events: mpsc::UnboundedReceiver<MachineEvent>,
-        mut keys: mpsc::UnboundedReceiver<Key>,
-    ) -> Result<(), RunError> {
+        keys: &mut mpsc::UnboundedReceiver<Key>,
+    ) -> Result<Ended, RunError> {
         let setup = |source| RunError::Setup { action: "watch for signals", source };
         let mut interrupt = signal(SignalKind::interrupt()).map_err(setup)?;
         let mut terminate = signal(SignalKind::terminate()).map_err(setup)?;
         let mut hangup = signal(SignalKind::hangup()).map_err(setup)?;
         let mut retry = tokio::time::interval(CONTINUE_INTERVAL);
+        let (_, no_events) = mpsc::unbounded_channel();
+        let mut machine_events = std::mem::replace(&mut self.running.events, no_events);
         let Mount { process: mount_process, lines, .. } = mount;
         loop {
+            let left_behind_at = self.left_behind_at;
             tokio::select! {
-                status = process.wait() => {
-                    return match status {
-                        Ok(status) if status.success() || self.asked_to_stop => Ok(()),
-                        _ => Err(qemu_failure(process).await.unwrap_or(RunError::Qemu { said: "it was killed".to_owned() })),
-                    };
+                ended = self.running.ended() => return Ok(ended),
+                () = tokio::time::sleep_until(left_behind_at.unwrap_or_else(Instant::now)),
+                    if left_behind_at.is_some() =>
+                {
+                    self.running.kill();
+                    return Ok(Ended::Off);
                 }
                 _ = mount_process.wait() => {
                     // Without its disks the machine can only hang.
-                    let _ = process.kill().await;
+                    self.running.kill();
+                    self.running.ended().await;
                     return Err(RunError::MountDied);
                 }
                 Some(line) = lines.recv() => (self.events)(Event::Mount(line)),
                 Some(key) = keys.recv() => match key {
-                    Key::PowerButton => self.stop(process).await,
-                    Key::ForceOff => self.force_off(process).await,
+                    Key::PowerButton => self.stop().await,
+                    Key::ForceOff => self.force_off().await,
                     Key::Help => (self.events)(Event::Help),
                 },
-                _ = interrupt.recv() => self.stop(process).await,
-                _ = terminate.recv() => self.stop(process).await,
-                _ = hangup.recv() => self.stop(process).await,
-                Some(event) = machine_events.recv() => self.take(&event),
+                _ = interrupt.recv() => self.stop().await,
+                _ = terminate.recv() => self.stop().await,
+                _ = hangup.recv() => self.stop().await,
+                Some(event) = machine_events.recv() => self.take(event),
                 _ = retry.tick(), if self.stopped_by_disk => {
                     self.stopped_by_disk = false;
-                    // It stops again when the disk still cannot answer.
-                    let _ = self.qmp.run("cont", json!({})).await;
+                    self.running.go_on().await;
                 }
             }
         }
     }
 
     /// Presses the power button; switches off when asked a second time.
-    async fn stop(&mut self, process: &mut Child) {
+    async fn stop(&mut self) {
         if self.asked_to_stop {
-            return self.force_off(process).await;
+            return self.force_off().await;
         }
         self.asked_to_stop = true;
         (self.events)(Event::ShuttingDown);
-        if self.qmp.run("system_powerdown", json!({})).await.is_err() {
-            self.force_off(process).await;
+        if self.running.press_power_button().await.is_err() {
+            self.force_off().await;
         }
     }
 
-    async fn force_off(&mut self, process: &mut Child) {
+    async fn force_off(&mut self) {
         self.asked_to_stop = true;
         (self.events)(Event::ForcedOff);
-        if self.qmp.run("quit", json!({})).await.is_err() {
-            // Gone already is as good.
-            let _ = process.start_kill();
-        }
+        self.left_behind_at.get_or_insert(Instant::now() + FORCED_OFF_PATIENCE);
+        self.running.force_off().await;
     }
 
-    fn take(&mut self, event: &MachineEvent) {
-        match event.name.as_str() {
-            "BLOCK_IO_ERROR" if event.data["action"] == "stop" => {
+    fn take(&mut self, event: MachineEvent) {
+        match event {
+            MachineEvent::DiskStopped { no_space, is_final } => {
                 if !self.stopped_by_disk {
-                    let no_space = event.data["nospace"].as_bool().unwrap_or(false);
-                    (self.events)(Event::DiskStopped { no_space });
+                    (self.events)(Event::DiskStopped { no_space, is_final });
                 }
-                self.stopped_by_disk = true;
+                self.stopped_by_disk = !is_final;
             }
-            "GUEST_PANICKED" => (self.events)(Event::Panicked),
-            _ => {}
+            MachineEvent::Panicked => (self.events)(Event::Panicked),
         }
     }
-}
-
-/// What QEMU said before it ended, if it said something.
-async fn qemu_failure(process: &mut Child) -> Option<RunError> {
-    let mut said = String::new();
-    let stderr = process.stderr.as_mut()?;
-    let read =
-        tokio::time::timeout(Duration::from_secs(5), stderr.take(65_536).read_to_string(&mut said)).await;
-    let said = said.trim().to_owned();
-    (read.is_ok() && !said.is_empty()).then_some(RunError::Qemu { said })
 }
 
 /// Gives the screen a password, since other users of this machine can connect to it too.

@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use anyhow::{Context as _, bail};
 use chunk_format::Subject;
 use satchel_client::control::Reply;
-use satchel_client::engine::{Display, console};
+use satchel_client::engine::{Display, Engine, console};
 use satchel_client::run::{self, Event, RunRequest};
 use satchel_client::session;
 
@@ -15,9 +15,11 @@ use super::progress::UploadReporter;
 use super::{Context, DisplayArg, EngineArg, OnMissingArg, RunArgs, sync};
 
 pub(crate) async fn run(context: &Context, args: RunArgs) -> anyhow::Result<()> {
-    if args.engine == EngineArg::Kvm {
-        bail!("this build of Satchel has no machine of its own yet; run it with --engine qemu");
-    }
+    let engine = match args.engine {
+        EngineArg::Auto => Engine::Auto,
+        EngineArg::Kvm => Engine::Kvm,
+        EngineArg::Qemu => Engine::Qemu,
+    };
     let display = match args.display {
         DisplayArg::None => Display::None,
         DisplayArg::Window => Display::Window,
@@ -37,6 +39,7 @@ pub(crate) async fn run(context: &Context, args: RunArgs) -> anyhow::Result<()> 
         firmware: session::firmware(&desktop_directory, &remote, &subject).await?,
         mount_command: mount_command(context, &args)?,
         desktop_directory,
+        engine,
         memory_mib,
         cpus: args.cpus,
         display,
@@ -84,7 +87,10 @@ impl Screen {
         let printer = self.printer;
         match event {
             Event::Mount(line) => printer.message(&line),
-            Event::Starting { accelerated, interactive } => {
+            Event::Starting { accelerated, is_own, interactive } => {
+                if is_own {
+                    printer.message("starting the machine (Satchel's own, on KVM)");
+                }
                 if !accelerated {
                     printer.warning("this machine's processor does not virtualize: QEMU imitates one, which is slow");
                 }
@@ -98,11 +104,19 @@ impl Screen {
             Event::ShuttingDown => printer.message("shutting the machine down; again forces it off"),
             Event::ForcedOff => printer.message("switching the machine off"),
             Event::Help => printer.message(console::HELP),
-            Event::DiskStopped { no_space: true } => printer.warning(
+            Event::OtherEngine { said } => {
+                printer.message(&format!("{said}; QEMU is tried"));
+            }
+            Event::Restarting => printer.message("the machine starts again"),
+            Event::DiskStopped { is_final: true, .. } => printer.warning(
+                "a disk could not make last what was written: the machine is paused, and does not go on. Switch it off \
+                 (Ctrl-C twice) and start it again: what was flushed before is safe",
+            ),
+            Event::DiskStopped { no_space: true, .. } => printer.warning(
                 "no space left for what the machine writes: it is paused, nothing is lost. Free some space on the \
                  disk that holds the state directory, and it goes on",
             ),
-            Event::DiskStopped { no_space: false } => {
+            Event::DiskStopped { no_space: false, .. } => {
                 printer.warning("a disk could not answer: the machine is paused and tried again now and then");
             }
             Event::Panicked => printer.warning("the machine's kernel has panicked"),

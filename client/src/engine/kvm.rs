@@ -1,0 +1,147 @@
+//! Satchel's own machine as the engine: how `satchel-vmm` is started, and its network with it.
+
+use std::fs::File;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use tokio::process::{Child, Command};
+
+use super::vmm_control::VmmControl;
+use super::{EngineError, Machine, die_with_parent, find_program, is_executable};
+
+const PROGRAM: &str = "satchel-vmm";
+const PASST: &str = "passt";
+/// The exit status of a machine that wants to be started again.
+pub const EXIT_RESET: i32 = 3;
+/// The exit status when nothing on the disk can be booted by this machine.
+pub const EXIT_NO_BOOT: i32 = 4;
+
+/// A machine that was started.
+#[derive(Debug)]
+pub struct Running {
+    /// Its process.
+    pub process: Child,
+    /// What carries its network; it ends with the machine.
+    pub network: Child,
+    /// Where it is spoken to.
+    pub control: VmmControl,
+}
+
+/// The programs this engine needs.
+#[derive(Clone, Debug)]
+pub struct Programs {
+    vmm: PathBuf,
+    passt: PathBuf,
+}
+
+impl Programs {
+    /// Finds them: the machine's beside this program or in the search path, passt in the search path.
+    ///
+    /// # Errors
+    /// `NotInstalled`.
+    pub fn find() -> Result<Programs, EngineError> {
+        let beside = std::env::current_exe().ok().map(|program| program.with_file_name(PROGRAM));
+        let vmm = beside
+            .filter(|path| is_executable(path))
+            .or_else(|| find_program(PROGRAM))
+            .ok_or(EngineError::NotInstalled { program: PROGRAM, package: "satchel" })?;
+        let passt =
+            find_program(PASST).ok_or(EngineError::NotInstalled { program: PASST, package: PASST })?;
+        Ok(Programs { vmm, passt })
+    }
+}
+
+/// The serial line of a machine, which stays when the machine is started again.
+pub struct SerialLine {
+    machine_end: OwnedFd,
+}
+
+impl SerialLine {
+    /// A line; its other end is answered too.
+    ///
+    /// # Errors
+    /// `Connection`.
+    pub fn new() -> Result<(SerialLine, UnixStream), EngineError> {
+        let (ours, theirs) = connection()?;
+        Ok((SerialLine { machine_end: theirs }, ours.into()))
+    }
+}
+
+/// Starts the machine on its mounted disks. It gets them open: its process can open nothing by itself.
+///
+/// # Errors
+/// [`EngineError`].
+pub async fn start(
+    programs: &Programs,
+    machine: &Machine,
+    line: &SerialLine,
+) -> Result<Running, EngineError> {
+    let (control, vmm_control) = connection()?;
+    let (passt_net, vmm_net) = connection()?;
+    let mut network = Command::new(&programs.passt);
+    // The guest gets to the network, and not to what listens on this machine's loopback.
+    network.args(["--foreground", "--quiet", "--no-map-gw"]);
+    // Longer frames the guest's buffers do not take.
+    network.args(["--mtu", "1500"]);
+    network.args(["--fd", &passt_net.as_raw_fd().to_string()]);
+    network.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    give(&mut network, vec![passt_net]);
+    die_with_parent(network.process_group(0).kill_on_drop(true));
+    let network = network.spawn().map_err(|source| not_started(&programs.passt, source))?;
+
+    let mut command = Command::new(&programs.vmm);
+    command.arg("run");
+    command.args(["--memory", &machine.memory_mib.to_string(), "--cpus", &machine.cpus.to_string()]);
+    let mut given = Vec::new();
+    let disks = [("system", Some(&machine.system)), ("home", machine.home.as_ref())];
+    for (id, path) in disks {
+        let Some(path) = path else { continue };
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .open(path)
+            .map_err(|source| EngineError::Prepare { path: path.clone(), source })?;
+        command.args(["--disk", &format!("id={id},fd={}", file.as_raw_fd())]);
+        given.push(OwnedFd::from(file));
+    }
+    let serial = line.machine_end.try_clone().map_err(EngineError::Connection)?;
+    command.args(["--serial", &format!("fd={}", serial.as_raw_fd())]);
+    command.args(["--control", &format!("fd={}", vmm_control.as_raw_fd())]);
+    command.args(["--net", &format!("passt=fd={}", vmm_net.as_raw_fd())]);
+    given.extend([serial, vmm_control, vmm_net]);
+    give(&mut command, given);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    // Its own process group: a Ctrl-C in the terminal is ours to handle.
+    die_with_parent(command.process_group(0).kill_on_drop(true));
+    let process = command.spawn().map_err(|source| not_started(&programs.vmm, source))?;
+    // What was given away is closed here with the command: when the machine ends, its connections do.
+    drop(command);
+    Ok(Running { process, network, control: VmmControl::open(control)? })
+}
+
+fn not_started(program: &Path, source: std::io::Error) -> EngineError {
+    EngineError::Start { program: program.display().to_string(), source }
+}
+
+/// Both ends of a connection, neither of them inherited by anyone who is not given it.
+fn connection() -> Result<(OwnedFd, OwnedFd), EngineError> {
+    socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+        .map_err(|error| EngineError::Connection(error.into()))
+}
+
+/// Lets a command inherit descriptors under the numbers they have here.
+#[expect(unsafe_code, reason = "between fork and exec, only the process itself can keep them open")]
+fn give(command: &mut Command, descriptors: Vec<OwnedFd>) {
+    let keep = move || {
+        for descriptor in &descriptors {
+            rustix::io::fcntl_setfd(descriptor, rustix::io::FdFlags::empty())?;
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec only async-signal-safe calls are allowed; `fcntl` is one, and nothing is allocated or
+    // locked.
+    unsafe { command.pre_exec(keep) };
+}

@@ -1,0 +1,157 @@
+//! The control socket of Satchel's own machine: one JSON object a line, each way (docs/vmm.md).
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::mpsc;
+
+use super::{EngineError, MachineEvent};
+
+/// The version this program speaks.
+const VERSION: u64 = 1;
+const MAX_LINE_BYTES: u64 = 1 << 20;
+/// How long the machine may take to answer: it does nothing else.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A connection to a machine.
+#[derive(Debug)]
+pub struct VmmControl {
+    writer: OwnedWriteHalf,
+    answers: mpsc::Receiver<Value>,
+    events: Option<mpsc::UnboundedReceiver<MachineEvent>>,
+}
+
+/// What a machine says on its own.
+#[derive(Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+enum Said {
+    DiskFailed { fault: Fault },
+    Panicked,
+    Ended {},
+}
+
+#[derive(Deserialize)]
+struct Fault {
+    error: String,
+    is_final: bool,
+}
+
+impl VmmControl {
+    /// Takes up the conversation.
+    ///
+    /// # Errors
+    /// `Connection`.
+    pub fn open(socket: OwnedFd) -> Result<VmmControl, EngineError> {
+        let stream = std::os::unix::net::UnixStream::from(socket);
+        stream.set_nonblocking(true).map_err(EngineError::Connection)?;
+        let stream = UnixStream::from_std(stream).map_err(EngineError::Connection)?;
+        let (reader, writer) = stream.into_split();
+        let (answer_sender, answers) = mpsc::channel(16);
+        let (event_sender, events) = mpsc::unbounded_channel();
+        tokio::spawn(read_lines(BufReader::new(reader), answer_sender, event_sender));
+        Ok(VmmControl { writer, answers, events: Some(events) })
+    }
+
+    /// What the machine says on its own; for the first who asks.
+    pub fn take_events(&mut self) -> mpsc::UnboundedReceiver<MachineEvent> {
+        self.events.take().unwrap_or_else(|| mpsc::unbounded_channel().1)
+    }
+
+    /// Asks something of the machine.
+    ///
+    /// # Errors
+    /// `Connection`, `Refused`.
+    pub async fn ask(&mut self, command: &str) -> Result<Value, EngineError> {
+        let line = format!("{}\n", json!({ "command": command }));
+        self.writer.write_all(line.as_bytes()).await.map_err(EngineError::Connection)?;
+        let answer = tokio::time::timeout(ANSWER_TIMEOUT, self.answers.recv()).await;
+        let lost = |kind: io::ErrorKind| EngineError::Connection(kind.into());
+        let answer = answer
+            .map_err(|_| lost(io::ErrorKind::TimedOut))?
+            .ok_or_else(|| lost(io::ErrorKind::UnexpectedEof))?;
+        match answer["error"].as_str() {
+            Some(reason) => {
+                Err(EngineError::Refused { command: command.to_owned(), reason: reason.to_owned() })
+            }
+            None => Ok(answer),
+        }
+    }
+}
+
+async fn read_lines(
+    mut reader: BufReader<OwnedReadHalf>,
+    answers: mpsc::Sender<Value>,
+    events: mpsc::UnboundedSender<MachineEvent>,
+) {
+    loop {
+        let mut line = String::new();
+        match (&mut reader).take(MAX_LINE_BYTES).read_line(&mut line).await {
+            Ok(0) | Err(_) => return,
+            Ok(_) => {}
+        }
+        let Ok(message) = serde_json::from_str::<Value>(&line) else { continue };
+        if let Some(version) = message["version"].as_u64() {
+            if version != VERSION {
+                tracing::warn!(version, "the machine speaks another version of its protocol");
+            }
+            continue;
+        }
+        let delivered = match message["event"].is_string() {
+            true => match serde_json::from_value(message) {
+                Ok(Said::DiskFailed { fault }) => {
+                    // The kernel's words: "No space left on device (os error 28)".
+                    let no_space = fault.error.contains("os error 28");
+                    events.send(MachineEvent::DiskStopped { no_space, is_final: fault.is_final }).is_ok()
+                }
+                Ok(Said::Panicked) => events.send(MachineEvent::Panicked).is_ok(),
+                Ok(Said::Ended {}) | Err(_) => true,
+            },
+            false => answers.send(message).await.is_ok(),
+        };
+        if !delivered {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn answers_and_events_are_told_apart() {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let mut control = VmmControl::open(ours.into()).unwrap();
+        let mut events = control.take_events();
+        theirs.set_nonblocking(true).unwrap();
+        let mut machine = UnixStream::from_std(theirs).unwrap();
+        let said = concat!(
+            r#"{"version":1,"program":"satchel-vmm"}"#,
+            "\n",
+            r#"{"event":"panicked"}"#,
+            "\n",
+            r#"{"event":"disk-failed","fault":{"disk":"home","action":"write","error":"No space left on device (os error 28)","is_final":false}}"#,
+            "\n",
+            r#"{"event":"later","news":1}"#,
+            "\n",
+            r#"{"state":"running"}"#,
+            "\n",
+            r#"{"error":"no"}"#,
+            "\n"
+        );
+        machine.write_all(said.as_bytes()).await.unwrap();
+        assert_eq!(control.ask("status").await.unwrap()["state"], "running");
+        assert!(matches!(control.ask("fly").await, Err(EngineError::Refused { .. })));
+        assert_eq!(events.recv().await, Some(MachineEvent::Panicked));
+        let stopped = MachineEvent::DiskStopped { no_space: true, is_final: false };
+        assert_eq!(events.recv().await, Some(stopped));
+        drop(machine);
+        assert!(matches!(control.ask("status").await, Err(EngineError::Connection(_))));
+    }
+}

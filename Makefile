@@ -9,7 +9,7 @@ FUZZ_SECONDS ?= 60
 
 .PHONY: help
 help: ## Show what there is to make
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 8
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 8
 
 .PHONY: test
 test: lint ## Check format and lints, build, run every test, list what was skipped and why
@@ -18,6 +18,13 @@ test: lint ## Check format and lints, build, run every test, list what was skipp
 	@# Built before the tests, whose time limits are not meant for it.
 	@tests/images/build plain >/dev/null || echo "tests that boot a guest will be skipped" >&2
 	@tests/run "$(SKIP_LOG)"
+
+.PHONY: test-kvm
+test-kvm: ## Run the tests of Satchel's own machine, in a lab where this host has no KVM: for ten minutes
+	@tests/install-packages build test image lab
+	cargo build --workspace --locked
+	SATCHEL_LAB=1 cargo test --locked -p satchel-tests --test guest kvm:: -- --nocapture
+	tests/lab/payload
 
 .PHONY: lint
 lint: ## Check format, lints and dependencies
@@ -37,6 +44,12 @@ demo: ## Publish a desktop, carry it between two machines, and show it
 	cargo build --release --workspace --locked
 	cargo run --release --locked -p satchel-tests --bin demo
 
+.PHONY: demo-kvm
+demo-kvm: ## The same with Satchel's own machine, inside a lab where KVM works on any host: for half an hour
+	@tests/install-packages build demo image lab
+	cargo build --release --workspace --locked
+	cargo run --release --locked -p satchel-tests --bin demo -- --lab
+
 .PHONY: bench
 bench: ## Measure against what people use today, for an hour, and write docs/benchmarks.md
 	@tests/install-packages build bench image
@@ -44,6 +57,7 @@ bench: ## Measure against what people use today, for an hour, and write docs/ben
 	cargo run --release --locked -p satchel-tests --bin bench
 
 .PHONY: fuzz
-fuzz: ## Feed every decoder with broken bytes, each for FUZZ_SECONDS (60)
+fuzz: ## Feed every decoder and device with broken bytes, each for FUZZ_SECONDS (60)
 	@tests/install-packages build fuzz
 	chunk-format/fuzz/run $(FUZZ_SECONDS)
+	client/vmm/fuzz/run $(FUZZ_SECONDS)

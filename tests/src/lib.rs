@@ -26,6 +26,7 @@ mod client;
 pub mod disk;
 mod guest;
 pub mod images;
+pub mod lab;
 pub mod model;
 mod process;
 mod programs;

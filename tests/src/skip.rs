@@ -89,6 +89,16 @@ pub fn kvm() -> Need {
     Need::new("kvm", lack)
 }
 
+/// Needs what the lab runs on, a machine in which `/dev/kvm` works everywhere; and somebody who has the time.
+pub fn lab() -> Need {
+    let programs = ["qemu-system-x86_64", "busybox", "cpio", "modprobe", "passt"];
+    let lack = programs.into_iter().find_map(|program| tool(program).lack);
+    let asked = std::env::var_os("SATCHEL_LAB").is_some();
+    let slow =
+        || "there is no KVM here, and the lab that has one takes minutes: `make test-kvm` runs it".to_owned();
+    Need::new("lab", lack.or_else(|| (!asked).then(slow)))
+}
+
 /// Needs to be root.
 pub fn root() -> Need {
     Need::new("root", (!is_root()).then(|| "not run as root".to_owned()))

@@ -1,29 +1,38 @@
 //! The whole of Satchel in a few minutes: a real Debian disk is published, runs on one machine while it streams, is
 //! changed there, and continues on another machine with the change.
 //!
-//! Everything is the real thing: the programs, TLS, tokens, a FUSE mount, a guest in QEMU. The "machines" are two state
-//! directories. Whatever it starts and mounts is gone when it ends, however it ends.
+//! Everything is the real thing: the programs, TLS, tokens, a FUSE mount, a guest in Satchel's own machine where KVM works,
+//! else in QEMU. The "machines" are two state directories. Whatever it starts and mounts is gone when it ends, however it ends.
 
 #![expect(clippy::print_stdout, reason = "its output is what it is for")]
 
 use std::fmt::Display;
 use std::fs;
+use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use satchel_tests::images;
-use satchel_tests::{Client, Link, RunOptions, Running, Shape, TestServer};
+use satchel_tests::{Access, Client, Link, RunOptions, Running, Shape, TestServer};
+use satchel_tests::{images, lab, skip};
 
 /// A boot under emulation, on a busy machine, may take this long.
 const BOOT_LIMIT: Duration = Duration::from_secs(600);
 const END_LIMIT: Duration = Duration::from_secs(300);
+/// All of it inside the lab.
+const LAB_LIMIT: Duration = Duration::from_secs(3600);
 const TELL_EVERY: Duration = Duration::from_secs(5);
 const LETTER: &str = "written on machine A";
 
 fn main() {
+    if let Ok(task) = std::env::var(lab::TASK) {
+        let task: serde_json::Value = serde_json::from_str(&task).expect("a task");
+        return follow_a_person(&Scene::from_task(&task));
+    }
+    // With --lab the machines are inside the lab, where KVM works on any host.
+    let in_the_lab = std::env::args().any(|argument| argument == "--lab");
     step("A real Debian disk: built once with the Debian packages of this machine, then kept");
     let disk = images::plain();
     let about = fs::metadata(&disk).expect("the image is there");
@@ -43,22 +52,79 @@ fn main() {
     let sent = number(&published, "sent_bytes");
     say(format!("version {}: {} sent for {} of data", published["sequence"], bytes(sent), bytes(allocated)));
 
+    let engine = if skip::kvm().lack.is_none() { "auto" } else { "qemu" };
+    let mut scene = Scene {
+        access: server.access("alice", "user"),
+        server: server.address(),
+        allocated,
+        engine: engine.to_owned(),
+    };
+    if in_the_lab {
+        step(
+            "The machines are in the lab, a virtual machine whose /dev/kvm works (imitated, about thirty times slower)",
+        );
+        scene.engine = "kvm".to_owned();
+        scene.server.set_ip(lab::HOST.parse().expect("an address"));
+        let status = lab::command(LAB_LIMIT).env(lab::TASK, scene.to_task()).status();
+        assert!(status.expect("the lab can be started").success(), "the demo failed in the lab");
+    } else {
+        follow_a_person(&scene);
+    }
+    server.verify();
+    say(format!(
+        "published: {} for an image of {}, {} of it in use",
+        bytes(sent),
+        bytes(size),
+        bytes(allocated)
+    ));
+}
+
+/// Where the machines of the demo are, and what they know.
+struct Scene {
+    access: Access,
+    server: SocketAddr,
+    allocated: u64,
+    engine: String,
+}
+
+impl Scene {
+    fn to_task(&self) -> String {
+        let Access { url, token, fingerprint } = &self.access;
+        serde_json::json!({
+            "url": url, "token": token, "fingerprint": fingerprint,
+            "server": self.server.to_string(), "allocated": self.allocated, "engine": self.engine,
+        })
+        .to_string()
+    }
+
+    fn from_task(task: &serde_json::Value) -> Scene {
+        let text = |name: &str| task[name].as_str().unwrap_or_else(|| panic!("no {name}")).to_owned();
+        Scene {
+            access: Access { url: text("url"), token: text("token"), fingerprint: text("fingerprint") },
+            server: text("server").parse().expect("an address"),
+            allocated: number(task, "allocated"),
+            engine: text("engine"),
+        }
+    }
+}
+
+/// A desktop is made and used on one machine, and goes on on another.
+fn follow_a_person(scene: &Scene) {
     step("Machine A makes a desktop and runs it at once: the disk streams as the guest touches it");
-    let link = Link::start(server.address(), Shape::default());
-    let alice = server.access("alice", "user");
+    let link = Link::start(scene.server, Shape::default());
     let machine_a = Client::new("machine A");
-    machine_a.login(&alice.through(&link));
+    machine_a.login(&scene.access.through(&link));
     command("satchel create work --image debian --home 4G");
     machine_a.create("work", "debian", Some("4G"));
     let before = link.counts();
-    let (mut running, up_after) = boot(&machine_a, &link);
+    let (mut running, up_after) = boot(&machine_a, &link, &scene.engine);
     let after = link.counts();
     let streamed = after.down_bytes - before.down_bytes;
     say(format!(
         "up after {:.0} s with {} over the wire: {} of the image",
         up_after.as_secs_f64(),
         bytes(streamed),
-        percent(streamed, allocated)
+        percent(streamed, scene.allocated)
     ));
 
     step("Someone works on it: a file in the home directory");
@@ -72,10 +138,10 @@ fn main() {
     let synced = link.counts().up_bytes - after.up_bytes;
 
     step("Machine B knows nothing but the server, and continues");
-    let link = Link::start(server.address(), Shape::default());
+    let link = Link::start(scene.server, Shape::default());
     let machine_b = Client::new("machine B");
-    machine_b.login(&alice.through(&link));
-    let (mut running, _) = boot(&machine_b, &link);
+    machine_b.login(&scene.access.through(&link));
+    let (mut running, _) = boot(&machine_b, &link, &scene.engine);
     let letter = guest(&mut running, "cat /home/user/letter");
     let note = guest(&mut running, "cat /root/system-note");
     running.shut_down(END_LIMIT);
@@ -83,24 +149,21 @@ fn main() {
     assert!(note.starts_with("apt"), "the change on the system disk did not arrive");
     command("satchel history work");
     print!("{}", machine_b.satchel(["history", "work"]).ok().stdout);
-    server.verify();
 
     step("What it took");
     let row = |name: &str, value: String| println!("  {name:<44}{value}");
-    row("image size", format!("{}, {} of it allocated", bytes(size), bytes(allocated)));
-    row("bytes published", bytes(sent));
     row("bytes streamed until the guest was up", bytes(streamed));
-    row("  share of the image's allocated bytes", percent(streamed, allocated));
+    row("  share of the image's allocated bytes", percent(streamed, scene.allocated));
     row("seconds until the guest was up", format!("{:.0}", up_after.as_secs_f64()));
     row("bytes sent by the sync", bytes(synced));
     row("found on machine B", format!("/home/user/letter: \"{letter}\""));
 }
 
 /// Runs the desktop to the moment its guest says that it is up, and tells meanwhile how far it is.
-fn boot(machine: &Client, link: &Link) -> (Running, Duration) {
-    command("satchel run work --engine qemu --memory 1G");
+fn boot(machine: &Client, link: &Link, engine: &str) -> (Running, Duration) {
+    command(&format!("satchel run work --engine {engine} --memory 1G"));
     let options =
-        RunOptions { engine: "qemu".to_owned(), memory: Some("1G".to_owned()), ..RunOptions::default() };
+        RunOptions { engine: engine.to_owned(), memory: Some("1G".to_owned()), ..RunOptions::default() };
     let began = Instant::now();
     let mut running = machine.run("work", &options);
     let start_bytes = link.counts().down_bytes;

@@ -2,6 +2,7 @@
 
 mod follow;
 mod killed;
+mod kvm;
 mod profile;
 mod server;
 

@@ -1,0 +1,123 @@
+//! Desktops in Satchel's own machine: on this machine where KVM works, else in the lab.
+
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::time::Duration;
+
+use satchel_tests::{Access, Client, RunOptions, Signal, Turn, lab, require, skip};
+use serde::{Deserialize, Serialize};
+
+use super::BOOT_LIMIT;
+use super::server::DebianServer;
+
+/// How long all of a scenario may take inside the lab, where everything is imitated twice over.
+const LAB_LIMIT: Duration = Duration::from_secs(1500);
+/// What a server on the network says.
+const GREETING: &str = "reached over the network";
+
+/// What a scenario is told from outside.
+#[derive(Serialize, Deserialize)]
+struct Task {
+    url: String,
+    token: String,
+    fingerprint: String,
+    /// A server on the network, `HOST PORT`.
+    greeter: Option<String>,
+    cpus: u32,
+}
+
+impl Task {
+    fn access(&self) -> Access {
+        Access { url: self.url.clone(), token: self.token.clone(), fingerprint: self.fingerprint.clone() }
+    }
+}
+
+#[test]
+fn a_desktop_in_our_own_machine_follows_its_person() {
+    require!(fuse, guest, tool("passt"));
+    if skip::kvm().lack.is_some() {
+        require!(lab);
+    }
+    let debian = DebianServer::start();
+    let _turn = Turn::wait("guest");
+    let access = debian.server.access("alice", "user");
+    let mut task = Task {
+        url: access.url,
+        token: access.token,
+        fingerprint: access.fingerprint,
+        greeter: None,
+        cpus: 1,
+    };
+    if skip::kvm().lack.is_none() {
+        println!("{}", scenario(&task));
+        return;
+    }
+    let greeter = greeter();
+    task.url = task.url.replace("127.0.0.1", lab::HOST);
+    task.greeter = Some(format!("{} {greeter}", lab::HOST));
+    let task = serde_json::to_string(&task).expect("plain data");
+    println!("{}", lab::run_inside("kvm::inside", &task, LAB_LIMIT));
+    debian.server.verify();
+}
+
+#[test]
+#[ignore = "runs in the lab, started by the tests beside it"]
+fn inside() {
+    let Ok(task) = std::env::var(lab::TASK) else { return };
+    println!("{}", scenario(&serde_json::from_str(&task).expect("a task")));
+}
+
+/// Works on one machine, finds the work on another; says how that went.
+fn scenario(task: &Task) -> String {
+    let laptop = Client::new("laptop");
+    laptop.login(&task.access());
+    laptop.create("work", "debian", Some("1G"));
+    let options = RunOptions {
+        engine: "kvm".to_owned(),
+        memory: Some("512M".to_owned()),
+        cpus: Some(task.cpus.to_string()),
+        ..RunOptions::default()
+    };
+    let mut running = laptop.run("work", &options);
+    let uptime_s = running.guest().wait_ready(BOOT_LIMIT);
+    let guest = running.guest();
+    let disks = guest.run("cat /sys/block/vda/serial; echo; cat /sys/block/vdb/serial; echo; nproc");
+    assert_eq!(disks.split_whitespace().collect::<Vec<_>>(), ["system", "home", &task.cpus.to_string()]);
+    if let Some(greeter) = &task.greeter {
+        let (host, port) = greeter.split_once(' ').expect("host and port");
+        let fetch = format!(
+            "for i in $(seq 60); do ip -4 route | grep -q ^default && break; sleep 1; done; ip -4 addr show scope global | grep -c inet; timeout 60 bash -c 'exec 3<>/dev/tcp/{host}/{port}; cat <&3'"
+        );
+        let said = guest.run(&fetch);
+        assert_eq!(said.lines().collect::<Vec<_>>(), ["1", GREETING]);
+    }
+    guest.run("echo from the laptop >/home/user/letter && sync");
+    // Ctrl-C is the power button.
+    running.process().signal(Signal::INT);
+    let console = running.wait_closed(BOOT_LIMIT);
+    assert!(console.contains("synced work: version 2"), "the run did not say that it synced");
+
+    let other = Client::new("other");
+    other.login(&task.access());
+    let mount = other.mount("work");
+    let found =
+        std::process::Command::new("debugfs").args(["-R", "cat user/letter"]).arg(mount.home()).output();
+    assert_eq!(String::from_utf8_lossy(&found.expect("debugfs can be run").stdout), "from the laptop\n");
+    mount.unmount();
+    format!("up after {uptime_s} s in our own machine")
+}
+
+/// A server on loopback that greets everyone; its port.
+fn greeter() -> u16 {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { return };
+            let _ = writeln!(stream, "{GREETING}");
+            let _ = stream.shutdown(std::net::Shutdown::Write);
+            let _ = stream.read(&mut [0; 1]);
+        }
+    });
+    port
+}

@@ -31,7 +31,9 @@ mod request;
 #[cfg(test)]
 mod tests;
 
-use request::{Action, Geometry, ID_BYTES, MAX_RANGE_SECTORS, MAX_RANGES, Request, SECTOR_BYTES};
+use request::{
+    Action, Geometry, ID_BYTES, MAX_RANGE_SECTORS, MAX_RANGES, MAX_ZERO_RANGES, Request, SECTOR_BYTES,
+};
 
 const QUEUE_SIZE: u16 = 256;
 /// Buffers of one request besides header and status.
@@ -144,7 +146,7 @@ impl Blk {
         put(40, &MAX_RANGES.to_le_bytes());
         put(44, &(1_u32 << PHYSICAL_BLOCK_EXPONENT).to_le_bytes());
         put(48, &MAX_RANGE_SECTORS.to_le_bytes());
-        put(52, &MAX_RANGES.to_le_bytes());
+        put(52, &MAX_ZERO_RANGES.to_le_bytes());
         put(56, &[1]);
         config
     }

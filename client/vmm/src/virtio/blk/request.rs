@@ -13,8 +13,10 @@ use crate::virtio::{BadChain, Chain, GuestMemory};
 pub(super) const SECTOR_BYTES: u64 = 512;
 /// Bytes of one transfer: more than any driver sends at once, and what a backend can be asked for at once.
 pub(super) const MAX_TRANSFER_BYTES: u64 = 32 << 20;
-/// Ranges of one discard or write-zeroes request.
+/// Ranges of one discard.
 pub(super) const MAX_RANGES: u32 = 256;
+/// Ranges of one request to write zeros: where a file cannot make them, each is written byte by byte.
+pub(super) const MAX_ZERO_RANGES: u32 = 1;
 /// Sectors of one range: 2 GiB.
 pub(super) const MAX_RANGE_SECTORS: u32 = 4 << 20;
 /// Bytes of a disk's name.
@@ -140,7 +142,8 @@ fn ranges(
 ) -> Result<Option<Vec<(DiskRange, bool)>>, BadChain> {
     let count = data.bytes() / RANGE_BYTES;
     let is_whole = data.bytes().is_multiple_of(RANGE_BYTES);
-    if geometry.read_only || !is_whole || count == 0 || count > u64::from(MAX_RANGES) {
+    let most = if kind == VIRTIO_BLK_T_DISCARD { MAX_RANGES } else { MAX_ZERO_RANGES };
+    if geometry.read_only || !is_whole || count == 0 || count > u64::from(most) {
         return Ok(None);
     }
     let mut ranges = Vec::new();

@@ -116,7 +116,8 @@ fn ranges_are_forgotten_and_made_zero() {
     let mut rig = Rig::new();
     assert_eq!(rig.status(&[&header(11, 0), &range(8, 8, 0)], &[1]), 0);
     assert_eq!(rig.content(4096, 4096), [0; 4096]);
-    assert_eq!(rig.status(&[&header(13, 0), &range(16, 8, 0), &range(32, 8, 1)], &[1]), 0);
+    assert_eq!(rig.status(&[&header(13, 0), &range(16, 8, 0)], &[1]), 0);
+    assert_eq!(rig.status(&[&header(13, 0), &range(32, 8, 1)], &[1]), 0);
     assert_eq!(rig.content(8192, 4096), [0; 4096]);
     assert_eq!(rig.content(16384, 4096), [0; 4096]);
     assert_ne!(rig.content(12288, 4096), [0; 4096]);
@@ -138,6 +139,7 @@ fn what_lies_past_the_end_is_refused() {
     assert_eq!(rig.status(&[&header(11, 0), &range(0, u32::MAX, 0)], &[1]), 1);
     assert_eq!(rig.status(&[&header(11, 0), &range(0, 1, 1)], &[1]), 1, "a flag discard does not have");
     assert_eq!(rig.status(&[&header(11, 0)], &[1]), 1, "no range");
+    assert_eq!(rig.status(&[&header(13, 0), &range(0, 1, 0), &range(8, 1, 0)], &[1]), 1, "two at once");
     assert_eq!(rig.status(&[&header(99, 0)], &[1]), 2, "unsupported");
 }
 

@@ -86,7 +86,7 @@ fn scenario(task: &Task) -> String {
     if let Some(greeter) = &task.greeter {
         let (host, port) = greeter.split_once(' ').expect("host and port");
         let fetch = format!(
-            "for i in $(seq 60); do ip -4 route | grep -q ^default && break; sleep 1; done; ip -4 addr show scope global | grep -c inet; timeout 60 bash -c 'exec 3<>/dev/tcp/{host}/{port}; cat <&3'"
+            "for i in $(seq 60); do ip -4 route | grep -q ^default && break; sleep 1; done; ip -4 addr show scope global | grep -c inet; timeout 60 bash -c 'exec 3<>/dev/tcp/{host}/{port}; head -n 1 <&3'"
         );
         let said = guest.run(&fetch);
         assert_eq!(said.lines().collect::<Vec<_>>(), ["1", GREETING]);

@@ -38,7 +38,7 @@ enum Said {
 
 #[derive(Deserialize)]
 struct Fault {
-    error: String,
+    no_space: bool,
     is_final: bool,
 }
 
@@ -105,9 +105,8 @@ async fn read_lines(
         let delivered = match message["event"].is_string() {
             true => match serde_json::from_value(message) {
                 Ok(Said::DiskFailed { fault }) => {
-                    // The kernel's words: "No space left on device (os error 28)".
-                    let no_space = fault.error.contains("os error 28");
-                    events.send(MachineEvent::DiskStopped { no_space, is_final: fault.is_final }).is_ok()
+                    let Fault { no_space, is_final } = fault;
+                    events.send(MachineEvent::DiskStopped { no_space, is_final }).is_ok()
                 }
                 Ok(Said::Panicked) => events.send(MachineEvent::Panicked).is_ok(),
                 Ok(Said::Ended {}) | Err(_) => true,
@@ -136,7 +135,7 @@ mod tests {
             "\n",
             r#"{"event":"panicked"}"#,
             "\n",
-            r#"{"event":"disk-failed","fault":{"disk":"home","action":"write","error":"No space left on device (os error 28)","is_final":false}}"#,
+            r#"{"event":"disk-failed","fault":{"disk":"home","action":"write","error":"No space left on device (os error 28)","no_space":true,"is_final":false}}"#,
             "\n",
             r#"{"event":"later","news":1}"#,
             "\n",

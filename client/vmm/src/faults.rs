@@ -16,6 +16,8 @@ pub struct Fault {
     pub action: &'static str,
     /// What the file said.
     pub error: String,
+    /// It failed for want of space.
+    pub no_space: bool,
     /// It cannot be tried again: what the guest was told is on disk may not be.
     pub is_final: bool,
 }
@@ -113,7 +115,13 @@ mod tests {
     use super::*;
 
     fn fault(is_final: bool) -> Fault {
-        Fault { disk: "home".to_owned(), action: "write", error: "no space".to_owned(), is_final }
+        Fault {
+            disk: "home".to_owned(),
+            action: "write",
+            error: "no space".to_owned(),
+            no_space: true,
+            is_final,
+        }
     }
 
     fn reported(faults: &Arc<Faults>, fault: Fault) -> std::thread::JoinHandle<Verdict> {

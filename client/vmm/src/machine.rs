@@ -184,7 +184,7 @@ pub struct Machine {
     power_button: Event,
     is_paused: bool,
     // Last: memory is unmapped when nothing uses it any more.
-    _vm: VmFd,
+    vm: VmFd,
     _memory: GuestMemory,
 }
 
@@ -245,7 +245,7 @@ impl Machine {
             faults: config.faults,
             power_button,
             is_paused: true,
-            _vm: vm,
+            vm,
             _memory: memory,
         };
         for number in 0..config.processors {
@@ -262,7 +262,7 @@ impl Machine {
         cpuid: &kvm_bindings::CpuId,
         entry: u64,
     ) -> Result<(), MachineError> {
-        let vcpu = self._vm.create_vcpu(u64::from(number)).map_err(kvm_cannot("create a processor"))?;
+        let vcpu = self.vm.create_vcpu(u64::from(number)).map_err(kvm_cannot("create a processor"))?;
         vcpu.set_cpuid2(cpuid).map_err(kvm_cannot("set what a processor is"))?;
         let registers = kvm_cannot("set a processor's registers");
         // The others wait for the first one to wake them.

@@ -1,7 +1,7 @@
 //! `satchel-vmm`: runs one machine, or tells what a disk would boot.
 
 use std::fs::File;
-use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -42,10 +42,10 @@ struct RunArgs {
     #[arg(long, required = true, value_name = "DISK")]
     disk: Vec<DiskArg>,
     /// Memory, in MiB
-    #[arg(long, default_value_t = 512, value_name = "MIB")]
+    #[arg(long, default_value_t = 512, value_name = "MIB", value_parser = clap::value_parser!(u64).range(128..=1 << 20))]
     memory: u64,
     /// Processors, 1 to 16
-    #[arg(long, default_value_t = 1, value_name = "N")]
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=16))]
     cpus: u8,
     /// What processors the guest sees: host, x86-64-v2 or x86-64-v3
     #[arg(long, default_value_t, value_name = "MODEL")]
@@ -280,7 +280,7 @@ fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         SerialArg::None => (None, None),
         SerialArg::Stdio => {
             terminal = terminal::Raw::enter().context("cannot set up the terminal")?;
-            let copy = |descriptor: std::os::fd::BorrowedFd<'_>| descriptor.try_clone_to_owned();
+            let copy = |descriptor: BorrowedFd<'_>| descriptor.try_clone_to_owned();
             (Some(copy(std::io::stdin().as_fd())?), Some(copy(std::io::stdout().as_fd())?))
         }
         SerialArg::Descriptor(number) => {
@@ -382,7 +382,9 @@ fn take_descriptor(number: RawFd) -> anyhow::Result<OwnedFd> {
     if !std::fs::exists(format!("/proc/self/fd/{number}")).unwrap_or(false) {
         bail!("descriptor {number} was not given to this program");
     }
-    // SAFETY: it is open, was given to this program by whoever started it to be used by this name, and each is used once.
+    // SAFETY: it is open, and nothing here closes a descriptor that was given before all of them are taken.
     #[expect(unsafe_code, reason = "descriptors are given by number")]
-    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+    let given = unsafe { BorrowedFd::borrow_raw(number) };
+    // One of our own, for a number may be named twice. What was given is closed with all else that nobody needs.
+    given.try_clone_to_owned().with_context(|| format!("cannot use descriptor {number}"))
 }

@@ -316,6 +316,7 @@ impl Server {
                     _ => "write",
                 },
                 error: error.to_string(),
+                no_space: error.kind() == io::ErrorKind::StorageFull,
                 is_final: self.disk.has_failed.load(Ordering::SeqCst) || is_gone(&error),
             };
             match self.disk.faults.report(fault, &self.stopping) {

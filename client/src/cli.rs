@@ -16,8 +16,10 @@ use satchel_client::source::SourceAddress;
 use satchel_client::state::StateDir;
 use satchel_client::versions::ImageRef;
 
+mod claim;
 mod create;
 mod export;
+mod forks;
 mod history;
 mod images;
 mod login;
@@ -71,6 +73,10 @@ enum Command {
     Desktops,
     /// Make a desktop from an image
     Create(CreateArgs),
+    /// List the forks of your desktops: work that could not be a desktop's next version
+    Forks(ForksArgs),
+    /// Make a fork's disks the desktop's, and keep the desktop's as the fork
+    Adopt(AdoptArgs),
     /// Mount a desktop's disks, in the foreground until it is unmounted or interrupted
     Mount(MountArgs),
     /// Run a desktop's machine; its changes are synced when it is switched off
@@ -195,6 +201,15 @@ struct OpenArgs {
     /// Contact nobody: start from what is on this machine, and only if a start needs no more
     #[arg(long)]
     offline: bool,
+    /// Take the desktop from another machine that has it in use: what that one has not synced goes to a fork
+    #[arg(long, conflicts_with_all = ["ask", "read_only", "offline"])]
+    take: bool,
+    /// Ask the machine that has the desktop in use to sync and end, and wait for that
+    #[arg(long, conflicts_with_all = ["read_only", "offline"])]
+    ask: bool,
+    /// Only look at it: nobody is kept from using it, and what is written is thrown away at the end
+    #[arg(long)]
+    read_only: bool,
     /// Serve numbers for Prometheus on this loopback address (port 0: any)
     #[arg(long, value_name = "127.0.0.1:PORT")]
     metrics: Option<SocketAddr>,
@@ -234,6 +249,18 @@ struct SourceArgs {
     /// Do not ask this source any more
     #[arg(long, value_name = "SOURCE")]
     remove: Vec<SourceAddress>,
+}
+
+#[derive(Debug, Args)]
+struct ForksArgs {
+    /// The desktop; without it, all
+    desktop: Option<Name>,
+}
+
+#[derive(Debug, Args)]
+struct AdoptArgs {
+    /// The fork, as `satchel forks` lists it
+    fork: Name,
 }
 
 #[derive(Debug, Args)]
@@ -385,6 +412,8 @@ fn run(cli: Cli, printer: Printer) -> anyhow::Result<()> {
             Command::Images => images::list_images(&context).await,
             Command::Desktops => images::list_desktops(&context).await,
             Command::Create(args) => interruptible(create::run(&context, args)).await,
+            Command::Forks(args) => forks::list(&context, args).await,
+            Command::Adopt(args) => interruptible(forks::adopt(&context, args)).await,
             Command::Mount(args) => mount::run(&context, args).await,
             Command::Run(args) => run::run(&context, args).await,
             Command::Sync(args) => interruptible(sync::run(&context, args)).await,

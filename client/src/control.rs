@@ -38,6 +38,14 @@ pub enum Request {
         /// Whether to stop.
         paused: bool,
     },
+    /// To say when another machine asks for the desktop; the reply is that machine's name, and comes then. Whoever asks
+    /// this attends to it.
+    AwaitWanted,
+    /// To have the machine that asks for the desktop told why it does not get it.
+    Refuse {
+        /// Why.
+        reason: String,
+    },
     /// To unmount and end.
     Unmount,
 }

@@ -5,7 +5,7 @@ use chunk_format::{
 };
 
 use crate::desktop::Version;
-use crate::remote::{Remote, VersionInfo};
+use crate::remote::{Placing, Remote, VersionInfo};
 use crate::state::{StateDir, StateError};
 use crate::upload::Patience;
 use crate::upstream::{CommitError, Upstream};
@@ -109,7 +109,15 @@ impl Creator<'_> {
         };
         let bytes = manifest.encode()?;
         let first = Version::decode(bytes.clone(), self.state.machine_key()?.sign(&bytes))?;
-        let commit = || Upstream::commit(&self.remote, &subject, None, first.bytes.clone(), &first.signature);
+        let commit = || {
+            Upstream::commit(
+                &self.remote,
+                &subject,
+                Placing::default(),
+                first.bytes.clone(),
+                &first.signature,
+            )
+        };
         match Patience::DEFAULT.retry(commit).await {
             Ok(version) => Ok((version, golden.manifest)),
             Err(CommitError::HeadMoved { .. }) => Err(CreateError::Exists { desktop: request.desktop }),

@@ -13,6 +13,7 @@ mod open;
 mod record;
 mod store;
 
+pub(crate) use open::layouts;
 pub use open::{OpenDesktop, Origins};
 pub use record::{DesktopRecord, Pending, Version};
 pub use store::{DesktopError, DesktopStore, DiskLayout, NewDesktop};

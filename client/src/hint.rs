@@ -5,6 +5,7 @@ use std::error::Error;
 use std::ffi::OsStr;
 use std::path::Path;
 
+use crate::adopt::AdoptError;
 use crate::cache::CacheError;
 use crate::create::CreateError;
 use crate::desktop::DesktopError;
@@ -18,7 +19,6 @@ use crate::remote::RemoteError;
 use crate::session::SessionError;
 use crate::source::{FailureKind, SourceError, SourceListError};
 use crate::state::StateError;
-use crate::sync::SyncError;
 use crate::upstream::CommitError;
 use crate::versions::VersionError;
 
@@ -79,13 +79,13 @@ fn hint_of(error: &(dyn Error + 'static)) -> Option<String> {
     if let Some(EngineError::NotInstalled { package, .. }) = error.downcast_ref() {
         return Some(format!("on Debian, `apt-get install {package}` has it"));
     }
+    if let Some(AdoptError::NoFork { .. }) = error.downcast_ref() {
+        return Some("`satchel forks` lists the forks there are".to_owned());
+    }
     let text = if let Some(EngineError::NoKvm { .. }) = error.downcast_ref() {
         "`--engine qemu` runs the desktop all the same, more slowly; for /dev/kvm, be in the group kvm"
     } else if let Some(EngineError::NoScreen) = error.downcast_ref() {
         "use `--engine qemu` with this screen, or `--display none`"
-    } else if error.downcast_ref::<SyncError>().is_some_and(|e| matches!(e, SyncError::HeadMoved { .. })) {
-        "nothing was lost: both are kept. See the other version with `satchel history DESKTOP`; to take it up, open \
-         the desktop from another state directory (`--state DIR`) and copy what you need"
     } else if error.downcast_ref::<CommitError>().is_some_and(|e| matches!(e, CommitError::HeadMoved { .. }))
     {
         "someone published meanwhile: run the same command again, it builds on the new version"
@@ -195,6 +195,13 @@ fn of_session(error: &SessionError) -> Option<String> {
             "see `satchel status DESKTOP`; it is free once that process has unmounted it and ended"
         }
         SessionError::NoSuchDesktop { .. } => NO_DESKTOP,
+        SessionError::LeaseHeld { .. } => {
+            "`--ask` has that machine sync and hand it over, `--read-only` looks at it without writing, `--take` takes it: \
+             what was not synced there becomes a fork, and nothing is lost"
+        }
+        SessionError::LeaseExpired { .. } => {
+            "connect to a network once. What was written here is kept, and is synced then"
+        }
         _ => return None,
     };
     Some(text.to_owned())

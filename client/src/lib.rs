@@ -1,5 +1,6 @@
 //! The client of Satchel: publishes images, mounts desktops lazily as copy-on-write disks, runs and syncs them.
 
+pub mod adopt;
 pub mod cache;
 pub mod control;
 pub mod create;
@@ -8,9 +9,11 @@ pub mod disk;
 pub mod engine;
 pub mod export;
 pub mod fetch;
+pub mod fork;
 pub mod fs;
 pub mod hint;
 pub mod image;
+pub mod lease;
 pub mod local;
 pub mod metrics;
 pub mod mount;

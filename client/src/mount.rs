@@ -8,10 +8,12 @@ use std::time::Duration;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
+mod lease;
 mod point;
 
+use lease::{LeaseDesk, LeaseEvent};
 pub use point::{PointError, clean_stale, unmount};
 
 use crate::control::{self, Connection, Reply, Request};
@@ -24,7 +26,7 @@ use crate::hint::explain;
 use crate::metrics;
 use crate::session::Session;
 use crate::status::DesktopStatus;
-use crate::sync::Syncer;
+use crate::sync::{SyncReport, Syncer};
 use crate::upload::UploadProgress;
 
 /// How often the cache's index is written.
@@ -77,6 +79,23 @@ pub enum Event {
     },
     /// The sources answer again.
     LinkUp,
+    /// Another machine asks for the desktop: it is synced and unmounted, if no program uses it.
+    Wanted {
+        /// The machine.
+        machine: String,
+    },
+    /// Another machine has taken the desktop: what is done here goes to a fork.
+    Taken {
+        /// The machine.
+        machine: String,
+    },
+    /// The desktop was synced before it was handed over.
+    Synced(Box<SyncReport>),
+    /// The sync before handing over failed.
+    NotSynced {
+        /// Why.
+        reason: String,
+    },
     /// Asked to unmount, but some program has a file open.
     Busy,
     /// Unmounting.
@@ -125,13 +144,23 @@ pub async fn serve(
         }
     });
     let asked = Arc::new(Notify::new());
+    let (desk, refusals) = LeaseDesk::new();
+    let (lease_sender, mut lease_events) = mpsc::unbounded_channel();
+    let keeping = tokio::spawn(lease::keep(
+        Arc::clone(&session),
+        Arc::clone(&desk),
+        refusals,
+        syncer.now_ms,
+        lease_sender,
+    ));
     let scraping = metrics.map(|listener| tokio::spawn(metrics::serve(listener, Arc::clone(&session))));
     let answering = tokio::spawn(answer(
         listener,
         Arc::clone(&session),
-        syncer,
+        syncer.clone(),
         directory.display().to_string(),
         Arc::clone(&asked),
+        Arc::clone(&desk),
     ));
     events(Event::Mounted);
 
@@ -141,6 +170,7 @@ pub async fn serve(
     let mut save = tokio::time::interval(SAVE_INTERVAL);
     let mut retry = tokio::time::interval(RETRY_INTERVAL);
     let mut attempts = 0;
+    let mut is_handing_over = false;
     let outcome = loop {
         tokio::select! {
             outcome = &mut unmounted => break outcome,
@@ -151,6 +181,20 @@ pub async fn serve(
                 match link.borrow_and_update().clone() {
                     LinkState::Up => events(Event::LinkUp),
                     LinkState::Down { reason } => events(Event::LinkDown { reason }),
+                }
+                continue;
+            }
+            Some(event) = lease_events.recv() => {
+                match event {
+                    LeaseEvent::Taken { machine } => events(Event::Taken { machine }),
+                    LeaseEvent::Wanted { machine } => {
+                        events(Event::Wanted { machine });
+                        let unmounting = directory.to_owned();
+                        match tokio::task::spawn_blocking(move || unmount(&unmounting, false)).await {
+                            Ok(Ok(())) => is_handing_over = true,
+                            _ => desk.refuse("its disks are in use".to_owned()),
+                        }
+                    }
                 }
                 continue;
             }
@@ -185,6 +229,13 @@ pub async fn serve(
         tracing::warn!(%error, "the file system ended with an error");
     }
     answering.abort();
+    keeping.abort();
+    if is_handing_over {
+        match syncer.sync(&session.desktop, None).await {
+            Ok(report) => events(Event::Synced(Box::new(report))),
+            Err(error) => events(Event::NotSynced { reason: explain(&error) }),
+        }
+    }
     if let Some(scraping) = scraping {
         scraping.abort();
     }
@@ -193,6 +244,7 @@ pub async fn serve(
         let session = Arc::clone(&session);
         tokio::task::spawn_blocking(move || session.desktop.close()).await
     };
+    session.release_lease((syncer.now_ms)()).await;
     match closed {
         Ok(closed) => Ok(closed?),
         Err(error) => Err(MountError::Setup { action: "flush the disks", source: error.into() }),
@@ -205,10 +257,16 @@ async fn answer(
     syncer: Syncer,
     mounted_at: String,
     unmount: Arc<Notify>,
+    desk: Arc<LeaseDesk>,
 ) {
     while let Ok((stream, _)) = listener.accept().await {
-        let (session, syncer, mounted_at, unmount) =
-            (Arc::clone(&session), syncer.clone(), mounted_at.clone(), Arc::clone(&unmount));
+        let (session, syncer, mounted_at, unmount, desk) = (
+            Arc::clone(&session),
+            syncer.clone(),
+            mounted_at.clone(),
+            Arc::clone(&unmount),
+            Arc::clone(&desk),
+        );
         tokio::spawn(async move {
             let mut connection = Connection::new(stream);
             let request = match connection.receive::<Request>().await {
@@ -233,6 +291,17 @@ async fn answer(
                 }
                 Request::Pause { paused } => {
                     session.desktop.fetcher().pause_background(paused);
+                    Reply::Done { result: serde_json::Value::Null }
+                }
+                Request::AwaitWanted => {
+                    tokio::select! {
+                        machine = desk.wanted() => reply_to(Ok::<_, MountError>(machine)),
+                        // Whoever asked has gone away, and attends to nothing.
+                        _ = connection.receive::<Request>() => return,
+                    }
+                }
+                Request::Refuse { reason } => {
+                    desk.refuse(reason);
                     Reply::Done { result: serde_json::Value::Null }
                 }
                 Request::Unmount => {

@@ -13,7 +13,7 @@ use chunk_format::{
 
 use crate::desktop::Version;
 use crate::image::{self, DiskImage, ImageError, KeptFree, OpenImage};
-use crate::remote::{PresentIn, Remote, RemoteError, VersionInfo};
+use crate::remote::{Placing, PresentIn, Remote, RemoteError, VersionInfo};
 use crate::upload::{Patience, ReadChunk, SegmentWork, Upload, UploadError, UploadProgress};
 use crate::upstream::{CommitError, Upstream};
 use crate::versions::{self, VersionError};
@@ -220,8 +220,9 @@ impl Publisher {
         channel: Option<&Name>,
         version: &Version,
     ) -> Result<VersionInfo, CommitError> {
+        let placing = Placing { channel, fork_of: None };
         let commit =
-            || Upstream::commit(&self.remote, subject, channel, version.bytes.clone(), &version.signature);
+            || Upstream::commit(&self.remote, subject, placing, version.bytes.clone(), &version.signature);
         Patience::DEFAULT.retry(commit).await
     }
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 mod api;
@@ -10,7 +11,10 @@ mod error;
 mod static_host;
 mod tls;
 
-pub use api::{BaseInfo, DesktopInfo, ImageInfo, PresentIn, ServerInfo, VersionInfo};
+pub use api::{
+    AfterExpiry, BaseInfo, DesktopInfo, ImageInfo, LeaseAnswer, LeaseInfo, LeaseWish, Placing, PresentIn,
+    ServerInfo, VersionInfo, WantedInfo,
+};
 pub use error::RemoteError;
 pub use static_host::StaticHost;
 pub use tls::{Fingerprint, Trust};
@@ -112,6 +116,17 @@ impl Remote {
             return Ok(response);
         }
         Err(RemoteError::refused(&self.endpoint.url, response).await)
+    }
+
+    /// A request with a JSON body.
+    fn with_json(
+        &self,
+        request: RequestBuilder,
+        body: &impl Serialize,
+    ) -> Result<RequestBuilder, RemoteError> {
+        let bytes = serde_json::to_vec(body)
+            .map_err(|error| self.unexpected(format!("a request that cannot be written: {error}")))?;
+        Ok(request.header("content-type", "application/json").body(bytes))
     }
 
     async fn json<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T, RemoteError> {

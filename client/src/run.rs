@@ -26,6 +26,8 @@ const MOUNT_TIMEOUT: Duration = Duration::from_secs(120);
 const UNMOUNT_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a machine that was switched off may take to end: a read that waits for the network holds it.
 const FORCED_OFF_PATIENCE: Duration = Duration::from_secs(15);
+/// How long a machine that is to be handed over may take to shut down.
+const HAND_OVER_PATIENCE: Duration = Duration::from_secs(180);
 /// How often a machine that was stopped by a full disk is told to go on.
 const CONTINUE_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -120,6 +122,11 @@ pub enum Event {
     },
     /// The power button was pressed.
     ShuttingDown,
+    /// Another machine asks for the desktop: this one is shut down.
+    Wanted {
+        /// The machine.
+        machine: String,
+    },
     /// The machine is being switched off.
     ForcedOff,
     /// What keys there are.
@@ -201,8 +208,15 @@ async fn run_machine(
         }
         let (accelerated, is_own) = (running.accelerated, running.is_own);
         events(Event::Starting { accelerated, is_own, interactive });
-        let mut supervisor =
-            Supervisor { running, asked_to_stop, left_behind_at: None, stopped_by_disk: false, events };
+        let mut supervisor = Supervisor {
+            running,
+            asked_to_stop,
+            left_behind_at: None,
+            refuse_at: None,
+            stopped_by_disk: false,
+            desktop_directory: &request.desktop_directory,
+            events,
+        };
         let ended = supervisor.watch(mount, &mut keys).await?;
         asked_to_stop = supervisor.asked_to_stop;
         match ended {
@@ -227,7 +241,10 @@ struct Supervisor<'a, E: Fn(Event)> {
     asked_to_stop: bool,
     /// When a machine that was switched off is left behind: it waits for its disks, which end next.
     left_behind_at: Option<Instant>,
+    /// When the machine that asks for the desktop is told that this one does not switch off.
+    refuse_at: Option<Instant>,
     stopped_by_disk: bool,
+    desktop_directory: &'a Path,
     events: &'a E,
 }
 
@@ -245,8 +262,11 @@ impl<E: Fn(Event)> Supervisor<'_, E> {
         let (_, no_events) = mpsc::unbounded_channel();
         let mut machine_events = std::mem::replace(&mut self.running.events, no_events);
         let Mount { process: mount_process, lines, .. } = mount;
+        let wanted = await_wanted(self.desktop_directory);
+        tokio::pin!(wanted);
+        let mut is_wanted = false;
         loop {
-            let left_behind_at = self.left_behind_at;
+            let (left_behind_at, refuse_at) = (self.left_behind_at, self.refuse_at);
             tokio::select! {
                 ended = self.running.ended() => return Ok(ended),
                 () = tokio::time::sleep_until(left_behind_at.unwrap_or_else(Instant::now)),
@@ -254,6 +274,18 @@ impl<E: Fn(Event)> Supervisor<'_, E> {
                 {
                     self.running.kill();
                     return Ok(Ended::Off);
+                }
+                machine = &mut wanted, if !is_wanted => {
+                    is_wanted = true;
+                    (self.events)(Event::Wanted { machine });
+                    self.refuse_at = Some(Instant::now() + HAND_OVER_PATIENCE);
+                    if !self.asked_to_stop {
+                        self.stop().await;
+                    }
+                }
+                () = tokio::time::sleep_until(refuse_at.unwrap_or_else(Instant::now)), if refuse_at.is_some() => {
+                    self.refuse_at = None;
+                    refuse(self.desktop_directory).await;
                 }
                 _ = mount_process.wait() => {
                     // Without its disks the machine can only hang.
@@ -308,6 +340,37 @@ impl<E: Fn(Event)> Supervisor<'_, E> {
             }
             MachineEvent::Panicked => (self.events)(Event::Panicked),
         }
+    }
+}
+
+/// Waits until another machine asks for the desktop; for ever when nobody can tell.
+async fn await_wanted(desktop_directory: &Path) -> String {
+    let asked = async {
+        let mut connection = Connection::open(desktop_directory).await?;
+        connection.ask(&Request::AwaitWanted, |_| {}).await
+    };
+    match asked.await.map(serde_json::from_value::<String>) {
+        Ok(Ok(machine)) => machine,
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "another machine may ask for this desktop, and is not heard");
+            std::future::pending().await
+        }
+        Err(error) => {
+            tracing::warn!(%error, "another machine may ask for this desktop, and is not heard");
+            std::future::pending().await
+        }
+    }
+}
+
+/// Has the machine that asks for the desktop told that it has to wait.
+async fn refuse(desktop_directory: &Path) {
+    let told = async {
+        let mut connection = Connection::open(desktop_directory).await?;
+        let reason = "its machine was asked to shut down, and still runs".to_owned();
+        connection.ask(&Request::Refuse { reason }, |_| {}).await
+    };
+    if let Err(error) = told.await {
+        tracing::warn!(%error, "the machine that asks for this desktop was not told that it has to wait");
     }
 }
 

@@ -9,15 +9,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use chunk_format::{ChunkSize, Firmware, Name, Subject};
+use chunk_format::{ChunkSize, Firmware, ManifestId, Name, PublicKey, Subject};
 use rustix::fs::{FlockOperation, flock};
 use tokio::runtime::Handle;
 
 use crate::cache::{Cache, CacheConfig, CacheError};
-use crate::desktop::{DesktopError, DesktopStore, NewDesktop, OpenDesktop, Version};
+use crate::desktop::{DesktopError, DesktopStore, NewDesktop, OpenDesktop, Version, layouts};
 use crate::fetch::{Fetcher, OnMissing, SegmentStore};
+use crate::lease::{self, Asked, Claim, LeaseRecord, Standing};
 use crate::profile::ProfileStore;
-use crate::remote::{DesktopInfo, Remote, RemoteError};
+use crate::remote::{AfterExpiry, DesktopInfo, LeaseInfo, LeaseWish, Remote, RemoteError};
 use crate::source::{
     ChunkSource, HttpSource, ImagesOnly, NoSource, SourceAddress, SourceList, SourceListError,
 };
@@ -77,6 +78,27 @@ pub enum SessionError {
         #[source]
         source: DesktopError,
     },
+    /// Another machine may write the desktop.
+    #[error("desktop {desktop} is in use on {}", lease.machine)]
+    LeaseHeld {
+        /// The desktop.
+        desktop: Name,
+        /// The lease.
+        lease: Box<LeaseInfo>,
+        /// The server's time, milliseconds since 1970 UTC, or this machine's.
+        now_ms: u64,
+    },
+    /// The server was not heard of for longer than a lease holds, and the operator wants it then not to be opened.
+    #[error(
+        "the server was not heard of for {} days, and desktop {desktop} may not be opened without it for longer",
+        lease_ms / 86_400_000
+    )]
+    LeaseExpired {
+        /// The desktop.
+        desktop: Name,
+        /// How long a lease holds, milliseconds.
+        lease_ms: u64,
+    },
     /// A version from the server does not hold.
     #[error("{0}")]
     Version(#[from] VersionError),
@@ -98,14 +120,20 @@ pub enum SessionError {
 }
 
 /// How to open a desktop.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct SessionOptions {
+    /// What this machine is called.
+    pub machine: String,
     /// Most bytes of fetched chunks to keep.
     pub cache_bytes: u64,
     /// What to do when no source has the right bytes.
     pub on_missing: OnMissing,
     /// Contact nobody.
     pub offline: bool,
+    /// What is to be done with it.
+    pub claim: Claim,
+    /// The time, milliseconds since 1970 UTC: leases go by it.
+    pub now_ms: fn() -> u64,
 }
 
 /// What a person should know about how the desktop was opened.
@@ -139,6 +167,30 @@ pub enum Notice {
     },
     /// The server does not know the desktop any more.
     GoneFromServer,
+    /// What was done here before is a fork, and synced; this is the desktop's own newest version.
+    WorkIsInFork {
+        /// The fork.
+        fork: Name,
+    },
+    /// What is opened is a fork that was not yet synced to its end.
+    OnFork {
+        /// The fork.
+        fork: Name,
+    },
+    /// It is not known whether another machine works on it: the server cannot be asked, and no lease is held.
+    NoLease,
+    /// Another machine's lease was taken.
+    Taken {
+        /// The machine.
+        machine: String,
+    },
+    /// Without a word of the server, work may go on for so long.
+    LeaseEnding {
+        /// Milliseconds.
+        left_ms: u64,
+    },
+    /// The server was not heard of for longer than a lease holds: what is written is thrown away at the end.
+    LeaseExpired,
 }
 
 /// A desktop that is open on this machine. Its lock is held until this is dropped.
@@ -154,7 +206,18 @@ pub struct Session {
     pub notices: Vec<Notice>,
     /// Whether nobody is contacted.
     pub offline: bool,
+    /// This machine's key and name, by which it holds leases.
+    pub holder: Holder,
     _lock: DesktopLock,
+}
+
+/// Who holds leases here.
+#[derive(Clone, Debug)]
+pub struct Holder {
+    /// The machine's key.
+    pub key: PublicKey,
+    /// What the machine is called.
+    pub machine: String,
 }
 
 /// The lock of a desktop's directory. The kernel lets go of it when the process ends, however it ends.
@@ -236,11 +299,75 @@ impl Session {
             opening.note_mirrors(&info.base.mirrors)?;
         }
         let mut notices = Vec::new();
+        let holder = Holder { key: state.machine_key()?.public(), machine: options.machine.clone() };
+        let (found, is_read_only) = opening.claim(options, &holder, found, &mut notices).await?;
         let store = opening.bring_up_to_date(found, &mut notices).await?;
         let runtime = Handle::current();
-        let desktop = opening.assemble(store, options, &runtime)?;
+        let desktop = opening.assemble(store, options, &runtime, is_read_only)?;
+        desktop.set_head_lost(notices.iter().any(|notice| matches!(notice, Notice::ServerIsBehind { .. })));
         let subject = opening.subject();
-        Ok(Self { desktop, subject, remote, notices, offline: options.offline, _lock: lock })
+        Ok(Self { desktop, subject, remote, notices, offline: options.offline, holder, _lock: lock })
+    }
+
+    /// The desktop's name.
+    pub fn name(&self) -> Option<&Name> {
+        match &self.subject {
+            Subject::Desktop { desktop, .. } => Some(desktop),
+            Subject::Image { .. } => None,
+        }
+    }
+
+    /// Whether what was written here is to be synced before anything else: it belongs to another version than the
+    /// desktop's newest.
+    pub fn has_other_work(&self) -> bool {
+        self.notices.iter().any(|notice| {
+            matches!(notice, Notice::Diverged { .. } | Notice::OnFork { .. } | Notice::ServerIsBehind { .. })
+        })
+    }
+
+    /// Renews the lease, and says what the server said.
+    ///
+    /// # Errors
+    /// [`RemoteError`].
+    pub async fn renew_lease(&self, now_ms: u64, refusal: Option<String>) -> Result<Asked, RemoteError> {
+        let Some(name) = self.name() else { return Err(RemoteError::Offline) };
+        let version = self.desktop.store().record().head;
+        let wish = self.holder.wish(version, false, refusal);
+        let asked = lease::ask(&self.remote, name, &wish).await?;
+        if let Asked::Held(answer) = &asked {
+            self.note(&LeaseRecord::heard(answer, true, now_ms));
+        }
+        Ok(asked)
+    }
+
+    /// Gives the lease back, when nothing is left here that the server does not have.
+    pub async fn release_lease(&self, now_ms: u64) {
+        let Some(name) = self.name() else { return };
+        if self.offline || self.desktop.is_read_only() || self.desktop.has_changes() {
+            return;
+        }
+        match self.remote.release_lease(name, &self.holder.key).await {
+            Ok(()) => {
+                if let Some(record) = LeaseRecord::load(self.desktop.store().volume()) {
+                    self.note(&record.given_back(now_ms));
+                }
+            }
+            // It runs out by itself.
+            Err(error) => tracing::info!(%error, "the lease was not given back"),
+        }
+    }
+
+    fn note(&self, record: &LeaseRecord) {
+        if let Err(error) = record.store(self.desktop.store().volume()) {
+            tracing::warn!(%error, "what is known of the lease was not written down");
+        }
+    }
+}
+
+impl Holder {
+    /// What to ask the server for.
+    fn wish(&self, version: ManifestId, take: bool, refusal: Option<String>) -> LeaseWish {
+        LeaseWish { key: self.key, machine: self.machine.clone(), version, take, refusal }
     }
 }
 
@@ -286,6 +413,101 @@ struct Opening<'a> {
 }
 
 impl Opening<'_> {
+    /// Takes the lease, or finds out what may be done without it. Answers what the server knows of the desktop, and
+    /// whether it is only to be looked at.
+    ///
+    /// The lease comes before the look at the newest version: what another machine commits at its end is then seen.
+    async fn claim(
+        &self,
+        options: &SessionOptions,
+        holder: &Holder,
+        found: Result<Option<DesktopInfo>, RemoteError>,
+        notices: &mut Vec<Notice>,
+    ) -> Result<(Result<Option<DesktopInfo>, RemoteError>, bool), SessionError> {
+        if options.claim == Claim::ReadOnly {
+            return Ok((found, true));
+        }
+        let now_ms = (options.now_ms)();
+        let volume = DirVolume::open(self.directory)
+            .map_err(|source| SessionError::Lock { path: self.directory.to_owned(), source })?;
+        let info = match found {
+            Ok(Some(info)) => info,
+            Ok(None) => return Ok((found, false)),
+            Err(_) => {
+                let is_read_only = self.claim_unheard(options, &volume, now_ms, notices)?;
+                return Ok((found, is_read_only));
+            }
+        };
+        let take = options.claim == Claim::Take;
+        let before = info.lease.as_ref().filter(|lease| !lease::is_ours(lease, &holder.key));
+        let taken_from = before.map(|lease| lease.machine.clone());
+        let wish = holder.wish(info.head.id, take, None);
+        match lease::ask(self.remote, self.desktop, &wish).await {
+            Ok(Asked::Held(answer)) => {
+                notices.extend(taken_from.map(|machine| Notice::Taken { machine }));
+                let record = LeaseRecord::heard(&answer, true, now_ms);
+                record.store(&volume).map_err(|source| SessionError::Lock {
+                    path: self.directory.join("lease.json"),
+                    source,
+                })?;
+                let info = match answer.head.id == info.head.id {
+                    true => info,
+                    false => match self.remote.desktop(self.desktop).await {
+                        Ok(info) => info,
+                        Err(error) => return Ok((Err(error), false)),
+                    },
+                };
+                Ok((Ok(Some(info)), false))
+            }
+            Ok(Asked::HeldElsewhere(_)) if options.claim == Claim::IfFree => Ok((Ok(Some(info)), false)),
+            Ok(Asked::HeldElsewhere(lease)) => {
+                Err(SessionError::LeaseHeld { desktop: self.desktop.clone(), lease, now_ms })
+            }
+            Err(error) => {
+                tracing::info!(error = &error as &dyn std::error::Error, "no lease could be had");
+                let is_read_only = self.claim_unheard(options, &volume, now_ms, notices)?;
+                Ok((Err(error), is_read_only))
+            }
+        }
+    }
+
+    /// What may be done when the server cannot be asked; answers whether the desktop is only to be looked at.
+    fn claim_unheard(
+        &self,
+        options: &SessionOptions,
+        volume: &DirVolume,
+        now_ms: u64,
+        notices: &mut Vec<Notice>,
+    ) -> Result<bool, SessionError> {
+        let Some(record) = LeaseRecord::load(volume) else {
+            notices.push(Notice::NoLease);
+            return Ok(false);
+        };
+        let standing = record.standing(now_ms);
+        let (is_held, lease_ms) = (record.is_held, record.lease_ms);
+        if let Err(error) = record.seen(now_ms).store(volume) {
+            tracing::warn!(%error, "what is known of the lease was not written down");
+        }
+        match standing {
+            Standing::Expired { .. } if options.claim == Claim::IfFree => Ok(false),
+            Standing::Expired { after: AfterExpiry::ReadOnly } => {
+                notices.push(Notice::LeaseExpired);
+                Ok(true)
+            }
+            Standing::Expired { after: AfterExpiry::Refuse } => {
+                Err(SessionError::LeaseExpired { desktop: self.desktop.clone(), lease_ms })
+            }
+            Standing::Ending { left_ms } => {
+                notices.push(Notice::LeaseEnding { left_ms });
+                Ok(false)
+            }
+            Standing::Good => {
+                notices.extend((!is_held).then_some(Notice::NoLease));
+                Ok(false)
+            }
+        }
+    }
+
     fn subject(&self) -> Subject {
         Subject::Desktop { owner: self.login.user.clone(), desktop: self.desktop.clone() }
     }
@@ -356,6 +578,19 @@ impl Opening<'_> {
             return Ok(());
         }
         let here = store.version(record.head).map_err(|source| self.failed(source))?;
+        if let Subject::Desktop { desktop: fork, .. } = &here.manifest.subject
+            && fork != self.desktop
+        {
+            let fork = fork.clone();
+            if has_changes(store, &here).map_err(|source| self.failed(source))? {
+                notices.push(Notice::OnFork { fork });
+            } else {
+                let (head, base) = self.fetch(info).await?;
+                store.move_to(&head, &base).map_err(|source| self.failed(source))?;
+                notices.push(Notice::WorkIsInFork { fork });
+            }
+            return Ok(());
+        }
         let (sequence, machine) = (server.sequence, server.machine.clone());
         if sequence <= here.manifest.sequence {
             notices.push(Notice::ServerIsBehind { server: sequence, here: here.manifest.sequence });
@@ -439,6 +674,7 @@ impl Opening<'_> {
         store: DesktopStore,
         options: &SessionOptions,
         runtime: &Handle,
+        is_read_only: bool,
     ) -> Result<OpenDesktop, SessionError> {
         let record = store.record();
         let head = store.version(record.head).map_err(|source| self.failed(source))?;
@@ -457,6 +693,10 @@ impl Opening<'_> {
             Fetcher::new(runtime, self.sources(options)?, Arc::clone(&cache), segments, options.on_missing);
         let profiles = ProfileStore::new(self.directory.join("profiles"));
         profiles.retain(&HashSet::from([store.record().base]));
+        if is_read_only {
+            let head = store.version(record.head).map_err(|source| self.failed(source))?;
+            store.add_discarded_generation(&layouts(&head.manifest)).map_err(|source| self.failed(source))?;
+        }
         OpenDesktop::assemble(store, cache, fetcher, profiles, runtime.clone())
             .map_err(|source| self.failed(source))
     }

@@ -3,15 +3,18 @@
 //! Freeze, upload, note, commit, fold. Each step may be the last one before a crash, and the next sync goes on from
 //! what it finds: frozen generations are uploaded again (what arrived is not sent twice), a noted version is
 //! committed again (a commit that already happened answers the same), a committed one is folded. Only the server's
-//! compare-and-swap moves the head. The disks stay in use throughout; the guest waits for the freeze alone. The order
+//! compare-and-swap moves the head; work that it refuses becomes a fork, with the same steps from the note on. The disks stay in use throughout; the guest waits for the freeze alone. The order
 //! of every durable step is in `docs/semantics.md`.
+
+mod thorough;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use chunk_format::{
-    ChunkId, ChunkIndex, Features, FormatError, Manifest, SecretKey, Segment, SegmentId, SegmentIndex,
+    ChunkId, ChunkIndex, Features, FormatError, Manifest, Name, SecretKey, Segment, SegmentId, SegmentIndex,
+    Subject,
 };
 use tokio::runtime::Handle;
 
@@ -20,22 +23,34 @@ use crate::desktop::{DesktopError, OpenDesktop, Pending, Version};
 use crate::disk::{BaseSegment, Disk, View};
 use crate::fetch::FetchError;
 use crate::fetch::Fetcher;
+use crate::fork::{ForkReason, Forked, forked};
 use crate::overlay::{BLOCK_BYTES, BlockIndex, BlockState, Overlay};
-use crate::remote::{PresentIn, RemoteError, VersionInfo};
+use crate::remote::{Placing, PresentIn, RemoteError, VersionInfo};
 use crate::upload::{Patience, ReadChunk, SegmentDone, SegmentWork, Upload, UploadError, UploadProgress};
 use crate::upstream::{CommitError, Upstream};
 
 /// Why a sync did not finish. What was written is safe on this machine, and the next sync goes on.
 #[derive(Debug, thiserror::Error)]
 pub enum SyncError {
-    /// Another machine committed a version first.
+    /// The desktop was opened to be looked at.
+    #[error("this desktop was opened read-only: what is written is thrown away at the end")]
+    ReadOnly,
+    /// The server has lost chunks that are not on this machine either.
     #[error(
-        "this desktop has moved on to version {}, made on {}; what was changed here is kept and was not merged",
-        head.sequence, head.machine
+        "the server has lost {chunks} chunks of version {sequence}, and they are not on this machine: what was changed here \
+         is kept, and cannot be synced without them"
     )]
-    HeadMoved {
-        /// The head now.
-        head: Box<VersionInfo>,
+    Lost {
+        /// How many.
+        chunks: usize,
+        /// The version they belong to.
+        sequence: u64,
+    },
+    /// The work may not be the desktop's next version, and no name for a fork of it is free.
+    #[error("{reason}, and no fork could be begun: what was changed here is kept on this machine")]
+    NotForked {
+        /// Why it may not be the next version.
+        reason: ForkReason,
     },
     /// The desktop's files failed.
     #[error("{0}")]
@@ -53,6 +68,9 @@ pub enum SyncError {
     #[error("{0}")]
     Format(#[from] FormatError),
 }
+
+/// Digits of a version's id in the name of a fork: more of them as long as the name is taken.
+const FORK_DIGITS: [usize; 4] = [4, 8, 16, 24];
 
 /// What a sync needs.
 #[derive(Clone)]
@@ -84,6 +102,9 @@ pub struct SyncReport {
     pub new_chunks: u64,
     /// Bytes sent.
     pub sent_bytes: u64,
+    /// The fork that the work went to, since it may not be the desktop's next version.
+    #[serde(default)]
+    pub fork: Option<Forked>,
 }
 
 impl Syncer {
@@ -93,6 +114,9 @@ impl Syncer {
     /// [`SyncError`].
     pub async fn sync(&self, desktop: &OpenDesktop, note: Option<String>) -> Result<SyncReport, SyncError> {
         let _one_at_a_time = desktop.syncing.lock().await;
+        if desktop.is_read_only() {
+            return Err(SyncError::ReadOnly);
+        }
         let mut report = SyncReport::default();
         if let Some(pending) = desktop.store.record().pending {
             self.resume(desktop, pending, &mut report).await?;
@@ -101,7 +125,7 @@ impl Syncer {
         if desktop.store.record().generations.len() > 1 {
             self.commit_frozen(desktop, note.clone(), &mut report).await?;
         }
-        if desktop.has_changes() {
+        if desktop.has_changes() || desktop.is_head_lost() {
             desktop.freeze()?;
             self.commit_frozen(desktop, note, &mut report).await?;
         }
@@ -117,18 +141,12 @@ impl Syncer {
         pending: Pending,
         report: &mut SyncReport,
     ) -> Result<(), SyncError> {
+        let head = desktop.store.version(desktop.store.record().head)?;
         let version = desktop.store.version(pending.manifest)?;
-        match self.commit(&version).await {
-            Ok(committed) => {
-                report.version = Some(committed);
-                fold(desktop, &version, &[], pending)
-            }
-            // Pruned on the server since: uploaded anew below.
-            Err(SyncError::Remote(error))
-                if matches!(error.code(), Some("segments_missing" | "chunks_missing")) =>
-            {
-                Ok(desktop.store.clear_pending()?)
-            }
+        match self.commit_or_fork(desktop, &head, version, pending.through_generation, report).await {
+            Ok((version, committed)) => fold(desktop, &version, &[], committed),
+            // Uploaded anew below.
+            Err(error) if error.is_of_lost_objects() => Ok(desktop.store.clear_pending()?),
             Err(error) => Err(error),
         }
     }
@@ -142,31 +160,60 @@ impl Syncer {
     ) -> Result<(), SyncError> {
         let record = desktop.store.record();
         let Some((_, [.., through_generation])) = record.generations.split_last() else { return Ok(()) };
+        let through_generation = *through_generation;
         let head = desktop.store.version(record.head)?;
         head.manifest.check_writable()?;
         let frozen: Vec<View> =
-            desktop.disks.iter().map(|disk| frozen_view(disk, *through_generation)).collect();
+            desktop.disks.iter().map(|disk| frozen_view(disk, through_generation)).collect();
         flush(&frozen).await?;
-        let work = self.plan(desktop, &frozen).await?;
+        let frozen = Frozen { head, views: frozen, through_generation };
+        let work = self.plan(desktop, &frozen.views).await?;
         report.dirty_chunks +=
             work.iter().map(|work| (work.positions.len() + work.zeroed.len()) as u64).sum::<u64>();
-        let done = self.upload(desktop, &head.manifest, frozen, work).await?;
+        if desktop.is_head_lost() {
+            let work = self.plan_thoroughly(desktop, &frozen, work).await?;
+            self.send(desktop, &frozen, work, Trust::Nothing, note, report).await?;
+            desktop.set_head_lost(false);
+            return Ok(());
+        }
+        match self.send(desktop, &frozen, work.clone(), Trust::Head, note.clone(), report).await {
+            Err(error) if error.is_of_lost_objects() => {
+                tracing::warn!(%error, "the server lacks what it had: all of this version that it lacks is sent");
+                let work = self.plan_thoroughly(desktop, &frozen, work).await?;
+                self.send(desktop, &frozen, work, Trust::Nothing, note, report).await
+            }
+            sent => sent,
+        }
+    }
 
-        let pending = |manifest| Pending { manifest, through_generation: *through_generation };
-        let manifest = self.next_manifest(&head, &done, note);
-        if manifest.disks == head.manifest.disks {
+    /// Uploads segments, commits the version they make, and folds it.
+    async fn send(
+        &self,
+        desktop: &OpenDesktop,
+        frozen: &Frozen,
+        work: Vec<SegmentWork>,
+        trust: Trust,
+        note: Option<String>,
+        report: &mut SyncReport,
+    ) -> Result<(), SyncError> {
+        let Frozen { head, through_generation, .. } = frozen;
+        let through_generation = *through_generation;
+        let done = self.upload(desktop, frozen, work, trust).await?;
+        let manifest = self.next_manifest(head, &done, note);
+        if manifest.disks == head.manifest.disks && trust == Trust::Head {
             // Written over with what was there before: nothing to commit.
-            return fold(desktop, &head, &[], pending(head.id));
+            return fold(desktop, head, &[], Pending { manifest: head.id, through_generation });
         }
         let bytes = manifest.encode()?;
         let version = Version::decode(bytes.clone(), self.key.sign(&bytes))?;
-        desktop.store.set_pending(&version, *through_generation)?;
-        report.version = Some(self.commit(&version).await?);
+        desktop.store.set_pending(&version, through_generation)?;
+        let (version, committed) =
+            self.commit_or_fork(desktop, head, version, through_generation, report).await?;
         let loaded: Vec<BaseSegment> = done
             .into_iter()
             .map(|done| BaseSegment::loaded(done.segment, desktop.origins.owner.clone()))
             .collect();
-        fold(desktop, &version, &loaded, pending(version.id))
+        fold(desktop, &version, &loaded, committed)
     }
 
     /// The segments the frozen overlays change, with the chunks to read of each.
@@ -192,18 +239,19 @@ impl Syncer {
     async fn upload(
         &self,
         desktop: &OpenDesktop,
-        head: &Manifest,
-        frozen: Vec<View>,
+        frozen: &Frozen,
         work: Vec<SegmentWork>,
+        trust: Trust,
     ) -> Result<Vec<SegmentDone>, SyncError> {
-        let known: HashSet<SegmentId> =
-            head.disks.iter().flat_map(|disk| disk.segments.iter().copied()).collect();
+        let known: HashSet<SegmentId> = match trust {
+            Trust::Head => {
+                frozen.head.manifest.disks.iter().flat_map(|disk| &disk.segments).copied().collect()
+            }
+            Trust::Nothing => HashSet::new(),
+        };
         let upload = Upload {
             upstream: Arc::clone(&self.upstream),
-            place: PresentIn {
-                namespace: desktop.origins.owner.clone(),
-                also: Some(desktop.origins.image.clone()),
-            },
+            place: place(desktop),
             chunk_size: desktop.cache.chunk_size(),
             known_segments: Arc::new(known),
             progress: Arc::clone(&self.progress),
@@ -211,7 +259,9 @@ impl Syncer {
             patience: self.patience,
         };
         let disks = frozen
-            .into_iter()
+            .views
+            .iter()
+            .cloned()
             .map(|view| {
                 let (cache, fetcher) = (Arc::clone(&desktop.cache), desktop.fetcher.clone());
                 Disk::new(view, cache, fetcher, desktop.runtime.clone())
@@ -246,15 +296,99 @@ impl Syncer {
         }
     }
 
-    async fn commit(&self, version: &Version) -> Result<VersionInfo, SyncError> {
-        let commit = || {
-            self.upstream.commit(&version.manifest.subject, None, version.bytes.clone(), &version.signature)
-        };
-        match self.patience.retry(commit).await {
-            Ok(committed) => Ok(committed),
-            Err(CommitError::HeadMoved { head }) => Err(SyncError::HeadMoved { head }),
-            Err(CommitError::Remote(error)) => Err(error.into()),
+    /// Commits a noted version, or what it holds as a fork; answers what was committed, and its note.
+    async fn commit_or_fork(
+        &self,
+        desktop: &OpenDesktop,
+        head: &Version,
+        version: Version,
+        through_generation: u64,
+        report: &mut SyncReport,
+    ) -> Result<(Version, Pending), SyncError> {
+        let mut first_reason = None;
+        let mut candidate = version.clone();
+        let mut digits = FORK_DIGITS.into_iter();
+        loop {
+            let refused = match self.commit(head, &candidate).await {
+                Ok(committed) => {
+                    report.version = Some(committed);
+                    report.fork = fork_of(head, &candidate).map(|(of, fork)| Forked {
+                        fork: fork.clone(),
+                        of: of.clone(),
+                        reason: first_reason,
+                    });
+                    let pending = Pending { manifest: candidate.id, through_generation };
+                    return Ok((candidate, pending));
+                }
+                Err(CommitError::HeadMoved { head }) => {
+                    ForkReason::HeadMoved { sequence: head.sequence, machine: head.machine.clone() }
+                }
+                Err(CommitError::LeaseHeld { lease }) => {
+                    ForkReason::LeaseHeld { machine: lease.machine.clone() }
+                }
+                Err(CommitError::Remote(error)) => return Err(error.into()),
+            };
+            let reason = first_reason.get_or_insert(refused);
+            // A fork that is refused has a name that is taken: the next has another.
+            let Some(digits) = digits.next() else {
+                return Err(SyncError::NotForked { reason: reason.clone() });
+            };
+            candidate = forked(&version, digits, &self.key)?;
+            desktop.store.set_pending(&candidate, through_generation)?;
         }
+    }
+
+    async fn commit(&self, head: &Version, version: &Version) -> Result<VersionInfo, CommitError> {
+        let placing = Placing { channel: None, fork_of: fork_of(head, version).map(|(of, _)| of) };
+        let commit = || {
+            self.upstream.commit(
+                &version.manifest.subject,
+                placing,
+                version.bytes.clone(),
+                &version.signature,
+            )
+        };
+        self.patience.retry(commit).await
+    }
+}
+
+/// What a sync commits: disks as they were when their generations up to one were frozen.
+struct Frozen {
+    /// The version below.
+    head: Version,
+    views: Vec<View>,
+    through_generation: u64,
+}
+
+/// What a server is believed to have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Trust {
+    /// All of the version that was committed last.
+    Head,
+    /// Nothing that was not asked for.
+    Nothing,
+}
+
+impl SyncError {
+    /// Whether the server lacks what it had: it was set back to an older state, or something was pruned.
+    fn is_of_lost_objects(&self) -> bool {
+        let (Self::Remote(error) | Self::Upload(UploadError::Remote(error))) = self else { return false };
+        matches!(error.code(), Some("segments_missing" | "chunks_missing"))
+    }
+}
+
+/// Where a desktop's objects may be on its server.
+fn place(desktop: &OpenDesktop) -> PresentIn {
+    PresentIn { namespace: desktop.origins.owner.clone(), also: Some(desktop.origins.image.clone()) }
+}
+
+/// The desktop that a version is the first of a fork of, and the fork; none when it follows its head as it is.
+fn fork_of<'a>(head: &'a Version, version: &'a Version) -> Option<(&'a Name, &'a Name)> {
+    match (&head.manifest.subject, &version.manifest.subject) {
+        (Subject::Desktop { desktop: of, .. }, Subject::Desktop { desktop: fork, .. }) if of != fork => {
+            Some((of, fork))
+        }
+        _ => None,
     }
 }
 
@@ -399,5 +533,7 @@ impl ReadChunk for FrozenDisks {
     }
 }
 
+#[cfg(test)]
+mod apart;
 #[cfg(test)]
 mod tests;

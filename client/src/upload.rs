@@ -212,7 +212,7 @@ impl Passing for CommitError {
     fn asked_pause(&self) -> Duration {
         match self {
             Self::Remote(error) => error.asked_pause(),
-            Self::HeadMoved { .. } => Duration::ZERO,
+            Self::HeadMoved { .. } | Self::LeaseHeld { .. } => Duration::ZERO,
         }
     }
 }

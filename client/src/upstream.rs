@@ -1,10 +1,10 @@
 //! Where versions are committed to: the image server, or one in memory for tests.
 
 use bytes::Bytes;
-use chunk_format::{ChunkId, Name, Namespace, PackId, SegmentId, Signature, Subject};
+use chunk_format::{ChunkId, Namespace, PackId, SegmentId, Signature, Subject};
 use futures_util::future::BoxFuture;
 
-use crate::remote::{PresentIn, Remote, RemoteError, VersionInfo};
+use crate::remote::{LeaseInfo, Placing, PresentIn, Remote, RemoteError, VersionInfo};
 
 #[cfg(any(test, feature = "simulate"))]
 mod memory;
@@ -20,6 +20,12 @@ pub enum CommitError {
     HeadMoved {
         /// The head now.
         head: Box<VersionInfo>,
+    },
+    /// Another machine holds the desktop's lease. Nothing was changed.
+    #[error("desktop is in use on {}", lease.machine)]
+    LeaseHeld {
+        /// The lease.
+        lease: Box<LeaseInfo>,
     },
     /// The request failed; the version may or may not be committed.
     #[error("{0}")]
@@ -58,11 +64,11 @@ pub trait Upstream: Send + Sync + 'static {
         frame: Vec<u8>,
     ) -> BoxFuture<'a, Result<(), RemoteError>>;
 
-    /// Commits a version on its parent, if that is still the head.
+    /// Commits a version on its parent, if that is still the head, or as the first of a fork.
     fn commit<'a>(
         &'a self,
         subject: &'a Subject,
-        channel: Option<&'a Name>,
+        placing: Placing<'a>,
         manifest: Vec<u8>,
         signature: &'a Signature,
     ) -> BoxFuture<'a, Result<VersionInfo, CommitError>>;
@@ -109,12 +115,12 @@ impl Upstream for Remote {
     fn commit<'a>(
         &'a self,
         subject: &'a Subject,
-        channel: Option<&'a Name>,
+        placing: Placing<'a>,
         manifest: Vec<u8>,
         signature: &'a Signature,
     ) -> BoxFuture<'a, Result<VersionInfo, CommitError>> {
         Box::pin(async move {
-            let error = match Self::commit(self, subject, channel, manifest, signature).await {
+            let error = match Self::commit(self, subject, placing, manifest, signature).await {
                 Ok(version) => return Ok(version),
                 Err(error) => error,
             };
@@ -123,6 +129,12 @@ impl Upstream for Remote {
                 && let Ok(head) = serde_json::from_value(details["head"].clone())
             {
                 return Err(CommitError::HeadMoved { head });
+            }
+            if let RemoteError::Refused { code, details, .. } = &error
+                && code == "lease_held"
+                && let Ok(lease) = serde_json::from_value(details["lease"].clone())
+            {
+                return Err(CommitError::LeaseHeld { lease });
             }
             Err(error.into())
         })

@@ -3,6 +3,7 @@
 mod init;
 mod mirror;
 pub(crate) mod output;
+mod policy;
 mod serve;
 mod token;
 mod verify;
@@ -31,6 +32,7 @@ enum Command {
     Token(token::Token),
     Mirror(mirror::Mirror),
     Verify(verify::Verify),
+    Policy(policy::Policy),
 }
 
 /// Runs one command; what it prints is its own affair.
@@ -43,6 +45,7 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             Command::Token(command) => command.run().await,
             Command::Mirror(command) => command.run().await,
             Command::Verify(command) => command.run().await,
+            Command::Policy(command) => command.run().await,
         }
     })
 }

@@ -5,17 +5,20 @@
 //! here, in order, and only writers of other processes are waited for inside SQLite.
 
 pub(crate) mod chunks;
+pub(crate) mod leases;
 pub(crate) mod mirrors;
 pub(crate) mod namespaces;
 pub(crate) mod packs;
 pub(crate) mod profiles;
 pub(crate) mod segments;
+pub(crate) mod settings;
 pub(crate) mod tokens;
 pub(crate) mod versions;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use chunk_format::PublicKey;
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
@@ -227,6 +230,12 @@ pub(crate) fn id_bytes(what: &'static str, bytes: &[u8]) -> Result<[u8; 32], Dat
 /// Reads any value stored as text.
 pub(crate) fn parsed<T: std::str::FromStr>(what: &'static str, text: &str) -> Result<T, DatabaseError> {
     text.parse().map_err(|_| DatabaseError::Value { what, found: format!("{text:?}") })
+}
+
+/// Reads a public key as it is stored.
+pub(crate) fn public_key(what: &'static str, bytes: &[u8]) -> Result<PublicKey, DatabaseError> {
+    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    parsed(what, &format!("ed25519:{hex}"))
 }
 
 /// Reads a number that is never negative where it is written.

@@ -20,6 +20,7 @@ mod layout;
 mod limits;
 pub mod mirrors;
 mod pack_check;
+pub mod policy;
 mod presence;
 mod role;
 mod routes;

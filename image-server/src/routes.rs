@@ -4,6 +4,7 @@ mod commit;
 mod desktops;
 mod images;
 pub(crate) mod json;
+mod leases;
 mod missing;
 mod objects;
 mod packs;
@@ -51,6 +52,8 @@ fn table() -> Vec<Route> {
         route("/v1/desktops", get(desktops::list)),
         route("/v1/desktops/{desktop}", get(desktops::get)),
         route("/v1/desktops/{desktop}/versions", get(desktops::versions).post(commit::desktop)),
+        route("/v1/desktops/{desktop}/lease", get(leases::get).put(leases::put).delete(leases::delete)),
+        route("/v1/desktops/{desktop}/lease/wanted", post(leases::want)),
     ]
 }
 

@@ -7,18 +7,21 @@ use anyhow::bail;
 use chunk_format::Name;
 use satchel_client::fetch::OnMissing;
 use satchel_client::fs::fuse::MountOptions;
+use satchel_client::hint;
+use satchel_client::lease::Claim;
 use satchel_client::local::{self, StartNeeds};
 use satchel_client::metrics;
 use satchel_client::mount::{self, Event};
 use satchel_client::session::{Notice, Session, SessionOptions};
 use satchel_client::state::StateDir;
 use satchel_client::sync::Syncer;
-use satchel_client::upload::Patience;
+use satchel_client::upload::{Patience, UploadProgress};
 use serde::Serialize;
 
 use super::output::Printer;
+use super::progress::while_uploading;
 use super::quantity::ByteSize;
-use super::{Context, MountArgs, OnMissingArg, OpenArgs, machine_name, now_ms, worker_threads};
+use super::{Context, MountArgs, OnMissingArg, OpenArgs, claim, machine_name, now_ms, sync, worker_threads};
 
 /// Threads that answer the kernel: as many requests as can wait for this machine's own disk at once.
 const FUSE_THREADS: usize = 4;
@@ -35,7 +38,13 @@ struct Mounted {
 pub(crate) async fn run(context: &Context, args: MountArgs) -> anyhow::Result<()> {
     let state = context.state()?;
     let directory = std::path::absolute(&args.dir)?;
-    let session = open(context, &state, &args.desktop, &args.open).await?;
+    if args.open.ask {
+        claim::ask(context, &state, &args.desktop).await?;
+    }
+    let mut session = open(context, &state, &args.desktop, &args.open, args.open.claim()).await?;
+    if session.has_other_work() && !session.desktop.is_read_only() {
+        session = settle(context, &state, session, &args).await?;
+    }
     if args.open.offline {
         check_offline(context, &args.desktop, &session)?;
     }
@@ -79,6 +88,16 @@ fn say(printer: Printer, mounted: &Mounted, event: Event) {
         Event::LinkDown { reason } => printer.warning(&format!(
             "the server does not answer ({reason}); reads of what is not here wait, everything else goes on"
         )),
+        Event::Wanted { machine } => {
+            printer.message(&format!("{machine} asks for this desktop; it is synced and unmounted if nothing uses it"));
+        }
+        Event::Taken { machine } => printer.warning(&format!(
+            "{machine} has taken this desktop: nothing is lost, and what is done here from now on goes to a fork"
+        )),
+        Event::Synced(report) => printer.message(&sync::summary(&mounted.desktop, &report)),
+        Event::NotSynced { reason } => {
+            printer.warning(&format!("what was written is kept on this machine, but was not synced: {reason}"));
+        }
         Event::LinkUp => printer.message("the server answers again; waiting reads go on"),
         Event::Unmounting => printer.message(&format!("unmounting {directory}")),
         Event::Busy => printer.warning(&format!(
@@ -94,6 +113,7 @@ pub(crate) async fn open(
     state: &StateDir,
     desktop: &Name,
     args: &OpenArgs,
+    claim: Claim,
 ) -> anyhow::Result<Session> {
     let options = SessionOptions {
         cache_bytes: args.cache_size.0,
@@ -102,9 +122,27 @@ pub(crate) async fn open(
             OnMissingArg::Fail => OnMissing::Fail,
         },
         offline: args.offline,
+        claim,
+        machine: machine_name(),
+        now_ms,
     };
-    let session = Session::open(state, desktop, &options).await?;
+    let session = match Session::open(state, desktop, &options).await {
+        Ok(session) => session,
+        Err(error) => {
+            if let Some(said) = claim::held(&error) {
+                context.printer.message(&said);
+            }
+            return Err(error.into());
+        }
+    };
     for notice in &session.notices {
+        if let Some(said) = claim::notice(desktop, notice) {
+            match notice {
+                Notice::WorkIsInFork { .. } | Notice::Taken { .. } => context.printer.message(&said),
+                _ => context.printer.warning(&said),
+            }
+            continue;
+        }
         match notice {
             Notice::Offline { reason } => context.printer.warning(&format!(
                 "{reason}; opening the version this machine has"
@@ -113,19 +151,45 @@ pub(crate) async fn open(
                 context.printer.message(&format!("continuing with version {sequence} from {machine}"));
             }
             Notice::Diverged { sequence, machine } => context.printer.warning(&format!(
-                "version {sequence} was made on {machine} meanwhile, and this machine has changes of its own: they \
-                 are kept and not merged, and syncing them will be refused"
+                "version {sequence} was made on {machine} meanwhile, and this machine has changes of its own: syncing \
+                 them makes them a fork"
             )),
             Notice::ServerIsBehind { server, here } => context.printer.warning(&format!(
                 "the server's newest version is {server}, this machine has {here}: was the server restored from an \
-                 older backup? Opening the version this machine has"
+                 older backup? What this machine has is kept"
             )),
             Notice::GoneFromServer => context.printer.warning(
                 "the server does not know this desktop any more; opening what this machine has of it",
             ),
+            _ => {}
         }
     }
     Ok(session)
+}
+
+/// Syncs work that belongs to another version than the desktop's newest, which makes it a fork or completes one, and
+/// opens the newest. What cannot be synced is opened as it is.
+async fn settle(
+    context: &Context,
+    state: &StateDir,
+    session: Session,
+    args: &MountArgs,
+) -> anyhow::Result<Session> {
+    context.printer.message("syncing what was written on this machine first");
+    let progress = Arc::new(UploadProgress::default());
+    let syncer = Syncer { progress: Arc::clone(&progress), ..syncer(state, &session)? };
+    match while_uploading(progress, syncer.sync(&session.desktop, None)).await {
+        Ok(report) => {
+            context.printer.message(&sync::summary(args.desktop.as_str(), &report));
+            tokio::task::block_in_place(|| session.desktop.close())?;
+            drop(session);
+            open(context, state, &args.desktop, &args.open, args.open.claim()).await
+        }
+        Err(error) => {
+            context.printer.warning(&format!("it was not synced: {}", hint::explain(&error)));
+            Ok(session)
+        }
+    }
 }
 
 /// Whether a start needs nothing that is not here; says what is not.

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use chunk_format::Name;
 use indicatif::ProgressBar;
 use satchel_client::control::{Connection, ControlError, Reply, Request};
+use satchel_client::lease::Claim;
 use satchel_client::mount::{FillReport, fill_reply, fill_report};
 use satchel_client::session::Session;
 use serde::Serialize;
@@ -58,9 +59,12 @@ pub(crate) async fn run(context: &Context, args: PinArgs) -> anyhow::Result<()> 
                 cache_size: args.cache_size,
                 on_missing: OnMissingArg::Wait,
                 offline: args.unpin,
+                take: false,
+                ask: false,
+                read_only: false,
                 metrics: None,
             };
-            let session = mount::open(context, &state, &args.desktop, &open).await?;
+            let session = mount::open(context, &state, &args.desktop, &open, Claim::IfFree).await?;
             let report = fill_here(context, &session, &args, limit_bytes_per_s).await;
             tokio::task::block_in_place(|| session.desktop.close())?;
             report?

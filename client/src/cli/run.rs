@@ -12,7 +12,7 @@ use satchel_client::session;
 
 use super::output::Printer;
 use super::progress::UploadReporter;
-use super::{Context, DisplayArg, EngineArg, OnMissingArg, RunArgs, sync};
+use super::{Context, DisplayArg, EngineArg, OnMissingArg, RunArgs, claim, sync};
 
 pub(crate) async fn run(context: &Context, args: RunArgs) -> anyhow::Result<()> {
     let engine = match args.engine {
@@ -33,6 +33,9 @@ pub(crate) async fn run(context: &Context, args: RunArgs) -> anyhow::Result<()> 
     let state = context.state()?;
     let (login, remote) = state.remote()?;
     let desktop_directory = state.desktop_path(&args.desktop);
+    if args.open.ask {
+        claim::ask(context, &state, &args.desktop).await?;
+    }
     let subject = Subject::Desktop { owner: login.user, desktop: args.desktop.clone() };
     let request = RunRequest {
         desktop: args.desktop.to_string(),
@@ -44,7 +47,7 @@ pub(crate) async fn run(context: &Context, args: RunArgs) -> anyhow::Result<()> 
         cpus: args.cpus,
         display,
         // Without a network the changes stay here, and the next sync takes them along.
-        sync: !args.no_sync && !args.open.offline,
+        sync: !args.no_sync && !args.open.offline && !args.open.read_only,
     };
     let screen =
         Screen { printer: context.printer, reporter: RefCell::new(None), failed: RefCell::new(None) };
@@ -68,6 +71,8 @@ fn mount_command(context: &Context, args: &RunArgs) -> anyhow::Result<Vec<OsStri
     };
     command.extend(["--on-missing".into(), on_missing.into()]);
     command.extend(args.open.offline.then(|| "--offline".into()));
+    command.extend(args.open.take.then(|| "--take".into()));
+    command.extend(args.open.read_only.then(|| "--read-only".into()));
     if let Some(address) = args.open.metrics {
         command.extend(["--metrics".into(), address.to_string().into()]);
     }
@@ -102,6 +107,9 @@ impl Screen {
                 printer.message(&format!("the screen is at vnc://{address}, password {password}"));
             }
             Event::ShuttingDown => printer.message("shutting the machine down; again forces it off"),
+            Event::Wanted { machine } => printer.message(&format!(
+                "{machine} asks for this desktop: the machine is shut down and synced, and handed over"
+            )),
             Event::ForcedOff => printer.message("switching the machine off"),
             Event::Help => printer.message(console::HELP),
             Event::OtherEngine { said } => {
@@ -125,7 +133,7 @@ impl Screen {
             Event::Synced(report) => {
                 self.reporter.take();
                 // As data: what the run has done.
-                let _ = printer.result(&*report, |report| sync::summary(&args.desktop, report));
+                let _ = printer.result(&*report, |report| sync::summary(args.desktop.as_str(), report));
             }
             Event::NotSynced { reason } => {
                 self.reporter.take();

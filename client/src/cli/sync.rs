@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use chunk_format::Name;
 use satchel_client::control::{Connection, ControlError, Request};
+use satchel_client::lease::Claim;
 use satchel_client::remote::RemoteError;
 use satchel_client::sync::{SyncReport, Syncer};
 use satchel_client::upload::UploadProgress;
@@ -13,7 +14,7 @@ use serde::Serialize;
 use super::output::short;
 use super::progress::{UploadReporter, while_uploading};
 use super::quantity::ByteSize;
-use super::{Context, OnMissingArg, OpenArgs, SyncArgs, mount};
+use super::{Context, OnMissingArg, OpenArgs, SyncArgs, mount, now_ms};
 
 /// A sync alone reads little: what lies below the changes.
 const CACHE_BYTES: u64 = 20 << 30;
@@ -40,9 +41,9 @@ pub(crate) async fn run(context: &Context, args: SyncArgs) -> anyhow::Result<()>
             report => break report?,
         }
     };
-    context
-        .printer
-        .result(&Synced { desktop: &args.desktop, report: &report }, |_| summary(&args.desktop, &report))?;
+    context.printer.result(&Synced { desktop: &args.desktop, report: &report }, |_| {
+        summary(args.desktop.as_str(), &report)
+    })?;
     Ok(())
 }
 
@@ -72,22 +73,39 @@ async fn sync(context: &Context, args: &SyncArgs) -> anyhow::Result<SyncReport> 
                 cache_size: ByteSize(CACHE_BYTES),
                 on_missing: OnMissingArg::Wait,
                 offline: false,
+                take: false,
+                ask: false,
+                read_only: false,
                 metrics: None,
             };
-            let session = mount::open(context, &state, &args.desktop, &open).await?;
+            let session = mount::open(context, &state, &args.desktop, &open, Claim::IfFree).await?;
             let progress = Arc::new(UploadProgress::default());
             let syncer = Syncer { progress: Arc::clone(&progress), ..mount::syncer(&state, &session)? };
             let report = while_uploading(progress, syncer.sync(&session.desktop, note)).await?;
             tokio::task::block_in_place(|| session.desktop.close())?;
+            session.release_lease(now_ms()).await;
             report
         }
         Err(error) => return Err(error.into()),
     })
 }
 
-/// A sync in one line.
-pub(crate) fn summary(desktop: &Name, report: &SyncReport) -> String {
+/// A sync in one line, or two when the work became a fork.
+pub(crate) fn summary(desktop: &str, report: &SyncReport) -> String {
     match &report.version {
+        Some(version) if report.fork.is_some() => {
+            let (name, reason) = report
+                .fork
+                .as_ref()
+                .map_or((desktop, None), |fork| (fork.fork.as_str(), fork.reason.as_ref()));
+            let reason = reason.map_or(String::new(), |reason| format!(": {reason}"));
+            format!(
+                "kept the work as the fork {name}, version {} ({}){reason}\n\
+                 `satchel diff {desktop} {name}` compares them, `satchel adopt {name}` makes it {desktop}, `satchel forks` lists all",
+                version.sequence,
+                short(&version.id)
+            )
+        }
         Some(version) => format!(
             "synced {desktop}: version {} ({}), {} chunks changed, {} sent",
             version.sequence,

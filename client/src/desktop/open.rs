@@ -1,6 +1,7 @@
 //! An open desktop: its record and its disks, put together.
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use chunk_format::{
@@ -49,6 +50,10 @@ pub struct OpenDesktop {
     /// One fill at a time.
     filling: tokio::sync::Mutex<()>,
     filled: FillProgress,
+    /// Whether what is written is thrown away at the end.
+    is_read_only: bool,
+    /// Whether the server does not have the version below any more.
+    is_head_lost: AtomicBool,
 }
 
 /// Whose each segment of a desktop's disks is.
@@ -121,6 +126,8 @@ impl OpenDesktop {
             syncing: tokio::sync::Mutex::default(),
             filling: tokio::sync::Mutex::default(),
             filled: FillProgress::default(),
+            is_read_only: record.discard_from.is_some(),
+            is_head_lost: AtomicBool::new(false),
         })
     }
 
@@ -254,6 +261,21 @@ impl OpenDesktop {
         }
     }
 
+    /// Whether the server does not have the version below any more: it was set back to an older state.
+    pub(crate) fn is_head_lost(&self) -> bool {
+        self.is_head_lost.load(Ordering::Relaxed)
+    }
+
+    /// Notes whether the server has the version below.
+    pub(crate) fn set_head_lost(&self, is_lost: bool) {
+        self.is_head_lost.store(is_lost, Ordering::Relaxed);
+    }
+
+    /// Whether what is written is thrown away at the end.
+    pub fn is_read_only(&self) -> bool {
+        self.is_read_only
+    }
+
     /// Whether something was written that no committed version holds.
     pub fn has_changes(&self) -> bool {
         self.disks.iter().any(|disk| disk.view().overlays.iter().any(|overlay| !overlay.is_empty()))
@@ -313,7 +335,7 @@ impl std::fmt::Debug for OpenDesktop {
     }
 }
 
-fn layouts(manifest: &Manifest) -> Vec<DiskLayout> {
+pub(crate) fn layouts(manifest: &Manifest) -> Vec<DiskLayout> {
     manifest.disks.iter().map(|disk| DiskLayout { role: disk.role, size: disk.size }).collect()
 }
 

@@ -31,6 +31,9 @@ pub struct DesktopRecord {
     pub next_generation: u64,
     /// A version that was about to be committed: it may be the server's head or not.
     pub pending: Option<Pending>,
+    /// The first generation of what is thrown away at the end: the desktop was opened to be looked at.
+    #[serde(default)]
+    pub discard_from: Option<u64>,
     /// Whether all of it is to be on this machine.
     #[serde(default)]
     pub pinned: bool,

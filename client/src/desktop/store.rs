@@ -144,6 +144,7 @@ impl DesktopStore {
             generations: Vec::new(),
             next_generation: 1,
             pending: None,
+            discard_from: None,
             pinned: false,
         };
         store_record(&*volume, &record)?;
@@ -171,6 +172,7 @@ impl DesktopStore {
             });
         }
         let store = Self { volume, record: Mutex::new(record) };
+        store.discard()?;
         store.remove_leftovers(&store.lock());
         Ok(store)
     }
@@ -182,6 +184,11 @@ impl DesktopStore {
     pub fn read_only(volume: Arc<dyn Volume>) -> Result<Self, DesktopError> {
         let record = load_record(&*volume)?;
         Ok(Self { volume, record: Mutex::new(record) })
+    }
+
+    /// Where its files are.
+    pub fn volume(&self) -> &dyn Volume {
+        &*self.volume
     }
 
     /// The record as it is now.
@@ -244,6 +251,30 @@ impl DesktopStore {
         next.next_generation = generation + 1;
         self.replace_record(&mut record, next)?;
         Ok(overlays)
+    }
+
+    /// Adds a generation as [`add_generation`](Self::add_generation) does; it and all after it are thrown away when the
+    /// desktop is opened next.
+    ///
+    /// # Errors
+    /// As `add_generation`.
+    pub fn add_discarded_generation(&self, disks: &[DiskLayout]) -> Result<(), DesktopError> {
+        {
+            // Before there is anything to discard: a crash in between leaves a mark that finds nothing.
+            let mut record = self.lock();
+            let next = DesktopRecord { discard_from: Some(record.next_generation), ..record.clone() };
+            self.replace_record(&mut record, next)?;
+        }
+        self.add_generation(disks).map(drop)
+    }
+
+    /// Throws away what was written while the desktop was opened to be looked at.
+    fn discard(&self) -> Result<(), DesktopError> {
+        let mut record = self.lock();
+        let Some(from) = record.discard_from else { return Ok(()) };
+        let mut next = DesktopRecord { discard_from: None, ..record.clone() };
+        next.generations.retain(|generation| *generation < from);
+        self.replace_record(&mut record, next)
     }
 
     /// Notes that a version is about to be committed, before the server is asked to: should the answer be lost, the

@@ -93,6 +93,83 @@ pub struct DesktopInfo {
     pub base: BaseInfo,
     /// Its newest version.
     pub head: VersionInfo,
+    /// The desktop it began on, when it is a fork.
+    #[serde(default)]
+    pub fork_of: Option<Name>,
+    /// Who may write it at present.
+    #[serde(default)]
+    pub lease: Option<LeaseInfo>,
+}
+
+/// The right to write a desktop, and who has it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LeaseInfo {
+    /// The key of the machine that holds it.
+    pub key: PublicKey,
+    /// What that machine is called.
+    pub machine: String,
+    /// Since when, milliseconds since 1970 UTC by the server's clock, as all times here.
+    pub since_ms: u64,
+    /// When the machine was last heard of.
+    pub renewed_ms: u64,
+    /// Until when, if it is not heard of again.
+    pub expires_ms: u64,
+    /// What the machine stands on: its last sync.
+    pub version: VersionInfo,
+    /// Who asks it to hand over.
+    pub wanted: Option<WantedInfo>,
+    /// Why it does not.
+    pub refusal: Option<String>,
+}
+
+/// Who asks the holder of a lease to hand over.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct WantedInfo {
+    /// What the asking machine is called.
+    pub machine: String,
+    /// Since when.
+    pub since_ms: u64,
+}
+
+/// What a machine does with a desktop when it could not reach the server for as long as a lease holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AfterExpiry {
+    /// It opens it; what is written is thrown away at the end.
+    ReadOnly,
+    /// It does not open it.
+    Refuse,
+}
+
+/// A desktop's lease, and what holds for leases.
+#[derive(Clone, Debug, Deserialize)]
+pub struct LeaseAnswer {
+    /// The lease in force.
+    pub lease: Option<LeaseInfo>,
+    /// The desktop's newest version.
+    pub head: VersionInfo,
+    /// The server's time, milliseconds since 1970 UTC.
+    pub now_ms: u64,
+    /// How long a lease holds after its machine was last heard of, milliseconds.
+    pub lease_ms: u64,
+    /// What a machine does after that.
+    pub after_expiry: AfterExpiry,
+}
+
+/// What a machine asks for when it takes or renews a lease.
+#[derive(Clone, Debug, Serialize)]
+pub struct LeaseWish {
+    /// Its key.
+    pub key: PublicKey,
+    /// What it is called.
+    pub machine: String,
+    /// What it stands on.
+    pub version: ManifestId,
+    /// Whether to take the lease from another machine.
+    pub take: bool,
+    /// Why it does not hand over, when it was asked to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub refusal: Option<String>,
 }
 
 /// Where an object may already be: the namespace written to, and others it may lean on.
@@ -111,6 +188,15 @@ impl PresentIn {
             None => request,
         }
     }
+}
+
+/// Where a committed version stands, beside being the next one of its series.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Placing<'a> {
+    /// The channel that moves to it; for images.
+    pub channel: Option<&'a Name>,
+    /// The desktop it begins a fork of; for the first version of a fork.
+    pub fork_of: Option<&'a Name>,
 }
 
 #[derive(Deserialize)]
@@ -296,14 +382,52 @@ impl Remote {
         self.send(request).await.map(drop)
     }
 
-    /// Commits a version; `channel` is moved to it when given (images only).
+    /// Takes or renews the lease of a desktop.
     ///
     /// # Errors
-    /// `Refused` with code `head_moved` when the parent is no longer the head.
+    /// `Refused` with code `lease_held` when another machine has it.
+    pub async fn put_lease(&self, desktop: &Name, wish: &LeaseWish) -> Result<LeaseAnswer, RemoteError> {
+        let request = self.request(Method::PUT, &format!("/v1/desktops/{desktop}/lease"));
+        self.json(self.with_json(request, wish)?).await
+    }
+
+    /// The lease of a desktop.
+    ///
+    /// # Errors
+    /// `Refused` with code `not_found` when there is no such desktop.
+    pub async fn lease(&self, desktop: &Name) -> Result<LeaseAnswer, RemoteError> {
+        self.json(self.request(Method::GET, &format!("/v1/desktops/{desktop}/lease"))).await
+    }
+
+    /// Gives a lease back; nothing happens when this machine does not hold it.
+    ///
+    /// # Errors
+    /// [`RemoteError`].
+    pub async fn release_lease(&self, desktop: &Name, key: &PublicKey) -> Result<(), RemoteError> {
+        let request = self
+            .request(Method::DELETE, &format!("/v1/desktops/{desktop}/lease"))
+            .query(&[("key", key.to_string())]);
+        self.send(request).await.map(drop)
+    }
+
+    /// Asks the holder of a desktop's lease to hand over to the machine of this name.
+    ///
+    /// # Errors
+    /// [`RemoteError`].
+    pub async fn want_lease(&self, desktop: &Name, machine: &str) -> Result<LeaseAnswer, RemoteError> {
+        let request = self.request(Method::POST, &format!("/v1/desktops/{desktop}/lease/wanted"));
+        self.json(self.with_json(request, &serde_json::json!({ "machine": machine }))?).await
+    }
+
+    /// Commits a version where `placing` says.
+    ///
+    /// # Errors
+    /// `Refused` with code `head_moved` when the parent is no longer the head, with `lease_held` when another machine
+    /// holds the desktop's lease.
     pub async fn commit(
         &self,
         subject: &Subject,
-        channel: Option<&Name>,
+        placing: Placing<'_>,
         manifest: Vec<u8>,
         signature: &Signature,
     ) -> Result<VersionInfo, RemoteError> {
@@ -312,8 +436,11 @@ impl Remote {
             .header("satchel-signature", signature.to_string())
             .header("content-type", "application/json")
             .body(manifest);
-        if let Some(channel) = channel {
+        if let Some(channel) = placing.channel {
             request = request.query(&[("channel", channel.as_str())]);
+        }
+        if let Some(origin) = placing.fork_of {
+            request = request.query(&[("fork-of", origin.as_str())]);
         }
         self.json(request).await
     }

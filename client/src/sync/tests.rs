@@ -18,12 +18,12 @@ use crate::profile::ProfileStore;
 use crate::upstream::MemoryServer;
 use crate::volume::{PowerCut, SimulatedVolume};
 
-const CHUNK: usize = 16 << 10;
-const SECTOR: usize = 512;
+pub(super) const CHUNK: usize = 16 << 10;
+pub(super) const SECTOR: usize = 512;
 const SYSTEM_SECTORS: usize = 20 * CHUNK / SECTOR + 3;
 const HOME_SECTORS: usize = 6 * CHUNK / SECTOR;
 /// A tag stands for a sector's content: its four bytes repeated; tag 0 is zeros.
-type Tag = u32;
+pub(super) type Tag = u32;
 
 #[derive(Clone, Debug)]
 enum Op {
@@ -106,11 +106,11 @@ fn tag(at: usize) -> Tag {
     Tag::try_from(at).unwrap()
 }
 
-fn bytes_of(tags: &[Tag]) -> Vec<u8> {
+pub(super) fn bytes_of(tags: &[Tag]) -> Vec<u8> {
     tags.iter().flat_map(|tag| tag.to_le_bytes().repeat(SECTOR / 4)).collect()
 }
 
-fn tags_of(bytes: &[u8]) -> Result<Vec<Tag>, TestCaseError> {
+pub(super) fn tags_of(bytes: &[u8]) -> Result<Vec<Tag>, TestCaseError> {
     bytes
         .chunks(SECTOR)
         .map(|sector| {
@@ -139,63 +139,8 @@ struct World {
 
 impl World {
     fn new(choices: Vec<u32>) -> Self {
-        let server = MemoryServer::default();
         let expected = [Expected::new(SYSTEM_SECTORS, 1000), Expected::new(HOME_SECTORS, 0)];
-        let (image, key) = (Namespace::Image(name("debian")), key());
-        let template = |role, sectors: usize| ManifestDisk {
-            role,
-            size: DiskSize::new((sectors * SECTOR) as u64).unwrap(),
-            chunk_size: ChunkSize::new(CHUNK as u64).unwrap(),
-            segments: vec![SegmentId::ZERO],
-        };
-        let system = server.store_disk(
-            &image,
-            &template(DiskRole::System, SYSTEM_SECTORS),
-            &bytes_of(&expected[0].now()),
-        );
-        let golden = Manifest {
-            features: Features::default(),
-            subject: Subject::Image { image: name("debian") },
-            base: None,
-            parent: None,
-            sequence: 1,
-            created_ms: 0,
-            machine: "builder".to_owned(),
-            note: None,
-            disks: vec![system.clone()],
-            boot: BootFacts { firmware: Firmware::Bios, architecture: Architecture::X86_64 },
-        };
-        let golden = sign(&golden, &key);
-        let first = Manifest {
-            subject: subject(),
-            base: Some(ManifestBase {
-                image: name("debian"),
-                channel: None,
-                version: golden.id,
-                publisher: key.public(),
-            }),
-            disks: vec![system, template(DiskRole::Home, HOME_SECTORS)],
-            ..golden.manifest.clone()
-        };
-        let first = sign(&first, &key);
-        let commit = |version: &Version| {
-            let (subject, bytes) = (version.manifest.subject.clone(), version.bytes.clone());
-            futures_util::FutureExt::now_or_never(server.commit(&subject, None, bytes, &version.signature))
-                .unwrap()
-                .unwrap();
-        };
-        commit(&golden);
-        commit(&first);
-
-        let volume = SimulatedVolume::default();
-        let new = NewDesktop {
-            server: key.public(),
-            owner: name("alice"),
-            desktop: name("work"),
-            id: first.id,
-            publisher: key.public(),
-        };
-        DesktopStore::create(Arc::new(volume.clone()), new, &first, &golden).unwrap();
+        let (server, volume, _) = new_desktop();
         let mut world = Self {
             server,
             volume,
@@ -446,7 +391,71 @@ impl World {
     }
 }
 
-fn syncer(server: &MemoryServer) -> Syncer {
+/// A server with the first version of a desktop, a machine's files of it, and what its disks hold.
+pub(super) fn new_desktop() -> (MemoryServer, SimulatedVolume, [Vec<Tag>; 2]) {
+    let server = MemoryServer::default();
+    let content = [Expected::new(SYSTEM_SECTORS, 1000).now(), Expected::new(HOME_SECTORS, 0).now()];
+    let (image, key) = (Namespace::Image(name("debian")), key());
+    let template = |role, sectors: usize| ManifestDisk {
+        role,
+        size: DiskSize::new((sectors * SECTOR) as u64).unwrap(),
+        chunk_size: ChunkSize::new(CHUNK as u64).unwrap(),
+        segments: vec![SegmentId::ZERO],
+    };
+    let system =
+        server.store_disk(&image, &template(DiskRole::System, SYSTEM_SECTORS), &bytes_of(&content[0]));
+    let golden = Manifest {
+        features: Features::default(),
+        subject: Subject::Image { image: name("debian") },
+        base: None,
+        parent: None,
+        sequence: 1,
+        created_ms: 0,
+        machine: "builder".to_owned(),
+        note: None,
+        disks: vec![system.clone()],
+        boot: BootFacts { firmware: Firmware::Bios, architecture: Architecture::X86_64 },
+    };
+    let golden = sign(&golden, &key);
+    let first = Manifest {
+        subject: subject(),
+        base: Some(ManifestBase {
+            image: name("debian"),
+            channel: None,
+            version: golden.id,
+            publisher: key.public(),
+        }),
+        disks: vec![system, template(DiskRole::Home, HOME_SECTORS)],
+        ..golden.manifest.clone()
+    };
+    let first = sign(&first, &key);
+    let commit = |version: &Version| {
+        let (subject, bytes) = (version.manifest.subject.clone(), version.bytes.clone());
+        futures_util::FutureExt::now_or_never(server.commit(
+            &subject,
+            Placing::default(),
+            bytes,
+            &version.signature,
+        ))
+        .unwrap()
+        .unwrap();
+    };
+    commit(&golden);
+    commit(&first);
+
+    let volume = SimulatedVolume::default();
+    let new = NewDesktop {
+        server: key.public(),
+        owner: name("alice"),
+        desktop: name("work"),
+        id: first.id,
+        publisher: key.public(),
+    };
+    DesktopStore::create(Arc::new(volume.clone()), new, &first, &golden).unwrap();
+    (server, volume, content)
+}
+
+pub(super) fn syncer(server: &MemoryServer) -> Syncer {
     Syncer {
         upstream: Arc::new(server.clone()),
         key: Arc::new(key()),
@@ -458,15 +467,15 @@ fn syncer(server: &MemoryServer) -> Syncer {
     }
 }
 
-fn name(text: &str) -> Name {
+pub(super) fn name(text: &str) -> Name {
     text.parse().unwrap()
 }
 
-fn key() -> SecretKey {
+pub(super) fn key() -> SecretKey {
     SecretKey::from_bytes(&[5; 32])
 }
 
-fn subject() -> Subject {
+pub(super) fn subject() -> Subject {
     Subject::Desktop { owner: name("alice"), desktop: name("work") }
 }
 

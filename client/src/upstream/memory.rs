@@ -6,15 +6,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use chunk_format::{
-    ChunkId, ChunkPlace, Disk, FrameDecoder, FrameEncoder, Locator, Manifest, ManifestId, Name, Namespace,
-    PackBuilder, PackFooter, PackId, PackRef, SEGMENT_CHUNKS, Segment, SegmentId, Signature, Subject,
+    ChunkId, ChunkPlace, Disk, FrameDecoder, FrameEncoder, Locator, Manifest, ManifestId, Namespace,
+    PackBuilder, PackFooter, PackId, PackRef, PublicKey, SEGMENT_CHUNKS, Segment, SegmentId, Signature,
+    Subject,
 };
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, StreamExt};
 use reqwest::StatusCode;
 
 use super::{CommitError, Upstream};
-use crate::remote::{PresentIn, RemoteError, VersionInfo};
+use crate::remote::{LeaseInfo, Placing, PresentIn, RemoteError, VersionInfo};
 use crate::source::{ChunkSource, FailureKind, Object, ObjectBody, ObjectPath, SourceError};
 
 /// A server in memory. Clones are the same server.
@@ -28,6 +29,9 @@ struct State {
     objects: HashMap<String, Bytes>,
     chunks: HashMap<(Namespace, ChunkId), (PackRef, u32, u32)>,
     histories: BTreeMap<String, Vec<VersionInfo>>,
+    subjects: Vec<Subject>,
+    /// The keys of the machines that hold leases.
+    leases: HashMap<String, PublicKey>,
     requests: u64,
     /// Requests left before the network goes away.
     network: Option<u64>,
@@ -74,6 +78,29 @@ impl MemoryServer {
     /// The versions of an image or desktop, oldest first.
     pub fn history(&self, subject: &Subject) -> Vec<VersionInfo> {
         self.lock().histories.get(&subject_key(subject)).cloned().unwrap_or_default()
+    }
+
+    /// What there are versions of, in the order of their first.
+    pub fn subjects(&self) -> Vec<Subject> {
+        self.lock().subjects.clone()
+    }
+
+    /// Gives the lease of a desktop to a machine, whoever had it; or to none.
+    pub fn take_lease(&self, subject: &Subject, holder: Option<PublicKey>) {
+        let mut state = self.lock();
+        match holder {
+            Some(holder) => state.leases.insert(subject_key(subject), holder),
+            None => state.leases.remove(&subject_key(subject)),
+        };
+    }
+
+    /// Ends a machine's lease of a desktop, if it has it.
+    pub fn release_lease(&self, subject: &Subject, holder: &PublicKey) {
+        let mut state = self.lock();
+        let key = subject_key(subject);
+        if state.leases.get(&key) == Some(holder) {
+            state.leases.remove(&key);
+        }
     }
 
     /// Stores a disk's content as chunks and segments; the disk as a manifest has it.
@@ -190,6 +217,7 @@ impl State {
     fn take_version(
         &mut self,
         subject: &Subject,
+        placing: Placing<'_>,
         bytes: Vec<u8>,
         signature: &Signature,
     ) -> Result<VersionInfo, CommitError> {
@@ -202,13 +230,29 @@ impl State {
             return Ok(known.clone());
         }
         let head = history.last();
-        if manifest.parent != head.map(|head| head.id) {
+        let holder = self.leases.get(&subject_key(subject)).filter(|holder| **holder != signature.key);
+        if let (Some(holder), Some(head)) = (holder, head) {
+            let lease = LeaseInfo {
+                key: *holder,
+                machine: "another machine".to_owned(),
+                since_ms: 0,
+                renewed_ms: 0,
+                expires_ms: 0,
+                version: head.clone(),
+                wanted: None,
+                refusal: None,
+            };
+            return Err(CommitError::LeaseHeld { lease: Box::new(lease) });
+        }
+        let begins_fork = head.is_none() && placing.fork_of.is_some();
+        if !begins_fork && manifest.parent != head.map(|head| head.id) {
             return Err(match head {
                 Some(head) => CommitError::HeadMoved { head: Box::new(head.clone()) },
                 None => refuse("the parent is not here".to_owned()).into(),
             });
         }
-        if manifest.sequence != head.map_or(1, |head| head.sequence + 1) || manifest.subject != *subject {
+        let is_next = begins_fork || manifest.sequence == head.map_or(1, |head| head.sequence + 1);
+        if !is_next || manifest.subject != *subject {
             return Err(refuse("the manifest does not follow its parent".to_owned()).into());
         }
         let version = VersionInfo {
@@ -223,6 +267,9 @@ impl State {
             size_bytes: manifest.disks.iter().map(|disk| disk.size.bytes()).sum(),
         };
         history.push(version.clone());
+        if history.len() == 1 {
+            self.subjects.push(subject.clone());
+        }
         let namespace = subject.namespace();
         self.objects.insert(format!("{namespace}/manifests/{id}"), bytes.into());
         self.objects.insert(format!("{namespace}/manifests/{id}.sig"), signature.encode().into());
@@ -284,12 +331,12 @@ impl Upstream for MemoryServer {
     fn commit<'a>(
         &'a self,
         subject: &'a Subject,
-        _channel: Option<&'a Name>,
+        placing: Placing<'a>,
         manifest: Vec<u8>,
         signature: &'a Signature,
     ) -> BoxFuture<'a, Result<VersionInfo, CommitError>> {
         Box::pin(async move {
-            let version = self.online()?.take_version(subject, manifest, signature)?;
+            let version = self.online()?.take_version(subject, placing, manifest, signature)?;
             // The answer may be lost after the commit was done.
             drop(self.online()?);
             Ok(version)

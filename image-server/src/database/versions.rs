@@ -4,7 +4,7 @@ use chunk_format::{ManifestId, Name, Namespace, PublicKey, Signature};
 use sqlx::SqliteExecutor;
 
 use super::namespaces::NamespaceId;
-use super::{Connection, DatabaseError, failed, id_bytes, number, parsed};
+use super::{Connection, DatabaseError, failed, id_bytes, number, parsed, public_key};
 
 /// A row of `series`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, sqlx::Type)]
@@ -22,6 +22,8 @@ pub(crate) struct SeriesRow {
     pub(crate) id: SeriesId,
     pub(crate) name: Name,
     pub(crate) publisher_key: Option<PublicKey>,
+    /// The desktop it began on, when it is a fork.
+    pub(crate) fork_of: Option<SeriesId>,
 }
 
 /// A committed version: all that listings show.
@@ -62,14 +64,21 @@ struct StoredSeries {
     id: SeriesId,
     name: String,
     publisher_key: Option<Vec<u8>>,
+    fork_of_id: Option<SeriesId>,
 }
 
 impl TryFrom<StoredSeries> for SeriesRow {
     type Error = DatabaseError;
 
     fn try_from(row: StoredSeries) -> Result<Self, DatabaseError> {
-        let publisher_key = row.publisher_key.as_deref().map(public_key).transpose()?;
-        Ok(Self { id: row.id, name: parsed("series name", &row.name)?, publisher_key })
+        let publisher_key =
+            row.publisher_key.as_deref().map(|key| public_key("publisher key", key)).transpose()?;
+        Ok(Self {
+            id: row.id,
+            name: parsed("series name", &row.name)?,
+            publisher_key,
+            fork_of: row.fork_of_id,
+        })
     }
 }
 
@@ -111,11 +120,6 @@ impl TryFrom<StoredVersion> for VersionRow {
     }
 }
 
-fn public_key(bytes: &[u8]) -> Result<PublicKey, DatabaseError> {
-    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    parsed("publisher key", &format!("ed25519:{hex}"))
-}
-
 /// A namespace's series of this name.
 pub(crate) async fn find_series(
     executor: impl SqliteExecutor<'_>,
@@ -123,7 +127,7 @@ pub(crate) async fn find_series(
     name: &Name,
 ) -> Result<Option<SeriesRow>, DatabaseError> {
     sqlx::query_as::<_, StoredSeries>(
-        "SELECT id, name, publisher_key FROM series WHERE namespace_id = ? AND name = ?",
+        "SELECT id, name, publisher_key, fork_of_id FROM series WHERE namespace_id = ? AND name = ?",
     )
     .bind(namespace)
     .bind(name.as_str())
@@ -141,7 +145,7 @@ pub(crate) async fn list_series(
 ) -> Result<Vec<SeriesRow>, DatabaseError> {
     let (kind, name) = owner.map_or(("image", None), |owner| (owner.kind(), Some(owner.name().as_str())));
     sqlx::query_as::<_, StoredSeries>(
-        "SELECT series.id, series.name, publisher_key FROM series JOIN namespaces ON namespaces.id = namespace_id
+        "SELECT series.id, series.name, publisher_key, fork_of_id FROM series JOIN namespaces ON namespaces.id = namespace_id
          WHERE kind = ?1 AND (?2 IS NULL OR namespaces.name = ?2) ORDER BY series.name",
     )
     .bind(kind)
@@ -154,20 +158,36 @@ pub(crate) async fn list_series(
     .collect()
 }
 
-/// Adds a series; a publisher key for an image, none for a desktop.
+/// A series by its row.
+pub(crate) async fn get_series(
+    executor: impl SqliteExecutor<'_>,
+    series: SeriesId,
+) -> Result<Option<SeriesRow>, DatabaseError> {
+    sqlx::query_as::<_, StoredSeries>("SELECT id, name, publisher_key, fork_of_id FROM series WHERE id = ?")
+        .bind(series)
+        .fetch_optional(executor)
+        .await
+        .map_err(failed("look up a series"))?
+        .map(TryInto::try_into)
+        .transpose()
+}
+
+/// Adds a series; a publisher key for an image, none for a desktop, which may be a fork of another.
 pub(crate) async fn insert_series(
     executor: impl SqliteExecutor<'_>,
     namespace: NamespaceId,
     name: &Name,
     publisher_key: Option<&PublicKey>,
+    fork_of: Option<SeriesId>,
     now_ms: i64,
 ) -> Result<SeriesId, DatabaseError> {
     sqlx::query_scalar(
-        "INSERT INTO series (namespace_id, name, publisher_key, created_ms) VALUES (?, ?, ?, ?) RETURNING id",
+        "INSERT INTO series (namespace_id, name, publisher_key, fork_of_id, created_ms) VALUES (?, ?, ?, ?, ?) RETURNING id",
     )
     .bind(namespace)
     .bind(name.as_str())
     .bind(publisher_key.map(|key| &key.as_bytes()[..]))
+    .bind(fork_of)
     .bind(now_ms)
     .fetch_one(executor)
     .await

@@ -13,9 +13,10 @@ use chunk_format::{FormatError, PublicKey};
 use serde_json::json;
 
 use crate::cause::chain;
+use crate::clock::format_ms;
 use crate::database::DatabaseError;
 use crate::http::api_version::SUPPORTED;
-use crate::routes::json::VersionJson;
+use crate::routes::json::{LeaseJson, VersionJson};
 use crate::storage::StorageError;
 
 /// Seconds after which a client told `busy` may come again.
@@ -45,6 +46,8 @@ pub(crate) enum ApiError {
     TooSlow,
     #[error("{}", head_moved(subject, head.as_deref()))]
     HeadMoved { subject: String, head: Option<Box<VersionJson>> },
+    #[error("{}", lease_held(desktop, lease))]
+    LeaseHeld { desktop: String, lease: Box<LeaseJson> },
     #[error("the segment names {missing} chunks that are not here: upload the packs that hold them first")]
     ChunksMissing { missing: usize },
     #[error("the manifest names {missing} segments that are not here: upload them first")]
@@ -86,6 +89,11 @@ fn head_moved(subject: &str, head: Option<&VersionJson>) -> String {
     }
 }
 
+fn lease_held(desktop: &str, lease: &LeaseJson) -> String {
+    let since = format_ms(lease.since_ms);
+    format!("desktop {desktop} is in use on {} since {since}", lease.machine)
+}
+
 impl ApiError {
     /// An inner failure.
     pub(crate) fn internal(cause: impl StdError + Send + Sync + 'static) -> Self {
@@ -107,6 +115,7 @@ impl ApiError {
             Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
             Self::TooSlow => (StatusCode::REQUEST_TIMEOUT, "too_slow"),
             Self::HeadMoved { .. } => (StatusCode::CONFLICT, "head_moved"),
+            Self::LeaseHeld { .. } => (StatusCode::CONFLICT, "lease_held"),
             Self::ChunksMissing { .. } => (StatusCode::CONFLICT, "chunks_missing"),
             Self::SegmentsMissing { .. } => (StatusCode::CONFLICT, "segments_missing"),
             Self::StreamsMissing { .. } => (StatusCode::CONFLICT, "streams_missing"),
@@ -166,6 +175,7 @@ impl IntoResponse for ApiError {
                 headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             }
             Self::HeadMoved { head, .. } => error["head"] = json!(head),
+            Self::LeaseHeld { lease, .. } => error["lease"] = json!(lease),
             Self::ChunksMissing { missing }
             | Self::SegmentsMissing { missing }
             | Self::StreamsMissing { missing } => error["missing"] = json!(missing),

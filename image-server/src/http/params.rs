@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use axum::extract::{FromRequestParts, Query, RawPathParams};
 use axum::http::request::Parts;
-use chunk_format::{FormatError, Name, Namespace};
+use chunk_format::{FormatError, Name, Namespace, PublicKey};
 
 use crate::http::error::ApiError;
 use crate::limits::MAX_ALSO;
@@ -92,6 +92,13 @@ impl QueryParams {
     /// A name.
     pub(crate) fn name(&self, name: &str) -> Result<Option<Name>, ApiError> {
         self.once(name)?.map(|text| text.parse().map_err(malformed("query"))).transpose()
+    }
+
+    /// A public key, which must be given.
+    pub(crate) fn public_key(&self, name: &str) -> Result<PublicKey, ApiError> {
+        let text = self.once(name)?;
+        let text = text.ok_or_else(|| ApiError::BadRequest(format!("query: `{name}` is needed")))?;
+        text.parse().map_err(malformed("query"))
     }
 
     /// The images named by `also`. Only images: what one user's objects were made of is no one else's business.

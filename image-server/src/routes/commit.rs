@@ -23,8 +23,8 @@ use crate::app::App;
 use crate::clock::now_ms;
 use crate::database::chunks::{self, IdTable};
 use crate::database::namespaces::{self, NamespaceId};
-use crate::database::versions::{self, NewVersion, SeriesRow, VersionRow, VersionRowId};
-use crate::database::{Connection, commit as end_transaction, failed, segments};
+use crate::database::versions::{self, NewVersion, SeriesId, SeriesRow, VersionRow, VersionRowId};
+use crate::database::{Connection, commit as end_transaction, failed, leases, segments};
 use crate::http::auth::Caller;
 use crate::http::body::BodyReader;
 use crate::http::error::ApiError;
@@ -45,7 +45,7 @@ pub(super) async fn image(
     query.only(&["channel"])?;
     let channel = query.name("channel")?;
     let subject = Subject::Image { image: path.get("image")? };
-    answer(app, caller, subject, channel, &headers, body).await
+    answer(app, caller, subject, Placing { channel, fork_of: None }, &headers, body).await
 }
 
 pub(super) async fn desktop(
@@ -56,16 +56,25 @@ pub(super) async fn desktop(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    query.only(&[])?;
+    query.only(&["fork-of"])?;
+    let fork_of = query.name("fork-of")?;
     let subject = Subject::Desktop { owner: caller.user.clone(), desktop: path.get("desktop")? };
-    answer(app, caller, subject, None, &headers, body).await
+    answer(app, caller, subject, Placing { channel: None, fork_of }, &headers, body).await
+}
+
+/// Where a version is to stand.
+struct Placing {
+    /// The channel that moves to it.
+    channel: Option<Name>,
+    /// The desktop it begins a fork of.
+    fork_of: Option<Name>,
 }
 
 async fn answer(
     app: Arc<App>,
     caller: Caller,
     subject: Subject,
-    channel: Option<Name>,
+    placing: Placing,
     headers: &HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
@@ -74,7 +83,7 @@ async fn answer(
     let body = BodyReader::new(headers, body, "a manifest", MAX_MANIFEST_BYTES, &app.limits)?;
     let body = app.read_whole(body).await?;
     let bytes = body.bytes.clone();
-    let read = tokio::task::spawn_blocking(move || Commit::read(bytes, signature, subject, channel));
+    let read = tokio::task::spawn_blocking(move || Commit::read(bytes, signature, subject, placing));
     let commit = read.await.map_err(ApiError::internal)??;
     let (status, version) = app.to_the_end(run(app.clone(), caller, commit)).await?;
     Ok((status, [(CACHE_CONTROL, "no-store")], Json(VersionJson::from(version))).into_response())
@@ -93,7 +102,7 @@ struct Commit {
     bytes: Bytes,
     manifest: Manifest,
     signature: Signature,
-    channel: Option<Name>,
+    placing: Placing,
     size_bytes: i64,
     created_ms: i64,
     sequence: i64,
@@ -105,7 +114,7 @@ impl Commit {
         bytes: Bytes,
         signature: Signature,
         subject: Subject,
-        channel: Option<Name>,
+        placing: Placing,
     ) -> Result<Self, ApiError> {
         signature.verify("the manifest", &bytes).map_err(ApiError::Damaged)?;
         let manifest = Manifest::decode(&bytes).map_err(|error| ApiError::BadRequest(error.to_string()))?;
@@ -117,7 +126,7 @@ impl Commit {
         let created_ms = signed("created_ms", manifest.created_ms)?;
         let sequence = signed("sequence", manifest.sequence)?;
         let id = ManifestId::of(&bytes);
-        Ok(Self { id, bytes, manifest, signature, channel, size_bytes, created_ms, sequence })
+        Ok(Self { id, bytes, manifest, signature, placing, size_bytes, created_ms, sequence })
     }
 
     fn key(&self, object: fn(ManifestId) -> Object) -> ObjectKey {
@@ -164,7 +173,7 @@ enum Standing {
     /// This very manifest is committed.
     Done(Box<VersionRow>),
     /// It may follow.
-    Next { series: Option<SeriesRow>, base: Option<VersionRowId> },
+    Next { series: Option<SeriesRow>, fork_of: Option<SeriesId>, base: Option<VersionRowId> },
 }
 
 /// Stores the manifest and adds the version.
@@ -184,12 +193,12 @@ async fn run(app: Arc<App>, caller: Caller, commit: Commit) -> Result<(StatusCod
     let is_ours = app.storage.put_new(&signature_key, signature.clone()).await?;
 
     let mut tx = app.database.begin().await?;
-    let (series, base) = match stand(&mut tx, &commit).await? {
+    let (series, fork_of, base) = match stand(&mut tx, &commit).await? {
         Standing::Done(version) => {
             drop(tx);
             return repeat(&app, &caller, &commit, *version).await;
         }
-        Standing::Next { series, base } => (series, base),
+        Standing::Next { series, fork_of, base } => (series, fork_of, base),
     };
     if !is_ours {
         app.storage.put(&signature_key, signature).await?;
@@ -203,7 +212,7 @@ async fn run(app: Arc<App>, caller: Caller, commit: Commit) -> Result<(StatusCod
                 Subject::Image { image } => (image, Some(&commit.signature.key)),
                 Subject::Desktop { desktop, .. } => (desktop, None),
             };
-            versions::insert_series(&mut *tx, namespace, name, key, now).await?
+            versions::insert_series(&mut *tx, namespace, name, key, fork_of, now).await?
         }
     };
     let new = NewVersion {
@@ -221,7 +230,8 @@ async fn run(app: Arc<App>, caller: Caller, commit: Commit) -> Result<(StatusCod
         base_channel: commit.manifest.base.as_ref().and_then(|base| base.channel.as_ref()),
     };
     let version = versions::insert(&mut *tx, &new).await?;
-    if let Some(channel) = &commit.channel {
+    leases::move_to(&mut *tx, series, &commit.signature.key, version.row).await?;
+    if let Some(channel) = &commit.placing.channel {
         versions::move_channel(&mut tx, series, channel, version.row).await?;
     }
     end_transaction(tx).await?;
@@ -236,7 +246,7 @@ async fn repeat(
     commit: &Commit,
     version: VersionRow,
 ) -> Result<(StatusCode, VersionRow), ApiError> {
-    if let (Some(channel), Subject::Image { image }) = (&commit.channel, &commit.manifest.subject) {
+    if let (Some(channel), Subject::Image { image }) = (&commit.placing.channel, &commit.manifest.subject) {
         let mut tx = app.database.begin().await?;
         let namespace = caller.claim(&mut tx, &commit.manifest.subject.namespace()).await?;
         if let Some(series) = versions::find_series(&mut *tx, namespace, image).await?
@@ -269,7 +279,19 @@ async fn stand(connection: &mut Connection, commit: &Commit) -> Result<Standing,
         check_key(series, &commit.signature)?;
         head = versions::head(&mut *connection, series.id).await?;
     }
-    check_follows(head, commit)?;
+    let fork_of = match (&series, &commit.placing.fork_of) {
+        (None, Some(origin)) => Some(check_forks(&mut *connection, row, origin, commit).await?),
+        _ => {
+            check_follows(head, commit)?;
+            None
+        }
+    };
+    if let Some(series) = &series
+        && let Some(lease) = leases::find(&mut *connection, series.id).await?
+        && lease.excludes(&commit.signature.key, now_ms())
+    {
+        return Err(super::leases::held_error(connection, series, lease).await?);
+    }
 
     let mut holders: Vec<NamespaceId> = row.into_iter().collect();
     let mut base_row = None;
@@ -291,7 +313,7 @@ async fn stand(connection: &mut Connection, commit: &Commit) -> Result<Standing,
         holders.extend(namespaces::find(&mut *connection, &image).await?.map(|row| row.id));
     }
     check_segments(connection, &commit.manifest, &holders).await?;
-    Ok(Standing::Next { series, base: base_row })
+    Ok(Standing::Next { series, fork_of, base: base_row })
 }
 
 /// An image has one publisher key for ever; a desktop any number.
@@ -316,6 +338,41 @@ fn check_follows(head: Option<VersionRow>, commit: &Commit) -> Result<(), ApiErr
         return Err(ApiError::BadRequest(format!("manifest: `sequence` is {found}, but must be {expected}")));
     }
     Ok(())
+}
+
+/// A fork's first version follows any version of the desktop it is a fork of. One that is not known here is taken too: it
+/// was made before this server was set back to an older state, and the fork is what is left of it.
+async fn check_forks(
+    connection: &mut Connection,
+    namespace: Option<NamespaceId>,
+    origin: &Name,
+    commit: &Commit,
+) -> Result<SeriesId, ApiError> {
+    let series = match namespace {
+        Some(namespace) => versions::find_series(&mut *connection, namespace, origin).await?,
+        None => None,
+    };
+    let series = series.ok_or_else(|| ApiError::no_such(format_args!("desktop {origin}")))?;
+    let Some(parent) = commit.manifest.parent else {
+        return Err(ApiError::BadRequest("manifest: a fork's first version needs a `parent`".to_owned()));
+    };
+    let found = versions::find(&mut *connection, &commit.manifest.subject.namespace(), parent).await?;
+    if let Some(found) = found {
+        let (_, name) = versions::series_of(&mut *connection, found.row).await?;
+        if name != *origin {
+            return Err(ApiError::BadRequest(format!(
+                "manifest: `parent` {parent} is a version of desktop {name}, not of {origin}"
+            )));
+        }
+        let expected = found.sequence.saturating_add(1);
+        if commit.manifest.sequence != expected {
+            let found = commit.manifest.sequence;
+            return Err(ApiError::BadRequest(format!(
+                "manifest: `sequence` is {found}, but must be {expected}"
+            )));
+        }
+    }
+    Ok(series.id)
 }
 
 /// Every segment must be here, and made of chunks of its disk's size.

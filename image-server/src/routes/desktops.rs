@@ -8,8 +8,9 @@ use chunk_format::{Name, Namespace};
 
 use super::versions::{Page, no_versions};
 use crate::app::App;
+use crate::clock::now_ms;
 use crate::database::versions::{self, SeriesRow, VersionRow};
-use crate::database::{Connection, DatabaseError, mirrors, namespaces};
+use crate::database::{Connection, DatabaseError, leases, mirrors, namespaces};
 use crate::http::auth::Caller;
 use crate::http::error::ApiError;
 use crate::http::params::{PathParams, QueryParams};
@@ -53,7 +54,11 @@ pub(super) async fn versions(
     page.answer(&mut snapshot, series.id).await
 }
 
-async fn find(connection: &mut Connection, caller: &Caller, name: &Name) -> Result<SeriesRow, ApiError> {
+pub(super) async fn find(
+    connection: &mut Connection,
+    caller: &Caller,
+    name: &Name,
+) -> Result<SeriesRow, ApiError> {
     let namespace = Namespace::User(caller.user.clone());
     let row = namespaces::find(&mut *connection, &namespace).await?;
     let series = match row {
@@ -73,7 +78,17 @@ async fn desktop(
     let (Some(first), Some(head)) = (first, head) else { return Err(no_versions(series.name.as_str())) };
     let base = base(connection, &head).await?;
     let owner = caller.user.clone();
-    Ok(DesktopJson { desktop: series.name, owner, id: first.id, base, head: head.into() })
+    let fork_of = match series.fork_of {
+        Some(origin) => versions::get_series(&mut *connection, origin).await?.map(|origin| origin.name),
+        None => None,
+    };
+    let now = now_ms();
+    let held = leases::find(&mut *connection, series.id).await?.filter(|lease| lease.is_in_force(now));
+    let lease = match held {
+        Some(lease) => Some(super::leases::json(connection, lease).await?),
+        None => None,
+    };
+    Ok(DesktopJson { desktop: series.name, owner, id: first.id, fork_of, base, head: head.into(), lease })
 }
 
 async fn base(connection: &mut Connection, head: &VersionRow) -> Result<BaseJson, ApiError> {

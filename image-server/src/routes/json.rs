@@ -9,6 +9,7 @@ use chunk_format::{ManifestId, Name, PublicKey};
 use serde::Serialize;
 
 use crate::database::versions::VersionRow;
+use crate::policy::AfterExpiry;
 use crate::role::Role;
 
 /// An answer that holds now and may not be kept.
@@ -95,8 +96,45 @@ pub(crate) struct DesktopJson {
     pub(crate) desktop: Name,
     pub(crate) owner: Name,
     pub(crate) id: ManifestId,
+    /// The desktop it began on, when it is a fork.
+    pub(crate) fork_of: Option<Name>,
     pub(crate) base: BaseJson,
     pub(crate) head: VersionJson,
+    pub(crate) lease: Option<LeaseJson>,
+}
+
+/// The right to write a desktop, and who has it.
+#[derive(Debug, Serialize)]
+pub(crate) struct LeaseJson {
+    pub(crate) key: PublicKey,
+    pub(crate) machine: String,
+    pub(crate) since_ms: i64,
+    pub(crate) renewed_ms: i64,
+    pub(crate) expires_ms: i64,
+    /// What the holder stands on.
+    pub(crate) version: VersionJson,
+    pub(crate) wanted: Option<WantedJson>,
+    pub(crate) refusal: Option<String>,
+}
+
+/// Who asks the holder of a lease to hand over.
+#[derive(Debug, Serialize)]
+pub(crate) struct WantedJson {
+    pub(crate) machine: String,
+    pub(crate) since_ms: i64,
+}
+
+/// What is answered about a desktop's lease, and what holds for leases.
+#[derive(Serialize)]
+pub(crate) struct LeaseAnswerJson {
+    pub(crate) lease: Option<LeaseJson>,
+    /// The desktop's newest version.
+    pub(crate) head: VersionJson,
+    /// The server's time.
+    pub(crate) now_ms: i64,
+    /// How long a lease holds after its machine was last heard of.
+    pub(crate) lease_ms: i64,
+    pub(crate) after_expiry: AfterExpiry,
 }
 
 /// `GET /v1/desktops`.

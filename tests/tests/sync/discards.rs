@@ -18,7 +18,7 @@ fn discarded_blocks_are_zeros_on_the_next_machine_and_cost_no_chunk() {
     disks.home.write(&home, 0, &noise);
     sync(&laptop);
     let other = published.machine("other");
-    let seen = other.mount("work");
+    let seen = other.mount_with("work", &["--read-only"]);
     disks.assert_in(&seen);
     seen.unmount();
 

@@ -94,7 +94,7 @@ impl Story {
     fn look(&mut self) -> bool {
         self.published.server.verify();
         versions(&self.laptop);
-        let seen = self.other.mount("work");
+        let seen = self.other.mount_with("work", &["--read-only"]);
         let is_new = self.disks.are_in(&seen);
         if !is_new {
             // Says where they part.
@@ -212,6 +212,79 @@ fn kill_server(server: &mut TestServer, mut client: Process, moments: &mut Momen
         assert!(said.lines().any(|line| line.starts_with("error: ")), "{said}");
     }
     status.success()
+}
+
+/// Two machines take a desktop from one another, and either is killed at a random moment of its sync or of its start. In the
+/// end all the work of both is on the server, in whichever heads.
+#[test]
+fn machines_killed_while_they_part_and_meet_again_lose_nothing() {
+    require!(fuse);
+    let seed = 53;
+    let mut story = Story::new(seed);
+    let whole = story.undisturbed();
+    let mut moments = Moments::new(!seed, whole);
+    let mut rng = Rng::new(seed);
+    let mut done = vec![story.disks.clone()];
+    for round in 0..rounds().min(30) {
+        round_of(seed, round);
+        let pair = [&story.laptop, &story.other];
+        let mut worked = Vec::new();
+        for machine in pair {
+            // What it was left with after a kill is synced at this start; then it has the desktop's newest version.
+            let mount = machine.mount_with("work", &["--take"]);
+            let seen = done.iter().find(|disks| disks.are_in(&mount));
+            let mut disks = seen.unwrap_or_else(|| panic!("{round}: what no machine ever had")).clone();
+            let before = (disks.system.bytes().to_vec(), disks.home.bytes().to_vec());
+            let writes = 1 + rng.below(6);
+            disks.change(&mount, writes, &mut rng);
+            mount.unmount();
+            // Zeros over zeros are no work.
+            if (disks.system.bytes(), disks.home.bytes()) != (&before.0[..], &before.1[..]) {
+                worked.push(disks);
+            }
+        }
+        done.extend(worked.iter().cloned());
+        let last = usize::try_from(rng.below(2)).expect("small");
+        for machine in [pair[last], pair[1 - last]] {
+            let mut process = match rng.below(3) {
+                0 => machine.start([
+                    "mount".as_ref(),
+                    "work".as_ref(),
+                    "--take".as_ref(),
+                    machine.new_directory().as_os_str(),
+                ]),
+                _ => machine.start(["sync", "work"]),
+            };
+            moments.wait();
+            process.kill();
+            process.wait(PATIENCE);
+        }
+        let said = pair.map(|machine| {
+            let synced = machine.satchel(["sync", "work"]).ok();
+            synced.stdout + &synced.stderr
+        });
+        let onlooker = story.published.machine("onlooker");
+        let listed = onlooker.satchel(["--json", "desktops"]).ok().json();
+        let heads: Vec<&str> =
+            listed.as_array().expect("a list").iter().filter_map(|info| info["desktop"].as_str()).collect();
+        // The newest heads first: the rest were looked at in earlier rounds.
+        let mut missing = worked;
+        for head in heads.iter().rev() {
+            if missing.is_empty() {
+                break;
+            }
+            let seen = onlooker.mount_with(head, &["--read-only"]);
+            missing.retain(|disks| !disks.are_in(&seen));
+            seen.unmount();
+        }
+        assert!(
+            missing.is_empty(),
+            "round {round}: work of {} machines is in no head\n{listed}\n{}",
+            missing.len(),
+            said.join("\n")
+        );
+        story.published.server.verify();
+    }
 }
 
 /// Size of the disk that is published, bytes.

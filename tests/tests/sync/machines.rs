@@ -1,6 +1,6 @@
 //! From machine to machine.
 
-use satchel_tests::{Publication, Rng, require};
+use satchel_tests::{Publication, Rng, require, wait};
 
 use super::story::{Disks, sync, unsynced_bytes, versions};
 
@@ -49,7 +49,7 @@ fn what_is_not_synced_is_not_seen_and_not_lost() {
     let mount = laptop.mount("work");
     disks.change(&mount, 20, &mut Rng::new(21));
     mount.unmount();
-    let seen = published.machine("other").mount("work");
+    let seen = published.machine("other").mount_with("work", &["--read-only"]);
     committed.assert_in(&seen);
     seen.unmount();
     let mount = laptop.mount("work");
@@ -58,54 +58,45 @@ fn what_is_not_synced_is_not_seen_and_not_lost() {
 }
 
 #[test]
-fn a_lost_race_leaves_everything_in_place_and_says_what_to_do() {
+fn a_machine_whose_desktop_was_taken_goes_on_in_a_fork_while_it_is_mounted() {
     require!(fuse);
     let published = Publication::new(22, 4 << 20);
     let mut rng = Rng::new(22);
     let (laptop, other) = (published.machine_with_desktop("laptop"), published.machine("other"));
     let (mut winner, mut loser) = (Disks::new(&published), Disks::new(&published));
-    let (here, there) = (laptop.mount("work"), other.mount("work"));
-    winner.change(&here, 20, &mut rng);
+    let mut there = other.mount("work");
     loser.change(&there, 20, &mut rng);
+    let here = laptop.mount_with("work", &["--take"]);
+    winner.change(&here, 20, &mut rng);
     sync(&laptop);
-    let unsynced = unsynced_bytes(&other);
+    wait::until("it is told that it was taken", wait::PATIENCE, || {
+        there.process().stderr().contains("has taken this desktop: nothing is lost").then_some(())
+    });
 
-    let assert_refused = |machine: &satchel_tests::Client| {
-        let refused = machine.satchel(["sync", "work"]).exited(1);
-        assert_eq!(refused.stdout, "");
-        for part in [
-            "error: this desktop has moved on to version 2",
-            "is kept",
-            "hint: nothing was lost",
-            "--state DIR",
-        ] {
-            assert!(refused.stderr.contains(part), "`{part}` is not in: {}", refused.stderr);
-        }
-    };
-    assert_refused(&other);
+    let report = sync(&other);
+    let fork = report["fork"]["fork"].as_str().expect("a fork").to_owned();
+    assert_eq!(unsynced_bytes(&other), 0);
     loser.assert_in(&there);
-    assert_eq!(unsynced_bytes(&other), unsynced);
-    // It goes on being a desktop: more is written, it is unmounted, synced unmounted, mounted again.
+    // More is written; it is the fork's next version.
+    loser.change(&there, 5, &mut rng);
+    let report = sync(&other);
+    assert_eq!(report["version"]["sequence"], 3, "{report}");
+    assert_eq!(report["fork"], serde_json::Value::Null, "{report}");
+    // What is written last, and not synced, is synced at the next start.
     loser.change(&there, 5, &mut rng);
     there.unmount();
-    assert_refused(&other);
-    let mut there = other.mount("work");
-    loser.assert_in(&there);
-    let said = there.process().stderr();
-    assert!(said.contains("warning: version 2 was made on"), "{said}");
-    there.unmount();
-    assert_eq!(versions(&laptop), [2, 1], "only the winner's");
-
-    // What the hint says: the other version from another state directory, beside this one.
-    let beside = published.machine("beside");
-    let (taken, kept) = (beside.mount("work"), other.mount("work"));
-    winner.assert_in(&taken);
-    loser.assert_in(&kept);
-    taken.unmount();
-    kept.unmount();
     winner.assert_in(&here);
     winner.change(&here, 5, &mut rng);
     sync(&laptop);
     here.unmount();
+    let mut there = other.mount("work");
+    winner.assert_in(&there);
+    let said = there.process().stderr();
+    assert!(said.contains(&format!("what was done here before is desktop {fork} now")), "{said}");
+    there.unmount();
+    let mount = published.machine("third").mount(&fork);
+    loser.assert_in(&mount);
+    mount.unmount();
+    assert_eq!(versions(&laptop), [3, 2, 1], "only the winner's");
     published.server.verify();
 }

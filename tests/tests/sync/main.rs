@@ -2,6 +2,7 @@
 
 mod changes;
 mod discards;
+mod forks;
 mod kills;
 mod machines;
 mod mounted;

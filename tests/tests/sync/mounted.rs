@@ -63,7 +63,7 @@ fn a_desktop_is_synced_while_it_is_written_to() {
             let before: Vec<u64> = flushed.iter().map(|turn| turn.load(Ordering::Acquire)).collect();
             sync(&laptop);
             let after = turn.load(Ordering::Acquire);
-            let seen = other.mount("work");
+            let seen = other.mount_with("work", &["--read-only"]);
             let bytes = std::fs::read(seen.home()).expect("a mounted disk can be read");
             let turns: Vec<u64> = (0..PLACES)
                 .zip(bytes.as_chunks::<4096>().0)
@@ -120,7 +120,7 @@ fn a_freeze_is_one_instant_for_both_disks() {
         });
         for _ in 0..5 {
             sync(&laptop);
-            let seen = other.mount("work");
+            let seen = other.mount_with("work", &["--read-only"]);
             let turn = |path: &std::path::Path| {
                 let mut bytes = [0; 4096];
                 open_for_writing(path).read_exact_at(&mut bytes, 8 * BLOCK_BYTES).unwrap();

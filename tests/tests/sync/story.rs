@@ -29,7 +29,7 @@ impl Disks {
     /// Checks that a machine which knows nothing but the server finds exactly this.
     #[track_caller]
     pub(crate) fn assert_on_another_machine(&self, published: &Publication) {
-        let mount = published.machine("other").mount("work");
+        let mount = published.machine("other").mount_with("work", &["--read-only"]);
         self.assert_in(&mount);
         mount.unmount();
     }

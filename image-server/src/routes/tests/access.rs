@@ -95,6 +95,19 @@ fn cases(fixture: &Fixture) -> Vec<Case> {
             ALICE,
         );
     }
+    let lease = "/v1/desktops/{desktop}/lease";
+    let key = chunk_format::SecretKey::from_bytes(&[9; 32]).public();
+    let wish = serde_json::json!({
+        "key": key, "machine": "laptop-a", "version": desktop.version
+    });
+    add("GET", lease, "/v1/desktops/work/lease".to_owned(), b"", "", ALICE);
+    add("HEAD", lease, "/v1/desktops/work/lease".to_owned(), b"", "", ALICE);
+    add("PUT", lease, "/v1/desktops/work/lease".to_owned(), wish.to_string().as_bytes(), "", ALICE);
+    let path = format!("/v1/desktops/work/lease?key={}", key);
+    add("DELETE", lease, path, b"", "", [204, 404, 404, 404, 404]);
+    let asked = br#"{"machine":"laptop-b"}"#;
+    let path = "/v1/desktops/work/lease/wanted".to_owned();
+    add("POST", "/v1/desktops/{desktop}/lease/wanted", path, asked, "", ALICE);
     let path = format!("/v1/images/debian/versions/{}/profile", image.version);
     let route = "/v1/images/{image}/versions/{version}/profile";
     add("PUT", route, path, &profile, &profile_signature, WRITERS);

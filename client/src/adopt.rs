@@ -1,0 +1,152 @@
+//! Adopting a fork: its disks become the desktop's next version, and the desktop's become the fork's. Nothing is
+//! overwritten: both histories only grow, and adopting again undoes it.
+//!
+//! The desktop's version is committed first. Should the second commit not happen, the desktop's old disks are its last
+//! version but one, and adopting again goes on there.
+
+use std::sync::Arc;
+
+use chunk_format::{FormatError, Manifest, Name, SecretKey, Subject};
+use serde::Serialize;
+
+use crate::desktop::Version;
+use crate::remote::{DesktopInfo, Placing, Remote, RemoteError, VersionInfo};
+use crate::upload::Patience;
+use crate::upstream::{CommitError, Upstream};
+use crate::versions::{VersionError, fetch_version};
+
+/// Why a fork was not adopted.
+#[derive(Debug, thiserror::Error)]
+pub enum AdoptError {
+    /// It is no fork.
+    #[error("desktop {desktop} is no fork")]
+    NoFork {
+        /// The desktop.
+        desktop: Name,
+    },
+    /// A version does not hold.
+    #[error("{0}")]
+    Version(#[from] VersionError),
+    /// The server could not be asked.
+    #[error("{0}")]
+    Remote(#[from] RemoteError),
+    /// A version could not be written down.
+    #[error("{0}")]
+    Format(#[from] FormatError),
+    /// A version was not committed.
+    #[error("cannot commit a version of desktop {desktop}")]
+    Commit {
+        /// The desktop.
+        desktop: Name,
+        /// Why.
+        #[source]
+        source: CommitError,
+    },
+}
+
+/// What an adoption did.
+#[derive(Clone, Debug, Serialize)]
+pub struct Adopted {
+    /// The desktop.
+    pub desktop: Name,
+    /// Its version that has the fork's disks.
+    pub version: VersionInfo,
+    /// The fork.
+    pub fork: Name,
+    /// Its version that has the desktop's earlier disks.
+    pub fork_version: VersionInfo,
+}
+
+/// What an adoption needs.
+pub struct Adopter {
+    /// The server.
+    pub remote: Remote,
+    /// The user, whose desktops they are.
+    pub owner: Name,
+    /// Signs the versions made on this machine.
+    pub key: Arc<SecretKey>,
+    /// What to call this machine in the history.
+    pub machine: String,
+    /// The time, milliseconds since 1970 UTC, for people.
+    pub now_ms: fn() -> u64,
+}
+
+impl Adopter {
+    /// Adopts a fork.
+    ///
+    /// # Errors
+    /// [`AdoptError`]; a repeated adoption goes on where this one stopped.
+    pub async fn adopt(&self, fork: &Name) -> Result<Adopted, AdoptError> {
+        let fork_info = self.remote.desktop(fork).await?;
+        let Some(desktop) = fork_info.fork_of.clone() else {
+            return Err(AdoptError::NoFork { desktop: fork.clone() });
+        };
+        let info = self.remote.desktop(&desktop).await?;
+        let (fork_head, head) = tokio::try_join!(self.head(&fork_info), self.head(&info))?;
+        let (version, earlier) = match has_content_of(&head, &fork_head) {
+            // An adoption was interrupted after its first step.
+            true => (info.head.clone(), self.parent(&desktop, &head).await?),
+            false => {
+                let note = format!("adopted {fork}, version {}", fork_head.manifest.sequence);
+                (self.succeed(&desktop, &head, &fork_head.manifest, note).await?, head)
+            }
+        };
+        let note = format!("{desktop} as it was before version {}", version.sequence);
+        let fork_version = self.succeed(fork, &fork_head, &earlier.manifest, note).await?;
+        Ok(Adopted { desktop, version, fork: fork.clone(), fork_version })
+    }
+
+    fn subject(&self, desktop: &Name) -> Subject {
+        Subject::Desktop { owner: self.owner.clone(), desktop: desktop.clone() }
+    }
+
+    async fn head(&self, info: &DesktopInfo) -> Result<Version, AdoptError> {
+        let subject = self.subject(&info.desktop);
+        Ok(fetch_version(&self.remote, &subject, info.head.id, &info.head.key).await?)
+    }
+
+    async fn parent(&self, desktop: &Name, version: &Version) -> Result<Version, AdoptError> {
+        let subject = self.subject(desktop);
+        let listed = self.remote.versions(&subject, 1, Some(version.manifest.sequence)).await?;
+        match listed.first() {
+            Some(parent) => Ok(fetch_version(&self.remote, &subject, parent.id, &parent.key).await?),
+            None => Ok(version.clone()),
+        }
+    }
+
+    /// Commits a version of a desktop on its head, with the content of another.
+    async fn succeed(
+        &self,
+        desktop: &Name,
+        head: &Version,
+        content: &Manifest,
+        note: String,
+    ) -> Result<VersionInfo, AdoptError> {
+        let manifest = Manifest {
+            subject: self.subject(desktop),
+            parent: Some(head.id),
+            sequence: head.manifest.sequence + 1,
+            created_ms: (self.now_ms)(),
+            machine: self.machine.clone(),
+            note: Some(note),
+            ..content.clone()
+        };
+        let bytes = manifest.encode()?;
+        let signature = self.key.sign(&bytes);
+        let commit = || {
+            Upstream::commit(&self.remote, &manifest.subject, Placing::default(), bytes.clone(), &signature)
+        };
+        let committed = Patience::DEFAULT.retry(commit).await;
+        committed.map_err(|source| AdoptError::Commit { desktop: desktop.clone(), source })
+    }
+}
+
+impl std::fmt::Debug for Adopter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Adopter").field("owner", &self.owner).finish_non_exhaustive()
+    }
+}
+
+fn has_content_of(version: &Version, other: &Version) -> bool {
+    version.manifest.disks == other.manifest.disks && version.manifest.base == other.manifest.base
+}

@@ -1,0 +1,98 @@
+//! Sending what a server should have and has not: it was set back to an older state.
+
+use std::collections::{HashMap, HashSet};
+
+use chunk_format::{ChunkId, Segment, SegmentId, SegmentIndex};
+
+use super::{Frozen, SyncError, Syncer, place};
+use crate::desktop::OpenDesktop;
+use crate::upload::SegmentWork;
+
+impl Syncer {
+    /// The segments to send so that the server has all of a frozen state: those that changed, and those of the version below
+    /// that it lacks, with every chunk of them that it lacks.
+    ///
+    /// What is neither here nor there is told, not waited for; and what is there is not read: where it lies is told by
+    /// segments that the server has lost.
+    pub(super) async fn plan_thoroughly(
+        &self,
+        desktop: &OpenDesktop,
+        frozen: &Frozen,
+        changed: Vec<SegmentWork>,
+    ) -> Result<Vec<SegmentWork>, SyncError> {
+        let mut changed: HashMap<(usize, SegmentIndex), SegmentWork> =
+            changed.into_iter().map(|work| ((work.disk, work.index), work)).collect();
+        let lacking = self.lacking_segments(desktop, frozen).await?;
+        let mut plan = Vec::new();
+        for (disk, view) in frozen.views.iter().enumerate() {
+            for (index, segment) in (0..).map(SegmentIndex).zip(view.base.segments()) {
+                let change = changed.remove(&(disk, index));
+                if change.is_none() && !lacking.contains(&segment.id) {
+                    continue;
+                }
+                let before = match segment.id.is_zero() {
+                    true => Segment::zero(),
+                    false => desktop.fetcher.segment(segment).await?.clone(),
+                };
+                let unchanged =
+                    SegmentWork { disk, index, before: None, positions: Vec::new(), zeroed: Vec::new() };
+                plan.push(SegmentWork { before: Some(before), ..change.unwrap_or(unchanged) });
+            }
+        }
+        let lost = self.lacking_chunks(desktop, &plan).await?;
+        let mut elsewhere = 0;
+        for work in &mut plan {
+            let Some(before) = &mut work.before else { continue };
+            for at in 0..before.chunks().len() {
+                let id = before.chunks()[at];
+                if !lost.contains(&id) || work.zeroed.contains(&at) || work.positions.contains(&at) {
+                    continue;
+                }
+                elsewhere += usize::from(!desktop.cache.contains(&id));
+                // Sent as if it had been zeros before.
+                work.positions.push(at);
+                before.set(at, ChunkId::ZERO)?;
+            }
+            work.positions.sort_unstable();
+        }
+        match elsewhere {
+            0 => Ok(plan),
+            chunks => Err(SyncError::Lost { chunks, sequence: frozen.head.manifest.sequence }),
+        }
+    }
+
+    async fn lacking_segments(
+        &self,
+        desktop: &OpenDesktop,
+        frozen: &Frozen,
+    ) -> Result<Vec<SegmentId>, SyncError> {
+        let mut ids: Vec<SegmentId> = frozen
+            .head
+            .manifest
+            .disks
+            .iter()
+            .flat_map(|disk| &disk.segments)
+            .filter(|id| !id.is_zero())
+            .copied()
+            .collect();
+        ids.sort_unstable();
+        ids.dedup();
+        let place = place(desktop);
+        let missing = self.patience.retry(|| self.upstream.missing_segments(&place, &ids)).await?;
+        Ok(ids.into_iter().zip(missing).filter_map(|(id, missing)| missing.then_some(id)).collect())
+    }
+
+    /// The chunks below some work that the server lacks.
+    async fn lacking_chunks(
+        &self,
+        desktop: &OpenDesktop,
+        plan: &[SegmentWork],
+    ) -> Result<HashSet<ChunkId>, SyncError> {
+        let below = plan.iter().filter_map(|work| work.before.as_ref()).flat_map(|before| before.chunks());
+        let ids: HashSet<ChunkId> = below.filter(|id| !id.is_zero()).copied().collect();
+        let ids: Vec<ChunkId> = ids.into_iter().collect();
+        let place = place(desktop);
+        let missing = self.patience.retry(|| self.upstream.missing_chunks(&place, &ids)).await?;
+        Ok(ids.into_iter().zip(missing).filter_map(|(id, missing)| missing.then_some(id)).collect())
+    }
+}

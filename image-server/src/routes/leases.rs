@@ -1,0 +1,232 @@
+//! Leases: which machine may write a desktop. `GET`, `PUT`, `DELETE /v1/desktops/DESKTOP/lease` and
+//! `POST …/lease/wanted`.
+//!
+//! A lease keeps two machines from working on one desktop unawares; it is no safeguard. That no work is lost rests on
+//! the compare-and-swap of commits alone: what is refused becomes a fork. So it is enough that a request names its machine's
+//! key: whoever lies about it has the owner's token, and may take the lease anyway.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use chunk_format::{ManifestId, Name, Namespace, PublicKey};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use super::desktops;
+use crate::app::App;
+use crate::clock::now_ms;
+use crate::database::leases::{self, LeaseRow};
+use crate::database::versions::{self, SeriesRow};
+use crate::database::{Connection, DatabaseError, commit};
+use crate::http::auth::Caller;
+use crate::http::body::BodyReader;
+use crate::http::error::ApiError;
+use crate::http::params::{PathParams, QueryParams};
+use crate::policy::{self, Policy};
+use crate::routes::json::{LeaseAnswerJson, LeaseJson, WantedJson, fresh};
+
+const MAX_BODY_BYTES: usize = 4096;
+const MAX_MACHINE_BYTES: usize = 128;
+const MAX_REFUSAL_BYTES: usize = 500;
+
+/// The body of a `PUT`: takes the lease, or renews it.
+#[derive(Deserialize)]
+struct Wish {
+    key: PublicKey,
+    machine: String,
+    /// What the machine stands on.
+    version: ManifestId,
+    /// Take it even if another machine holds it.
+    #[serde(default)]
+    take: bool,
+    /// Why the machine does not hand over, when it was asked to.
+    refusal: Option<String>,
+}
+
+/// The body of `POST …/wanted`.
+#[derive(Deserialize)]
+struct Ask {
+    machine: String,
+}
+
+pub(super) async fn get(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    path: PathParams,
+    query: QueryParams,
+) -> Result<Response, ApiError> {
+    query.only(&[])?;
+    let mut snapshot = app.database.snapshot().await?;
+    let series = desktops::find(&mut snapshot, &caller, &path.get("desktop")?).await?;
+    let now = now_ms();
+    let lease = leases::find(&mut *snapshot, series.id).await?.filter(|lease| lease.is_in_force(now));
+    answer(&mut snapshot, &series, lease, now).await
+}
+
+pub(super) async fn put(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    path: PathParams,
+    query: QueryParams,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    query.only(&[])?;
+    let wish: Wish = read(&app, &headers, body).await?;
+    let machine = text("machine", &wish.machine, MAX_MACHINE_BYTES)?;
+    let refusal = wish.refusal.as_deref().map(|said| text("refusal", said, MAX_REFUSAL_BYTES)).transpose()?;
+    let desktop: Name = path.get("desktop")?;
+    let mut tx = app.database.begin().await?;
+    let series = desktops::find(&mut tx, &caller, &desktop).await?;
+    let version = versions::find(&mut *tx, &Namespace::User(caller.user.clone()), wish.version).await?;
+    let Some(version) = version else {
+        return Err(ApiError::BadRequest(format!("`version` {} is no version of yours", wish.version)));
+    };
+    let (now, policy) = (now_ms(), policy::read(&mut tx).await?);
+    let found = leases::find(&mut *tx, series.id).await?;
+    if let Some(held) = found.as_ref().filter(|held| held.excludes(&wish.key, now) && !wish.take) {
+        return Err(held_error(&mut tx, &series, held.clone()).await?);
+    }
+    let kept = found.filter(|lease| lease.key == wish.key && lease.is_in_force(now));
+    let lease = LeaseRow {
+        key: wish.key,
+        machine: machine.to_owned(),
+        version: version.row,
+        since_ms: kept.as_ref().map_or(now, |lease| lease.since_ms),
+        renewed_ms: now,
+        expires_ms: now.saturating_add(policy.lease_ms()),
+        wanted_machine: kept.as_ref().and_then(|lease| lease.wanted_machine.clone()),
+        wanted_ms: kept.as_ref().and_then(|lease| lease.wanted_ms),
+        refusal: refusal.map(str::to_owned).or_else(|| kept.and_then(|lease| lease.refusal)),
+    };
+    leases::put(&mut *tx, series.id, &lease).await?;
+    let response = answer_with(&mut tx, &series, Some(lease), now, &policy).await?;
+    commit(tx).await?;
+    Ok(response)
+}
+
+pub(super) async fn delete(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    path: PathParams,
+    query: QueryParams,
+) -> Result<Response, ApiError> {
+    query.only(&["key"])?;
+    let key = query.public_key("key")?;
+    let mut tx = app.database.begin().await?;
+    let series = desktops::find(&mut tx, &caller, &path.get("desktop")?).await?;
+    // Whoever lost it has nothing to give back.
+    if leases::find(&mut *tx, series.id).await?.is_some_and(|lease| lease.key == key) {
+        leases::remove(&mut *tx, series.id).await?;
+        commit(tx).await?;
+    }
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+pub(super) async fn want(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    path: PathParams,
+    query: QueryParams,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    query.only(&[])?;
+    let ask: Ask = read(&app, &headers, body).await?;
+    let machine = text("machine", &ask.machine, MAX_MACHINE_BYTES)?.to_owned();
+    let mut tx = app.database.begin().await?;
+    let series = desktops::find(&mut tx, &caller, &path.get("desktop")?).await?;
+    let now = now_ms();
+    let mut lease = leases::find(&mut *tx, series.id).await?.filter(|lease| lease.is_in_force(now));
+    if let Some(held) = &mut lease {
+        (held.wanted_machine, held.wanted_ms, held.refusal) = (Some(machine), Some(now), None);
+        leases::put(&mut *tx, series.id, held).await?;
+    }
+    let response = answer(&mut tx, &series, lease, now).await?;
+    commit(tx).await?;
+    Ok(response)
+}
+
+/// The refusal of what only the holder of a lease may do.
+pub(super) async fn held_error(
+    connection: &mut Connection,
+    series: &SeriesRow,
+    lease: LeaseRow,
+) -> Result<ApiError, ApiError> {
+    let lease = Box::new(json(connection, lease).await?);
+    Ok(ApiError::LeaseHeld { desktop: series.name.to_string(), lease })
+}
+
+/// A lease as it is shown.
+pub(super) async fn json(connection: &mut Connection, lease: LeaseRow) -> Result<LeaseJson, ApiError> {
+    let version = versions::get(connection, lease.version).await?;
+    let version = version.ok_or_else(|| DatabaseError::Value {
+        what: "lease",
+        found: "one on a version that is not there".to_owned(),
+    })?;
+    let wanted = match (lease.wanted_machine, lease.wanted_ms) {
+        (Some(machine), Some(since_ms)) => Some(WantedJson { machine, since_ms }),
+        _ => None,
+    };
+    Ok(LeaseJson {
+        key: lease.key,
+        machine: lease.machine,
+        since_ms: lease.since_ms,
+        renewed_ms: lease.renewed_ms,
+        expires_ms: lease.expires_ms,
+        version: version.into(),
+        wanted,
+        refusal: lease.refusal,
+    })
+}
+
+async fn answer(
+    connection: &mut Connection,
+    series: &SeriesRow,
+    lease: Option<LeaseRow>,
+    now_ms: i64,
+) -> Result<Response, ApiError> {
+    let policy = policy::read(connection).await?;
+    answer_with(connection, series, lease, now_ms, &policy).await
+}
+
+async fn answer_with(
+    connection: &mut Connection,
+    series: &SeriesRow,
+    lease: Option<LeaseRow>,
+    now_ms: i64,
+    policy: &Policy,
+) -> Result<Response, ApiError> {
+    let lease = match lease {
+        Some(lease) => Some(json(connection, lease).await?),
+        None => None,
+    };
+    let head = versions::head(connection, series.id).await?;
+    let head = head.ok_or_else(|| super::versions::no_versions(series.name.as_str()))?;
+    Ok(fresh(LeaseAnswerJson {
+        lease,
+        head: head.into(),
+        now_ms,
+        lease_ms: policy.lease_ms(),
+        after_expiry: policy.after_expiry,
+    }))
+}
+
+async fn read<T: DeserializeOwned>(app: &App, headers: &HeaderMap, body: Body) -> Result<T, ApiError> {
+    let body = BodyReader::new(headers, body, "the request", MAX_BODY_BYTES, &app.limits)?;
+    let body = app.read_whole(body).await?;
+    serde_json::from_slice(&body.bytes).map_err(|error| ApiError::BadRequest(format!("body: {error}")))
+}
+
+/// A text that others are shown.
+fn text<'a>(field: &str, text: &'a str, limit_bytes: usize) -> Result<&'a str, ApiError> {
+    if text.is_empty() || text.len() > limit_bytes || text.chars().any(char::is_control) {
+        return Err(ApiError::BadRequest(format!(
+            "`{field}` must have 1 to {limit_bytes} bytes, without control characters"
+        )));
+    }
+    Ok(text)
+}

@@ -1,0 +1,174 @@
+//! Who may write a desktop, and what becomes of work that may not be its next version.
+
+use axum::http::Method;
+use chunk_format::{Manifest, ManifestId, SecretKey, Subject};
+use serde_json::{Value, json};
+
+use super::{Answer, Fixture};
+use crate::testing;
+
+const LEASE: &str = "/v1/desktops/work/lease";
+const VERSIONS: &str = "/v1/desktops/work/versions";
+const FORK: &str = "/v1/desktops/work.laptop-b-3fa2/versions?fork-of=work";
+
+fn key(seed: u8) -> String {
+    SecretKey::from_bytes(&[seed; 32]).public().to_string()
+}
+
+impl Fixture {
+    async fn lease(&self, body: &Value) -> Answer {
+        self.put(LEASE, &self.tokens.alice, body.to_string().as_bytes()).await
+    }
+
+    fn wish(&self, seed: u8, machine: &str) -> Value {
+        json!({"key": key(seed), "machine": machine, "version": self.desktop.version})
+    }
+
+    fn fork(&self, note: &str) -> Manifest {
+        let subject = Subject::Desktop {
+            owner: "alice".parse().unwrap(),
+            desktop: "work.laptop-b-3fa2".parse().unwrap(),
+        };
+        Manifest { subject, ..testing::next(&self.desktop.manifest, note) }
+    }
+
+    /// As if nobody had heard of the holder for long.
+    async fn let_leases_run_out(&self) {
+        let mut tx = self.app.database.begin().await.unwrap();
+        sqlx::query("UPDATE leases SET expires_ms = 1").execute(&mut *tx).await.unwrap();
+        crate::database::commit(tx).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn one_machine_holds_a_lease_and_others_are_told_which() {
+    let fixture = Fixture::new().await;
+    let alice = &fixture.tokens.alice;
+    assert_eq!(fixture.get(LEASE, alice).await.json()["lease"], Value::Null);
+    let taken = fixture.lease(&fixture.wish(5, "laptop-a")).await.done(200).json();
+    assert_eq!(taken["lease"]["machine"], "laptop-a");
+    assert_eq!(taken["after_expiry"], "read_only");
+    let term_ms = taken["lease"]["expires_ms"].as_i64().unwrap() - taken["now_ms"].as_i64().unwrap();
+    assert_eq!(term_ms, taken["lease_ms"].as_i64().unwrap());
+    let refused = fixture.lease(&fixture.wish(6, "laptop-b")).await;
+    let said = refused.refused(409, "lease_held");
+    assert!(said.contains("work is in use on laptop-a since"), "{said}");
+    assert_eq!(refused.json()["error"]["lease"]["version"]["sequence"], 1);
+    // Renewing keeps its beginning.
+    let renewed = fixture.lease(&fixture.wish(5, "laptop-a")).await.done(200).json();
+    assert_eq!(renewed["lease"]["since_ms"], taken["lease"]["since_ms"]);
+    assert_eq!(fixture.get("/v1/desktops/work", alice).await.json()["lease"]["machine"], "laptop-a");
+    // Another's key ends nothing.
+    fixture.send(Method::DELETE, &format!("{LEASE}?key={}", key(6)), alice, b"").await.done(204);
+    fixture.lease(&fixture.wish(6, "laptop-b")).await.refused(409, "lease_held");
+    fixture.send(Method::DELETE, &format!("{LEASE}?key={}", key(5)), alice, b"").await.done(204);
+    fixture.lease(&fixture.wish(6, "laptop-b")).await.done(200);
+    let mut take = fixture.wish(5, "laptop-a");
+    take["take"] = true.into();
+    fixture.lease(&take).await.done(200);
+    fixture.lease(&fixture.wish(6, "laptop-b")).await.refused(409, "lease_held");
+    fixture.let_leases_run_out().await;
+    assert_eq!(fixture.get(LEASE, alice).await.json()["lease"], Value::Null);
+    fixture.lease(&fixture.wish(6, "laptop-b")).await.done(200);
+}
+
+#[tokio::test]
+async fn whoever_does_not_hold_the_lease_does_not_move_the_head() {
+    let fixture = Fixture::new().await;
+    let alice = &fixture.tokens.alice;
+    fixture.lease(&fixture.wish(5, "laptop-a")).await.done(200);
+    let next = testing::next(&fixture.desktop.manifest, "second");
+    let refused = fixture.commit(VERSIONS, alice, &next, 6).await;
+    refused.refused(409, "lease_held");
+    fixture.commit(VERSIONS, alice, &next, 5).await.done(201);
+    let lease = fixture.get(LEASE, alice).await.json();
+    assert_eq!(lease["lease"]["version"]["sequence"], 2, "a commit says what its machine stands on");
+    // What is committed already is committed, whoever repeats it.
+    fixture.commit(VERSIONS, alice, &next, 5).await.done(200);
+    fixture.let_leases_run_out().await;
+    fixture.commit(VERSIONS, alice, &testing::next(&next, "third"), 6).await.done(201);
+}
+
+#[tokio::test]
+async fn work_that_may_not_be_the_next_version_becomes_a_fork() {
+    let fixture = Fixture::new().await;
+    let alice = &fixture.tokens.alice;
+    let next = testing::next(&fixture.desktop.manifest, "second");
+    fixture.commit(VERSIONS, alice, &next, 5).await.done(201);
+    let fork = fixture.fork("mine");
+    fixture
+        .commit("/v1/desktops/work.laptop-b-3fa2/versions", alice, &fork, 6)
+        .await
+        .refused(409, "head_moved");
+    fixture.commit(FORK, alice, &fork, 6).await.done(201);
+    fixture.commit(FORK, alice, &fork, 6).await.done(200);
+    let listed = fixture.get("/v1/desktops", alice).await.json();
+    let desktops = listed["desktops"].as_array().unwrap();
+    assert_eq!(desktops.len(), 2);
+    assert_eq!(desktops[0]["fork_of"], Value::Null);
+    assert_eq!(desktops[1]["fork_of"], "work");
+    assert_eq!(desktops[1]["head"]["sequence"], 2);
+    // It goes on as any desktop does.
+    let second = testing::next(&fork, "more");
+    fixture.commit("/v1/desktops/work.laptop-b-3fa2/versions", alice, &second, 6).await.done(201);
+    // The name is taken: what is not its next version is refused, and nothing changes.
+    fixture.commit(FORK, alice, &fixture.fork("other"), 7).await.refused(409, "head_moved");
+    assert_eq!(fixture.get(VERSIONS, alice).await.json()["versions"].as_array().unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn a_fork_follows_the_desktop_it_names() {
+    let fixture = Fixture::new().await;
+    let (alice, bob) = (&fixture.tokens.alice, &fixture.tokens.bob);
+    let fork = fixture.fork("mine");
+    let elsewhere = "/v1/desktops/work.laptop-b-3fa2/versions?fork-of=play";
+    fixture.commit(elsewhere, alice, &fork, 6).await.refused(404, "not_found");
+    let first = Manifest { parent: None, sequence: 1, ..fork.clone() };
+    let said = fixture.commit(FORK, alice, &first, 6).await.refused(400, "bad_request");
+    assert!(said.contains("`parent`"), "{said}");
+    let skipping = Manifest { sequence: 7, ..fork.clone() };
+    let said = fixture.commit(FORK, alice, &skipping, 6).await.refused(400, "bad_request");
+    assert!(said.contains("`sequence` is 7, but must be 2"), "{said}");
+    fixture.commit(FORK, bob, &fork, 6).await.refused(403, "forbidden");
+    // Made on a version this server has lost, when it was set back to an older state.
+    let lost = Manifest { parent: Some(ManifestId::of(b"lost")), sequence: 9, ..fork };
+    fixture.commit(FORK, alice, &lost, 6).await.done(201);
+}
+
+#[tokio::test]
+async fn a_holder_is_asked_to_hand_over_and_may_say_why_not() {
+    let fixture = Fixture::new().await;
+    let alice = &fixture.tokens.alice;
+    let ask = json!({"machine": "laptop-b"}).to_string();
+    let wanted = format!("{LEASE}/wanted");
+    assert_eq!(fixture.post(&wanted, alice, ask.as_bytes()).await.done(200).json()["lease"], Value::Null);
+    fixture.lease(&fixture.wish(5, "laptop-a")).await.done(200);
+    fixture.post(&wanted, alice, ask.as_bytes()).await.done(200);
+    let renewed = fixture.lease(&fixture.wish(5, "laptop-a")).await.done(200).json();
+    assert_eq!(renewed["lease"]["wanted"]["machine"], "laptop-b");
+    let mut refusal = fixture.wish(5, "laptop-a");
+    refusal["refusal"] = "its disks are in use".into();
+    fixture.lease(&refusal).await.done(200);
+    assert_eq!(fixture.get(LEASE, alice).await.json()["lease"]["refusal"], "its disks are in use");
+    fixture.post(&wanted, alice, ask.as_bytes()).await.done(200);
+    assert_eq!(fixture.get(LEASE, alice).await.json()["lease"]["refusal"], Value::Null);
+}
+
+#[tokio::test]
+async fn a_bad_wish_is_refused_by_name() {
+    let fixture = Fixture::new().await;
+    let good = fixture.wish(5, "laptop-a");
+    for (field, value) in [
+        ("key", json!("ed25519:00")),
+        ("machine", json!("")),
+        ("machine", json!("a\u{1b}[2J")),
+        ("version", json!(ManifestId::of(b"unknown"))),
+        ("refusal", json!("x".repeat(501))),
+    ] {
+        let mut bad = good.clone();
+        bad[field] = value;
+        fixture.lease(&bad).await.refused(400, "bad_request");
+    }
+    fixture.send(Method::DELETE, LEASE, &fixture.tokens.alice, b"").await.refused(400, "bad_request");
+    fixture.get(LEASE, &fixture.tokens.bob).await.refused(404, "not_found");
+}

@@ -129,10 +129,14 @@ fn a_server_that_went_back_in_time_is_noticed() {
         &["--image NAME@VERSION"],
     );
     let _ = laptop.satchel(["create", "another", "--image", "golden@1", "--home", "0"]).ok();
-    // What this machine has is kept and used, and it says what it found.
+    // It says what it found, and what this machine has is on the server again, beside what the server has.
     let mut mount = laptop.mount("work");
     let said = mount.process().stderr();
     assert!(said.contains("the server's newest version is 1, this machine has 2"), "{said}");
+    mount.unmount();
+    let forks = laptop.satchel(["--json", "forks", "work"]).ok().json();
+    let _ = laptop.satchel(["adopt", forks[0]["desktop"].as_str().expect("a name")]).ok();
+    let mount = laptop.mount("work");
     home.assert_in(&mount.home());
     published.content.assert_in(&mount.system());
     mount.unmount();

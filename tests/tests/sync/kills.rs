@@ -214,6 +214,9 @@ fn kill_server(server: &mut TestServer, mut client: Process, moments: &mut Momen
     status.success()
 }
 
+/// How often two machines part: each time both are killed.
+const PARTINGS: u64 = 15;
+
 /// Two machines take a desktop from one another, and either is killed at a random moment of its sync or of its start. In the
 /// end all the work of both is on the server, in whichever heads.
 #[test]
@@ -225,7 +228,7 @@ fn machines_killed_while_they_part_and_meet_again_lose_nothing() {
     let mut moments = Moments::new(!seed, whole);
     let mut rng = Rng::new(seed);
     let mut done = vec![story.disks.clone()];
-    for round in 0..rounds().min(30) {
+    for round in 0..rounds().min(PARTINGS) {
         round_of(seed, round);
         let pair = [&story.laptop, &story.other];
         let mut worked = Vec::new();
@@ -265,11 +268,15 @@ fn machines_killed_while_they_part_and_meet_again_lose_nothing() {
         });
         let onlooker = story.published.machine("onlooker");
         let listed = onlooker.satchel(["--json", "desktops"]).ok().json();
-        let heads: Vec<&str> =
-            listed.as_array().expect("a list").iter().filter_map(|info| info["desktop"].as_str()).collect();
-        // The newest heads first: the rest were looked at in earlier rounds.
+        let mut heads: Vec<(u64, &str)> = listed
+            .as_array()
+            .expect("a list")
+            .iter()
+            .filter_map(|info| Some((info["head"]["committed_ms"].as_u64()?, info["desktop"].as_str()?)))
+            .collect();
+        heads.sort_unstable();
         let mut missing = worked;
-        for head in heads.iter().rev() {
+        for (_, head) in heads.iter().rev() {
             if missing.is_empty() {
                 break;
             }

@@ -6,13 +6,12 @@
 
 use std::sync::Arc;
 
-use chunk_format::{FormatError, Manifest, Name, SecretKey, Subject};
+use chunk_format::{Manifest, Name, SecretKey, Subject};
 use serde::Serialize;
 
 use crate::desktop::Version;
-use crate::remote::{DesktopInfo, Placing, Remote, RemoteError, VersionInfo};
-use crate::upload::Patience;
-use crate::upstream::{CommitError, Upstream};
+use crate::remote::{DesktopInfo, Remote, RemoteError};
+use crate::succeed::{SucceedError, commit_successor};
 use crate::versions::{VersionError, fetch_version};
 
 /// Why a fork was not adopted.
@@ -30,9 +29,6 @@ pub enum AdoptError {
     /// The server could not be asked.
     #[error("{0}")]
     Remote(#[from] RemoteError),
-    /// A version could not be written down.
-    #[error("{0}")]
-    Format(#[from] FormatError),
     /// A version was not committed.
     #[error("cannot commit a version of desktop {desktop}")]
     Commit {
@@ -40,7 +36,7 @@ pub enum AdoptError {
         desktop: Name,
         /// Why.
         #[source]
-        source: CommitError,
+        source: SucceedError,
     },
 }
 
@@ -49,12 +45,12 @@ pub enum AdoptError {
 pub struct Adopted {
     /// The desktop.
     pub desktop: Name,
-    /// Its version that has the fork's disks.
-    pub version: VersionInfo,
+    /// The number of its version that has the fork's disks.
+    pub version: u64,
     /// The fork.
     pub fork: Name,
-    /// Its version that has the desktop's earlier disks.
-    pub fork_version: VersionInfo,
+    /// The number of its version that has the desktop's earlier disks.
+    pub fork_version: u64,
 }
 
 /// What an adoption needs.
@@ -85,15 +81,16 @@ impl Adopter {
         let (fork_head, head) = tokio::try_join!(self.head(&fork_info), self.head(&info))?;
         let (version, earlier) = match has_content_of(&head, &fork_head) {
             // An adoption was interrupted after its first step.
-            true => (info.head.clone(), self.parent(&desktop, &head).await?),
+            true => (head.manifest.sequence, self.parent(&desktop, &head).await?),
             false => {
                 let note = format!("adopted {fork}, version {}", fork_head.manifest.sequence);
-                (self.succeed(&desktop, &head, &fork_head.manifest, note).await?, head)
+                let version = self.succeed(&desktop, &head, &fork_head.manifest, note).await?;
+                (version.manifest.sequence, head)
             }
         };
-        let note = format!("{desktop} as it was before version {}", version.sequence);
+        let note = format!("{desktop} as it was before version {version}");
         let fork_version = self.succeed(fork, &fork_head, &earlier.manifest, note).await?;
-        Ok(Adopted { desktop, version, fork: fork.clone(), fork_version })
+        Ok(Adopted { desktop, version, fork: fork.clone(), fork_version: fork_version.manifest.sequence })
     }
 
     fn subject(&self, desktop: &Name) -> Subject {
@@ -121,22 +118,9 @@ impl Adopter {
         head: &Version,
         content: &Manifest,
         note: String,
-    ) -> Result<VersionInfo, AdoptError> {
-        let manifest = Manifest {
-            subject: self.subject(desktop),
-            parent: Some(head.id),
-            sequence: head.manifest.sequence + 1,
-            created_ms: (self.now_ms)(),
-            machine: self.machine.clone(),
-            note: Some(note),
-            ..content.clone()
-        };
-        let bytes = manifest.encode()?;
-        let signature = self.key.sign(&bytes);
-        let commit = || {
-            Upstream::commit(&self.remote, &manifest.subject, Placing::default(), bytes.clone(), &signature)
-        };
-        let committed = Patience::DEFAULT.retry(commit).await;
+    ) -> Result<Version, AdoptError> {
+        let change = Manifest { note: Some(note), created_ms: (self.now_ms)(), ..content.clone() };
+        let committed = commit_successor(&self.remote, &self.key, &self.machine, head, change).await;
         committed.map_err(|source| AdoptError::Commit { desktop: desktop.clone(), source })
     }
 }

@@ -30,6 +30,7 @@ mod profile;
 mod progress;
 mod publish;
 mod quantity;
+mod rollback;
 mod run;
 mod source;
 mod status;
@@ -91,6 +92,8 @@ enum Command {
     Status(StatusArgs),
     /// List the versions of a desktop or image
     History(HistoryArgs),
+    /// Put a desktop's disks back as they were at an earlier version, as a new version
+    Rollback(RollbackArgs),
     /// Record or show what a start of an image touches, so that clients fetch it ahead
     #[command(subcommand)]
     Profile(ProfileCommand),
@@ -370,6 +373,29 @@ struct HistoryArgs {
     /// An image instead
     #[arg(long, value_name = "NAME")]
     image: Option<Name>,
+    /// At most so many, the newest first
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    limit: Option<u32>,
+    /// Only those before this number
+    #[arg(long, value_name = "VERSION")]
+    before: Option<u64>,
+    /// Also those whose content the server no longer keeps
+    #[arg(long)]
+    pruned: bool,
+}
+
+#[derive(Debug, Args)]
+struct RollbackArgs {
+    /// The desktop
+    desktop: Name,
+    /// The version: its number, its id, or the first eight digits of it (see `satchel history`)
+    version: String,
+    /// Put back the system disk only, with the golden version below it
+    #[arg(long, conflicts_with = "home_only")]
+    system_only: bool,
+    /// Put back the home disk only
+    #[arg(long)]
+    home_only: bool,
 }
 
 /// What every command gets.
@@ -424,6 +450,7 @@ fn run(cli: Cli, printer: Printer) -> anyhow::Result<()> {
             }
             Command::Status(args) => status::run(&context, &args.desktop).await,
             Command::History(args) => history::run(&context, args).await,
+            Command::Rollback(args) => interruptible(rollback::run(&context, args)).await,
             Command::Profile(ProfileCommand::Record(args)) => {
                 interruptible(profile::record(&context, args)).await
             }

@@ -16,6 +16,7 @@ use crate::mount::{MountError, PointError};
 use crate::overlay::OverlayError;
 use crate::publish::PublishError;
 use crate::remote::RemoteError;
+use crate::rollback::RollbackError;
 use crate::session::SessionError;
 use crate::source::{FailureKind, SourceError, SourceListError};
 use crate::state::StateError;
@@ -89,6 +90,10 @@ fn hint_of(error: &(dyn Error + 'static)) -> Option<String> {
     } else if error.downcast_ref::<CommitError>().is_some_and(|e| matches!(e, CommitError::HeadMoved { .. }))
     {
         "someone published meanwhile: run the same command again, it builds on the new version"
+    } else if let Some(RollbackError::Unsynced { .. }) = error.downcast_ref() {
+        "sync them first (`satchel sync DESKTOP`): they are then a version you can roll back to as well"
+    } else if let Some(RollbackError::NoSuchDesktop { .. }) = error.downcast_ref() {
+        "see `satchel desktops`"
     } else if let Some(PublishError::OtherPublisher { .. }) = error.downcast_ref() {
         "publish from the machine and user that published it before (the key is publisher.key in its state directory)"
     } else if let Some(CacheError::InUse { .. }) = error.downcast_ref() {

@@ -12,8 +12,8 @@ mod static_host;
 mod tls;
 
 pub use api::{
-    AfterExpiry, BaseInfo, DesktopInfo, ImageInfo, LeaseAnswer, LeaseInfo, LeaseWish, Placing, PresentIn,
-    ServerInfo, VersionInfo, WantedInfo,
+    AfterExpiry, BaseInfo, DesktopInfo, GoldenInfo, ImageInfo, LeaseAnswer, LeaseInfo, LeaseWish, Listing,
+    Placing, PresentIn, ServerInfo, VersionInfo, WantedInfo,
 };
 pub use error::RemoteError;
 pub use static_host::StaticHost;

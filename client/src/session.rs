@@ -703,7 +703,7 @@ impl Opening<'_> {
 }
 
 /// Whether some overlay of the desktop holds anything.
-fn has_changes(store: &DesktopStore, head: &Version) -> Result<bool, DesktopError> {
+pub(crate) fn has_changes(store: &DesktopStore, head: &Version) -> Result<bool, DesktopError> {
     if store.record().pending.is_some() {
         return Ok(true);
     }

@@ -1,9 +1,11 @@
 //! The command line: one module per command.
 
+mod gc;
 mod init;
 mod mirror;
 pub(crate) mod output;
 mod policy;
+mod retention;
 mod serve;
 mod token;
 mod verify;
@@ -31,6 +33,8 @@ enum Command {
     Serve(serve::Serve),
     Token(token::Token),
     Mirror(mirror::Mirror),
+    Retention(retention::Retention),
+    Gc(gc::Gc),
     Verify(verify::Verify),
     Policy(policy::Policy),
 }
@@ -44,6 +48,8 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             Command::Serve(command) => command.run().await,
             Command::Token(command) => command.run().await,
             Command::Mirror(command) => command.run().await,
+            Command::Retention(command) => command.run().await,
+            Command::Gc(command) => command.run().await,
             Command::Verify(command) => command.run().await,
             Command::Policy(command) => command.run().await,
         }

@@ -5,11 +5,13 @@
 //! here, in order, and only writers of other processes are waited for inside SQLite.
 
 pub(crate) mod chunks;
+pub(crate) mod garbage;
 pub(crate) mod leases;
 pub(crate) mod mirrors;
 pub(crate) mod namespaces;
 pub(crate) mod packs;
 pub(crate) mod profiles;
+pub(crate) mod retention;
 pub(crate) mod segments;
 pub(crate) mod settings;
 pub(crate) mod tokens;

@@ -9,14 +9,15 @@ pub(crate) async fn counts(database: &Database, key: &ObjectKey) -> Result<bool,
     match key.object {
         Object::Pack(id) => packs::exists(readers, namespace, id).await,
         Object::Segment(id) | Object::Locator(id) => segments::exists(readers, namespace, id).await,
-        Object::Manifest(id) | Object::ManifestSignature(id) => {
-            Ok(versions::find(readers, namespace, id).await?.is_some())
-        }
+        Object::Manifest(id) | Object::ManifestSignature(id) => Ok(versions::find(readers, namespace, id)
+            .await?
+            .is_some_and(|version| version.purged_ms.is_none())),
         Object::ManifestProfile(id) => match versions::find(readers, namespace, id).await? {
+            Some(version) if version.purged_ms.is_some() => Ok(false),
             Some(version) => Ok(profiles::current(readers, version.row).await?.is_some()),
             None => Ok(false),
         },
         Object::Profile(id) | Object::ProfileSignature(id) => profiles::exists(readers, namespace, id).await,
-        Object::Stream(id) => Ok(profiles::stream_len(readers, namespace, id).await?.is_some()),
+        Object::Stream(id) => profiles::stream_exists(readers, namespace, id).await,
     }
 }

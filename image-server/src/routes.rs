@@ -9,6 +9,7 @@ mod missing;
 mod objects;
 mod packs;
 mod profiles;
+mod retention;
 mod segments;
 mod status;
 mod versions;
@@ -51,6 +52,10 @@ fn table() -> Vec<Route> {
         route("/v1/images/{image}/versions/{version}/profile", put(profiles::put)),
         route("/v1/desktops", get(desktops::list)),
         route("/v1/desktops/{desktop}", get(desktops::get)),
+        route(
+            "/v1/desktops/{desktop}/retention",
+            get(retention::get).put(retention::put).delete(retention::delete),
+        ),
         route("/v1/desktops/{desktop}/versions", get(desktops::versions).post(commit::desktop)),
         route("/v1/desktops/{desktop}/lease", get(leases::get).put(leases::put).delete(leases::delete)),
         route("/v1/desktops/{desktop}/lease/wanted", post(leases::want)),

@@ -26,7 +26,7 @@ use crate::storage::{Storage, StorageError};
 use crate::tls::{self, Fingerprint, ServerTls, TlsError};
 
 /// Uploads that were cut short are removed this long after their last byte: any upload has ended by then.
-const STAGING_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
+pub(crate) const STAGING_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Why a server cannot be opened.
 #[derive(Debug, thiserror::Error)]

@@ -200,6 +200,23 @@ impl Storage {
         self.store.put(&path, payload).await.map(drop).map_err(failed("write", &path))
     }
 
+    /// Writes an object where there is none. For one that was written before and may have been collected since.
+    pub(crate) async fn ensure(&self, key: &ObjectKey, bytes: Bytes) -> Result<(), StorageError> {
+        match self.len(&key.path()).await {
+            Err(StorageError::NotFound { .. }) => self.put(key, bytes).await,
+            found => found.map(drop),
+        }
+    }
+
+    /// Removes an object; one that is gone already counts as removed.
+    pub(crate) async fn remove(&self, key: &ObjectKey) -> Result<(), StorageError> {
+        let path = key.path();
+        match self.store.delete(&path).await {
+            Ok(()) | Err(StoreError::NotFound { .. }) => Ok(()),
+            Err(source) => Err(failed("remove", &path)(source)),
+        }
+    }
+
     /// Writes an object unless there is one; false when there is.
     pub(crate) async fn put_new(&self, key: &ObjectKey, bytes: Bytes) -> Result<bool, StorageError> {
         let path = key.path();

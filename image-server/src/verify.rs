@@ -146,7 +146,12 @@ pub async fn verify(root: &Path, progress: &dyn Progress) -> Result<Report, Veri
     checked
 }
 
-async fn check(database: Database, storage: Storage, progress: &dyn Progress) -> Result<Report, VerifyError> {
+/// Checks what is stored here.
+pub(crate) async fn check(
+    database: Database,
+    storage: Storage,
+    progress: &dyn Progress,
+) -> Result<Report, VerifyError> {
     let names = namespaces::list(database.readers()).await?.into_iter().collect();
     let mut check = Check {
         database,

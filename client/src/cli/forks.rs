@@ -55,12 +55,7 @@ pub(crate) async fn adopt(context: &Context, args: AdoptArgs) -> anyhow::Result<
         format!(
             "{} is what {} was, as version {}; what it was before is {} now, version {}. \
              `satchel adopt {}` takes it back",
-            adopted.desktop,
-            adopted.fork,
-            adopted.version.sequence,
-            adopted.fork,
-            adopted.fork_version.sequence,
-            adopted.fork
+            adopted.desktop, adopted.fork, adopted.version, adopted.fork, adopted.fork_version, adopted.fork
         )
     })?;
     Ok(())

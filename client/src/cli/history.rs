@@ -1,9 +1,11 @@
 //! `satchel history`
 
 use chunk_format::Subject;
+use satchel_client::remote::{Listing, VersionInfo};
 use satchel_client::versions::VersionError;
 
 use super::output::{moment, short, table};
+use super::quantity::ByteSize;
 use super::{Context, HistoryArgs};
 
 /// Versions asked for at once.
@@ -23,31 +25,48 @@ pub(crate) async fn run(context: &Context, args: HistoryArgs) -> anyhow::Result<
         (None, Some(desktop)) => Subject::Desktop { owner: login.user, desktop },
         (None, None) => anyhow::bail!("name a desktop, or an image with --image"),
     };
-    let mut versions = Vec::new();
-    let mut before = None;
-    loop {
-        let page = match remote.versions(&subject, PAGE, before).await {
+    let wanted = args.limit.map_or(usize::MAX, |limit| limit as usize);
+    let mut versions: Vec<VersionInfo> = Vec::new();
+    let mut listing = Listing { limit: PAGE, before: args.before, pruned: args.pruned };
+    // One more than wanted tells whether there are older ones.
+    while versions.len() <= wanted {
+        let page = match remote.list_versions(&subject, listing).await {
             Err(error) if error.code() == Some("not_found") => return Err(nothing_of(&subject).into()),
             page => page?,
         };
         let Some(last) = page.last() else { break };
-        before = Some(last.sequence);
+        listing.before = Some(last.sequence);
         versions.extend(page);
     }
-    context.printer.result(&versions, |versions| {
-        let rows: Vec<Vec<String>> = versions
-            .iter()
-            .map(|version| {
-                vec![
-                    version.sequence.to_string(),
-                    short(&version.id),
-                    moment(version.committed_ms),
-                    version.machine.clone(),
-                    version.note.clone().unwrap_or_default(),
-                ]
-            })
-            .collect();
-        table(&["VERSION", "ID", "WHEN", "FROM", "NOTE"], &rows)
-    })?;
+    let has_older = versions.len() > wanted;
+    versions.truncate(wanted);
+    let oldest = versions.last().map_or(1, |version| version.sequence);
+    context.printer.result(&versions, |versions| text(versions, args.pruned))?;
+    if has_older {
+        context.printer.message(&format!("there are older ones: add --before {oldest}"));
+    }
     Ok(())
+}
+
+fn text(versions: &[VersionInfo], with_pruned: bool) -> String {
+    let rows: Vec<Vec<String>> = versions
+        .iter()
+        .map(|version| {
+            let golden = version.golden.as_ref();
+            let mut note = version.note.clone().unwrap_or_default();
+            if with_pruned && version.pruned_ms.is_some() {
+                note = format!("(pruned) {note}");
+            }
+            vec![
+                version.sequence.to_string(),
+                short(&version.id),
+                moment(version.committed_ms),
+                version.machine.clone(),
+                version.stored_bytes.map_or_else(|| "?".to_owned(), |bytes| ByteSize(bytes).to_string()),
+                golden.map(|golden| format!("{}@{}", golden.image, golden.sequence)).unwrap_or_default(),
+                note,
+            ]
+        })
+        .collect();
+    table(&["VERSION", "ID", "WHEN", "FROM", "NEW", "ON", "NOTE"], &rows)
 }

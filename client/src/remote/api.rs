@@ -48,6 +48,37 @@ pub struct VersionInfo {
     pub key: PublicKey,
     /// Sum of the disks' sizes.
     pub size_bytes: u64,
+    /// Bytes the server stored for it that no earlier version had brought; not known of old versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stored_bytes: Option<u64>,
+    /// The golden version a desktop's version stands on; in listings of versions only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub golden: Option<GoldenInfo>,
+    /// When the server decided to keep its content no longer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pruned_ms: Option<u64>,
+}
+
+/// A golden version, in a listing of what stands on it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct GoldenInfo {
+    /// The image.
+    pub image: Name,
+    /// The version.
+    pub id: ManifestId,
+    /// Its number.
+    pub sequence: u64,
+}
+
+/// Which versions to list.
+#[derive(Clone, Copy, Debug)]
+pub struct Listing {
+    /// At most so many; the server gives 100 at a time.
+    pub limit: u32,
+    /// Only those with a smaller number.
+    pub before: Option<u64>,
+    /// Also those that were pruned.
+    pub pruned: bool,
 }
 
 /// An image as listings show it.
@@ -265,10 +296,25 @@ impl Remote {
         limit: u32,
         before: Option<u64>,
     ) -> Result<Vec<VersionInfo>, RemoteError> {
+        self.list_versions(subject, Listing { limit, before, pruned: false }).await
+    }
+
+    /// The versions a listing asks for, newest first.
+    ///
+    /// # Errors
+    /// `Refused` with code `not_found` when there is no such image or desktop.
+    pub async fn list_versions(
+        &self,
+        subject: &Subject,
+        listing: Listing,
+    ) -> Result<Vec<VersionInfo>, RemoteError> {
         let mut request =
-            self.request(Method::GET, &versions_path(subject)).query(&[("limit", limit.to_string())]);
-        if let Some(before) = before {
+            self.request(Method::GET, &versions_path(subject)).query(&[("limit", listing.limit.to_string())]);
+        if let Some(before) = listing.before {
             request = request.query(&[("before", before.to_string())]);
+        }
+        if listing.pruned {
+            request = request.query(&[("pruned", "true")]);
         }
         Ok(self.json::<Versions>(request).await?.versions)
     }

@@ -265,6 +265,9 @@ impl State {
             note: manifest.note.clone(),
             key: signature.key,
             size_bytes: manifest.disks.iter().map(|disk| disk.size.bytes()).sum(),
+            stored_bytes: None,
+            golden: None,
+            pruned_ms: None,
         };
         history.push(version.clone());
         if history.len() == 1 {

@@ -28,7 +28,8 @@ impl IdTable {
             Self::Segments => {
                 "WITH RECURSIVE asked (i) AS (VALUES (0) UNION ALL SELECT i + 1 FROM asked WHERE i + 1 < ?3)
                  SELECT group_concat(i) FROM asked WHERE NOT EXISTS (
-                   SELECT 1 FROM segments WHERE namespace_id = ?1 AND segment = substr(?2, i * 32 + 1, 32))"
+                   SELECT 1 FROM segments
+                   WHERE namespace_id = ?1 AND segment = substr(?2, i * 32 + 1, 32) AND condemned_ms IS NULL)"
             }
         }
     }

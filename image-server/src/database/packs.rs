@@ -24,7 +24,7 @@ pub(crate) struct PackRow {
     pub(crate) chunk_size: ChunkSize,
 }
 
-/// Whether a namespace has this pack.
+/// Whether a namespace has this pack, be it condemned.
 pub(crate) async fn exists(
     executor: impl SqliteExecutor<'_>,
     namespace: &Namespace,
@@ -42,7 +42,8 @@ pub(crate) async fn exists(
     .map_err(failed("look up a pack"))
 }
 
-/// Adds a pack and its chunks; false when it was there. A chunk that another pack brought stays where it is.
+/// Adds a pack and its chunks, or takes back that it was condemned; false when it was there. A chunk that another pack
+/// brought stays where it is.
 pub(crate) async fn insert(
     connection: &mut Connection,
     namespace: NamespaceId,
@@ -52,19 +53,33 @@ pub(crate) async fn insert(
     entries: &[PackEntry],
     now_ms: i64,
 ) -> Result<bool, DatabaseError> {
-    let row: Option<PackRowId> = sqlx::query_scalar(
-        "INSERT INTO packs (namespace_id, pack, len_bytes, chunk_size_log2, created_ms) VALUES (?, ?, ?, ?, ?)
-         ON CONFLICT (namespace_id, pack) DO NOTHING RETURNING id",
+    // Whoever sends a pack again is about to need it: its age begins anew.
+    let touched = sqlx::query(
+        "UPDATE packs SET created_ms = ? WHERE namespace_id = ? AND pack = ? AND condemned_ms IS NULL",
+    )
+    .bind(now_ms)
+    .bind(namespace)
+    .bind(&pack.as_bytes()[..])
+    .execute(&mut *connection)
+    .await
+    .map_err(failed("note a pack's use"))?;
+    if touched.rows_affected() > 0 {
+        return Ok(false);
+    }
+    let row: PackRowId = sqlx::query_scalar(
+        "INSERT INTO packs (namespace_id, pack, len_bytes, chunk_size_log2, created_ms, is_counted)
+         VALUES (?, ?, ?, ?, ?, 0)
+         ON CONFLICT (namespace_id, pack)
+         DO UPDATE SET condemned_ms = NULL, is_counted = 0, created_ms = excluded.created_ms RETURNING id",
     )
     .bind(namespace)
     .bind(&pack.as_bytes()[..])
     .bind(i64::try_from(len_bytes).unwrap_or(i64::MAX))
     .bind(chunk_size.log2())
     .bind(now_ms)
-    .fetch_optional(&mut *connection)
+    .fetch_one(&mut *connection)
     .await
     .map_err(failed("add a pack"))?;
-    let Some(row) = row else { return Ok(false) };
     // In the order of the primary key: neighbours share pages.
     let mut sorted: Vec<&PackEntry> = entries.iter().collect();
     sorted.sort_unstable_by_key(|entry| entry.chunk);
@@ -91,14 +106,54 @@ pub(crate) async fn insert(
     Ok(true)
 }
 
-/// Packs in the order of their rows, after this one.
+/// Whether a namespace has this pack, and it is not condemned.
+pub(crate) async fn is_live(
+    executor: impl SqliteExecutor<'_>,
+    namespace: &Namespace,
+    pack: PackId,
+) -> Result<bool, DatabaseError> {
+    sqlx::query_scalar(
+        "SELECT EXISTS (SELECT 1 FROM packs JOIN namespaces ON namespaces.id = namespace_id
+         WHERE kind = ? AND name = ? AND pack = ? AND condemned_ms IS NULL)",
+    )
+    .bind(namespace.kind())
+    .bind(namespace.name().as_str())
+    .bind(&pack.as_bytes()[..])
+    .fetch_one(executor)
+    .await
+    .map_err(failed("look up a pack"))
+}
+
+/// How many of these packs are gone or condemned.
+pub(crate) async fn count_lost(
+    executor: impl SqliteExecutor<'_>,
+    packs: &[PackRowId],
+) -> Result<usize, DatabaseError> {
+    let live: i64 = sqlx::query_scalar(
+        "SELECT count(*) FROM packs WHERE id IN (SELECT value FROM json_each(?)) AND condemned_ms IS NULL",
+    )
+    .bind(rows_json(packs))
+    .fetch_one(executor)
+    .await
+    .map_err(failed("look up packs"))?;
+    Ok(packs.len().saturating_sub(number("count", live)?))
+}
+
+/// Rows as one value to bind.
+pub(super) fn rows_json(packs: &[PackRowId]) -> String {
+    let rows: Vec<String> = packs.iter().map(|pack| pack.0.to_string()).collect();
+    format!("[{}]", rows.join(","))
+}
+
+/// Packs that are not condemned, in the order of their rows, after this one.
 pub(crate) async fn list_after(
     executor: impl SqliteExecutor<'_>,
     after: PackRowId,
     limit: u32,
 ) -> Result<Vec<PackRow>, DatabaseError> {
     let rows: Vec<(PackRowId, NamespaceId, Vec<u8>, i64, i64)> = sqlx::query_as(
-        "SELECT id, namespace_id, pack, len_bytes, chunk_size_log2 FROM packs WHERE id > ? ORDER BY id LIMIT ?",
+        "SELECT id, namespace_id, pack, len_bytes, chunk_size_log2 FROM packs
+         WHERE id > ? AND condemned_ms IS NULL ORDER BY id LIMIT ?",
     )
     .bind(after)
     .bind(limit)
@@ -118,10 +173,10 @@ pub(crate) async fn list_after(
         .collect()
 }
 
-/// How many packs there are, and their bytes.
+/// How many packs there are that are not condemned, and their bytes.
 pub(crate) async fn totals(executor: impl SqliteExecutor<'_>) -> Result<(u64, u64), DatabaseError> {
     let (count, bytes): (i64, i64) =
-        sqlx::query_as("SELECT count(*), coalesce(sum(len_bytes), 0) FROM packs")
+        sqlx::query_as("SELECT count(*), coalesce(sum(len_bytes), 0) FROM packs WHERE condemned_ms IS NULL")
             .fetch_one(executor)
             .await
             .map_err(failed("count packs"))?;

@@ -35,29 +35,38 @@ pub(crate) struct StreamRow {
     pub(crate) len_bytes: u64,
 }
 
-/// Notes an object of a boot stream; false when it was there.
+/// Notes an object of a boot stream, or takes back that it was condemned; false when it was there.
 pub(crate) async fn insert_stream(
-    executor: impl SqliteExecutor<'_>,
+    connection: &mut Connection,
     namespace: NamespaceId,
     stream: StreamId,
     len_bytes: u32,
     now_ms: i64,
 ) -> Result<bool, DatabaseError> {
-    sqlx::query(
-        "INSERT INTO streams (namespace_id, stream, len_bytes, created_ms) VALUES (?, ?, ?, ?)
-         ON CONFLICT (namespace_id, stream) DO NOTHING",
+    let known = sqlx::query(
+        "UPDATE streams SET condemned_ms = NULL, created_ms = ? WHERE namespace_id = ? AND stream = ?",
     )
+    .bind(now_ms)
     .bind(namespace)
     .bind(&stream.as_bytes()[..])
-    .bind(len_bytes)
-    .bind(now_ms)
-    .execute(executor)
+    .execute(&mut *connection)
     .await
-    .map(|done| done.rows_affected() > 0)
-    .map_err(failed("add a stream"))
+    .map_err(failed("note a stream's use"))?;
+    if known.rows_affected() > 0 {
+        return Ok(false);
+    }
+    sqlx::query("INSERT INTO streams (namespace_id, stream, len_bytes, created_ms) VALUES (?, ?, ?, ?)")
+        .bind(namespace)
+        .bind(&stream.as_bytes()[..])
+        .bind(len_bytes)
+        .bind(now_ms)
+        .execute(connection)
+        .await
+        .map(|_| true)
+        .map_err(failed("add a stream"))
 }
 
-/// The length of an object of a boot stream, if it is there.
+/// The length of an object of a boot stream, if it is there and not condemned.
 pub(crate) async fn stream_len(
     executor: impl SqliteExecutor<'_>,
     namespace: &Namespace,
@@ -65,7 +74,7 @@ pub(crate) async fn stream_len(
 ) -> Result<Option<u64>, DatabaseError> {
     let len: Option<i64> = sqlx::query_scalar(
         "SELECT len_bytes FROM streams JOIN namespaces ON namespaces.id = namespace_id
-         WHERE stream = ? AND kind = ? AND name = ?",
+         WHERE stream = ? AND kind = ? AND name = ? AND condemned_ms IS NULL",
     )
     .bind(&stream.as_bytes()[..])
     .bind(namespace.kind())
@@ -74,6 +83,24 @@ pub(crate) async fn stream_len(
     .await
     .map_err(failed("look up a stream"))?;
     len.map(|len| number("stream length", len)).transpose()
+}
+
+/// Whether an object of a boot stream is there, be it condemned.
+pub(crate) async fn stream_exists(
+    executor: impl SqliteExecutor<'_>,
+    namespace: &Namespace,
+    stream: StreamId,
+) -> Result<bool, DatabaseError> {
+    sqlx::query_scalar(
+        "SELECT EXISTS (SELECT 1 FROM streams JOIN namespaces ON namespaces.id = namespace_id
+         WHERE stream = ? AND kind = ? AND name = ?)",
+    )
+    .bind(&stream.as_bytes()[..])
+    .bind(namespace.kind())
+    .bind(namespace.name().as_str())
+    .fetch_one(executor)
+    .await
+    .map_err(failed("look up a stream"))
 }
 
 /// Makes a profile the one of its version; false when it was already.
@@ -133,14 +160,16 @@ pub(crate) async fn exists(
     .map_err(failed("look up a profile"))
 }
 
-/// Profiles in the order of their rows, after this one.
+/// Profiles of versions that were not pruned, in the order of their rows, after this one.
 pub(crate) async fn list_after(
     executor: impl SqliteExecutor<'_>,
     after: ProfileRowId,
     limit: u32,
 ) -> Result<Vec<ProfileRow>, DatabaseError> {
     let rows: Vec<(ProfileRowId, VersionRowId, Vec<u8>, String)> = sqlx::query_as(
-        "SELECT id, version_id, profile, signature FROM profiles WHERE id > ? ORDER BY id LIMIT ?",
+        "SELECT profiles.id, version_id, profile, profiles.signature FROM profiles
+         JOIN versions ON versions.id = version_id AND pruned_ms IS NULL
+         WHERE profiles.id > ? ORDER BY profiles.id LIMIT ?",
     )
     .bind(after)
     .bind(limit)
@@ -162,7 +191,8 @@ pub(crate) async fn list_streams_after(
     limit: u32,
 ) -> Result<Vec<StreamRow>, DatabaseError> {
     let rows: Vec<(StreamRowId, NamespaceId, Vec<u8>, i64)> = sqlx::query_as(
-        "SELECT id, namespace_id, stream, len_bytes FROM streams WHERE id > ? ORDER BY id LIMIT ?",
+        "SELECT id, namespace_id, stream, len_bytes FROM streams
+         WHERE id > ? AND condemned_ms IS NULL ORDER BY id LIMIT ?",
     )
     .bind(after)
     .bind(limit)

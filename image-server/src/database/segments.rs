@@ -4,7 +4,7 @@ use chunk_format::{ChunkSize, ID_BYTES, Namespace, SegmentId};
 use sqlx::SqliteExecutor;
 
 use super::namespaces::NamespaceId;
-use super::packs::chunk_size;
+use super::packs::{PackRowId, chunk_size, rows_json};
 use super::{Connection, DatabaseError, failed, id_bytes};
 
 /// A row of `segments`.
@@ -21,7 +21,7 @@ pub(crate) struct SegmentRow {
     pub(crate) chunk_size: ChunkSize,
 }
 
-/// Whether a namespace has this segment, and so its locator.
+/// Whether a namespace has this segment, and so its locator, be it condemned.
 pub(crate) async fn exists(
     executor: impl SqliteExecutor<'_>,
     namespace: &Namespace,
@@ -40,41 +40,150 @@ pub(crate) async fn exists(
     .map_err(failed("look up a segment"))
 }
 
-/// Adds a segment and the other namespaces its chunks lie in; false when it was there.
+/// Whether a namespace has this segment, and it is not condemned.
+pub(crate) async fn is_live(
+    executor: impl SqliteExecutor<'_>,
+    namespace: &Namespace,
+    segment: SegmentId,
+) -> Result<bool, DatabaseError> {
+    sqlx::query_scalar(
+        "SELECT EXISTS (SELECT 1 FROM segments JOIN namespaces ON namespaces.id = namespace_id
+         WHERE kind = ? AND name = ? AND segment = ? AND condemned_ms IS NULL)",
+    )
+    .bind(namespace.kind())
+    .bind(namespace.name().as_str())
+    .bind(&segment.as_bytes()[..])
+    .fetch_one(executor)
+    .await
+    .map_err(failed("look up a segment"))
+}
+
+/// Where a segment's chunks lie.
+pub(crate) struct Places<'a> {
+    /// The other namespaces.
+    pub(crate) sources: &'a [NamespaceId],
+    /// The packs its locator names.
+    pub(crate) packs: &'a [PackRowId],
+}
+
+/// Adds packs to those that a segment keeps; false when there is no such segment, or it is condemned.
+pub(crate) async fn keep_packs(
+    connection: &mut Connection,
+    namespace: NamespaceId,
+    segment: SegmentId,
+    places: &Places<'_>,
+    now_ms: i64,
+) -> Result<bool, DatabaseError> {
+    let row: Option<SegmentRowId> = sqlx::query_scalar(
+        "UPDATE segments SET created_ms = ? WHERE namespace_id = ? AND segment = ? AND condemned_ms IS NULL
+         RETURNING id",
+    )
+    .bind(now_ms)
+    .bind(namespace)
+    .bind(&segment.as_bytes()[..])
+    .fetch_optional(&mut *connection)
+    .await
+    .map_err(failed("note a segment's use"))?;
+    let Some(row) = row else { return Ok(false) };
+    add_places(connection, row, places).await?;
+    Ok(true)
+}
+
+/// Notes where a segment's chunks lie, beside where they lay before.
+pub(crate) async fn add_places(
+    connection: &mut Connection,
+    row: SegmentRowId,
+    places: &Places<'_>,
+) -> Result<(), DatabaseError> {
+    sqlx::query(
+        "INSERT OR IGNORE INTO segment_packs (segment_id, pack_id) SELECT ?, value FROM json_each(?)",
+    )
+    .bind(row)
+    .bind(rows_json(places.packs))
+    .execute(&mut *connection)
+    .await
+    .map_err(failed("note a segment's packs"))?;
+    for source in places.sources {
+        sqlx::query("INSERT OR IGNORE INTO segment_sources (segment_id, namespace_id) VALUES (?, ?)")
+            .bind(row)
+            .bind(source)
+            .execute(&mut *connection)
+            .await
+            .map_err(failed("note where a segment's chunks lie"))?;
+    }
+    Ok(())
+}
+
+/// Adds a segment, or takes back that it was condemned. Its locator is as these places say.
 pub(crate) async fn insert(
     connection: &mut Connection,
     namespace: NamespaceId,
     segment: SegmentId,
     chunk_size: ChunkSize,
-    sources: &[NamespaceId],
+    len_bytes: u32,
+    places: &Places<'_>,
     now_ms: i64,
-) -> Result<bool, DatabaseError> {
-    let added = sqlx::query(
-        "INSERT INTO segments (namespace_id, segment, chunk_size_log2, created_ms) VALUES (?, ?, ?, ?)
-         ON CONFLICT (namespace_id, segment) DO NOTHING",
+) -> Result<(), DatabaseError> {
+    let row: SegmentRowId = sqlx::query_scalar(
+        "INSERT INTO segments (namespace_id, segment, chunk_size_log2, len_bytes, created_ms, is_counted, has_packs)
+         VALUES (?, ?, ?, ?, ?, 0, 1)
+         ON CONFLICT (namespace_id, segment)
+         DO UPDATE SET condemned_ms = NULL, is_counted = 0, has_packs = 1, created_ms = excluded.created_ms,
+                       len_bytes = excluded.len_bytes
+         RETURNING id",
     )
     .bind(namespace)
     .bind(&segment.as_bytes()[..])
     .bind(chunk_size.log2())
+    .bind(len_bytes)
     .bind(now_ms)
-    .execute(&mut *connection)
+    .fetch_one(&mut *connection)
     .await
-    .map_err(failed("add a segment"))?
-    .rows_affected()
-        > 0;
-    for source in sources {
-        sqlx::query(
-            "INSERT OR IGNORE INTO segment_sources (segment_id, namespace_id)
-             SELECT id, ? FROM segments WHERE namespace_id = ? AND segment = ?",
-        )
-        .bind(source)
-        .bind(namespace)
-        .bind(&segment.as_bytes()[..])
+    .map_err(failed("add a segment"))?;
+    sqlx::query("DELETE FROM segment_packs WHERE segment_id = ?")
+        .bind(row)
         .execute(&mut *connection)
         .await
-        .map_err(failed("note where a segment's chunks lie"))?;
+        .map_err(failed("forget a segment's packs"))?;
+    add_places(connection, row, places).await
+}
+
+/// Bytes of these segments and of their packs in this namespace that no version was said to have brought; they are said
+/// to be brought by whoever asks.
+pub(crate) async fn count_bytes(
+    connection: &mut Connection,
+    namespace: NamespaceId,
+    segments: &[[u8; ID_BYTES]],
+) -> Result<u64, DatabaseError> {
+    if segments.is_empty() {
+        return Ok(0);
     }
-    Ok(added)
+    let counted: Vec<(i64, i64)> = sqlx::query_as(
+        "WITH RECURSIVE asked (i) AS (VALUES (0) UNION ALL SELECT i + 1 FROM asked WHERE i + 1 < ?3)
+         UPDATE segments SET is_counted = 1
+         WHERE namespace_id = ?1 AND is_counted = 0 AND segment IN (SELECT substr(?2, i * 32 + 1, 32) FROM asked)
+         RETURNING id, len_bytes",
+    )
+    .bind(namespace)
+    .bind(segments.concat())
+    .bind(i64::try_from(segments.len()).unwrap_or(i64::MAX))
+    .fetch_all(&mut *connection)
+    .await
+    .map_err(failed("count segments"))?;
+    let rows: Vec<String> = counted.iter().map(|(row, _)| row.to_string()).collect();
+    let packs: Vec<i64> = sqlx::query_scalar(
+        "UPDATE packs SET is_counted = 1
+         WHERE is_counted = 0 AND namespace_id = ?
+           AND id IN (SELECT pack_id FROM segment_packs WHERE segment_id IN (SELECT value FROM json_each(?)))
+         RETURNING len_bytes",
+    )
+    .bind(namespace)
+    .bind(format!("[{}]", rows.join(",")))
+    .fetch_all(connection)
+    .await
+    .map_err(failed("count packs"))?;
+    let lengths = counted.into_iter().map(|(_, len)| len).chain(packs);
+    Ok(lengths.map(|len| u64::try_from(len).unwrap_or(0)).fold(0, u64::saturating_add))
 }
 
 /// How many of these segments have chunks of another size, in whichever of the namespaces they are found first.
@@ -103,14 +212,15 @@ pub(crate) async fn count_other_chunk_size(
     Ok(total)
 }
 
-/// Segments in the order of their rows, after this one.
+/// Segments that are not condemned, in the order of their rows, after this one.
 pub(crate) async fn list_after(
     executor: impl SqliteExecutor<'_>,
     after: SegmentRowId,
     limit: u32,
 ) -> Result<Vec<SegmentRow>, DatabaseError> {
     let rows: Vec<(SegmentRowId, NamespaceId, Vec<u8>, i64)> = sqlx::query_as(
-        "SELECT id, namespace_id, segment, chunk_size_log2 FROM segments WHERE id > ? ORDER BY id LIMIT ?",
+        "SELECT id, namespace_id, segment, chunk_size_log2 FROM segments
+         WHERE id > ? AND condemned_ms IS NULL ORDER BY id LIMIT ?",
     )
     .bind(after)
     .bind(limit)
@@ -129,9 +239,9 @@ pub(crate) async fn list_after(
         .collect()
 }
 
-/// How many segments there are.
+/// How many segments there are that are not condemned.
 pub(crate) async fn count(executor: impl SqliteExecutor<'_>) -> Result<u64, DatabaseError> {
-    let count: i64 = sqlx::query_scalar("SELECT count(*) FROM segments")
+    let count: i64 = sqlx::query_scalar("SELECT count(*) FROM segments WHERE condemned_ms IS NULL")
         .fetch_one(executor)
         .await
         .map_err(failed("count segments"))?;

@@ -9,7 +9,7 @@ use super::{Connection, DatabaseError, failed, id_bytes, number, parsed, public_
 /// A row of `series`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, sqlx::Type)]
 #[sqlx(transparent)]
-pub(crate) struct SeriesId(i64);
+pub(crate) struct SeriesId(pub(crate) i64);
 
 /// A row of `versions`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, sqlx::Type)]
@@ -41,6 +41,9 @@ pub(crate) struct VersionRow {
     pub(crate) size_bytes: u64,
     pub(crate) base: Option<VersionRowId>,
     pub(crate) base_channel: Option<Name>,
+    pub(crate) stored_bytes: Option<u64>,
+    pub(crate) pruned_ms: Option<i64>,
+    pub(crate) purged_ms: Option<i64>,
 }
 
 /// A version to be added.
@@ -57,6 +60,7 @@ pub(crate) struct NewVersion<'a> {
     pub(crate) size_bytes: i64,
     pub(crate) base: Option<VersionRowId>,
     pub(crate) base_channel: Option<&'a Name>,
+    pub(crate) stored_bytes: i64,
 }
 
 #[derive(sqlx::FromRow)]
@@ -96,6 +100,9 @@ struct StoredVersion {
     size_bytes: i64,
     base_version_id: Option<VersionRowId>,
     base_channel: Option<String>,
+    stored_bytes: Option<i64>,
+    pruned_ms: Option<i64>,
+    purged_ms: Option<i64>,
 }
 
 impl TryFrom<StoredVersion> for VersionRow {
@@ -116,6 +123,9 @@ impl TryFrom<StoredVersion> for VersionRow {
             size_bytes: number("size", row.size_bytes)?,
             base: row.base_version_id,
             base_channel: row.base_channel.map(|name| parsed("channel", &name)).transpose()?,
+            stored_bytes: row.stored_bytes.map(|bytes| number("size", bytes)).transpose()?,
+            pruned_ms: row.pruned_ms,
+            purged_ms: row.purged_ms,
         })
     }
 }
@@ -199,7 +209,16 @@ pub(crate) async fn head(
     executor: impl SqliteExecutor<'_>,
     series: SeriesId,
 ) -> Result<Option<VersionRow>, DatabaseError> {
-    Ok(list(executor, series, None, 1).await?.pop())
+    Ok(list(executor, series, None, 1, Listed::Kept).await?.pop())
+}
+
+/// Which versions a listing has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Listed {
+    /// Those whose content is kept.
+    Kept,
+    /// Those that were pruned as well.
+    All,
 }
 
 /// Versions of a series below a sequence, newest first.
@@ -208,12 +227,15 @@ pub(crate) async fn list(
     series: SeriesId,
     before: Option<i64>,
     limit: u32,
+    listed: Listed,
 ) -> Result<Vec<VersionRow>, DatabaseError> {
     sqlx::query_as::<_, StoredVersion>(
-        "SELECT * FROM versions WHERE series_id = ? AND sequence < ? ORDER BY sequence DESC LIMIT ?",
+        "SELECT * FROM versions WHERE series_id = ? AND sequence < ? AND (? OR pruned_ms IS NULL)
+         ORDER BY sequence DESC LIMIT ?",
     )
     .bind(series)
     .bind(before.unwrap_or(i64::MAX))
+    .bind(listed == Listed::All)
     .bind(limit)
     .fetch_all(executor)
     .await
@@ -301,8 +323,8 @@ pub(crate) async fn insert(
 ) -> Result<VersionRow, DatabaseError> {
     sqlx::query_as::<_, StoredVersion>(
         "INSERT INTO versions (series_id, manifest, sequence, parent, created_ms, committed_ms, machine, note, signature,
-                               size_bytes, base_version_id, base_channel)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING *",
+                               size_bytes, base_version_id, base_channel, stored_bytes)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING *",
     )
     .bind(new.series)
     .bind(&new.id.as_bytes()[..])
@@ -316,6 +338,7 @@ pub(crate) async fn insert(
     .bind(new.size_bytes)
     .bind(new.base)
     .bind(new.base_channel.map(Name::as_str))
+    .bind(new.stored_bytes)
     .fetch_one(executor)
     .await
     .map_err(failed("add a version"))?
@@ -362,26 +385,28 @@ pub(crate) async fn channels(
         .collect()
 }
 
-/// Versions of all series in the order of their rows, after this one.
+/// Versions of all series that were not pruned, in the order of their rows, after this one.
 pub(crate) async fn list_after(
     executor: impl SqliteExecutor<'_>,
     after: VersionRowId,
     limit: u32,
 ) -> Result<Vec<VersionRow>, DatabaseError> {
-    sqlx::query_as::<_, StoredVersion>("SELECT * FROM versions WHERE id > ? ORDER BY id LIMIT ?")
-        .bind(after)
-        .bind(limit)
-        .fetch_all(executor)
-        .await
-        .map_err(failed("list versions"))?
-        .into_iter()
-        .map(TryInto::try_into)
-        .collect()
+    sqlx::query_as::<_, StoredVersion>(
+        "SELECT * FROM versions WHERE id > ? AND pruned_ms IS NULL ORDER BY id LIMIT ?",
+    )
+    .bind(after)
+    .bind(limit)
+    .fetch_all(executor)
+    .await
+    .map_err(failed("list versions"))?
+    .into_iter()
+    .map(TryInto::try_into)
+    .collect()
 }
 
-/// How many versions there are, of all series.
+/// How many versions there are that were not pruned, of all series.
 pub(crate) async fn count(executor: impl SqliteExecutor<'_>) -> Result<u64, DatabaseError> {
-    let count: i64 = sqlx::query_scalar("SELECT count(*) FROM versions")
+    let count: i64 = sqlx::query_scalar("SELECT count(*) FROM versions WHERE pruned_ms IS NULL")
         .fetch_one(executor)
         .await
         .map_err(failed("count versions"))?;

@@ -89,6 +89,15 @@ impl QueryParams {
             .ok_or_else(|| ApiError::BadRequest(format!("query: `{name}` must be a number from 1 up")))
     }
 
+    /// Whether a switch is on: `true`, `false`, or not given.
+    pub(crate) fn flag(&self, name: &str) -> Result<bool, ApiError> {
+        match self.once(name)? {
+            None | Some("false") => Ok(false),
+            Some("true") => Ok(true),
+            Some(_) => Err(ApiError::BadRequest(format!("query: `{name}` must be true or false"))),
+        }
+    }
+
     /// A name.
     pub(crate) fn name(&self, name: &str) -> Result<Option<Name>, ApiError> {
         self.once(name)?.map(|text| text.parse().map_err(malformed("query"))).transpose()

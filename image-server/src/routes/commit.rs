@@ -200,9 +200,12 @@ async fn run(app: Arc<App>, caller: Caller, commit: Commit) -> Result<(StatusCod
         }
         Standing::Next { series, fork_of, base } => (series, fork_of, base),
     };
-    if !is_ours {
-        app.storage.put(&signature_key, signature).await?;
+    app.storage.ensure(&commit.key(Object::Manifest), commit.bytes.clone()).await?;
+    match is_ours {
+        true => app.storage.ensure(&signature_key, signature).await?,
+        false => app.storage.put(&signature_key, signature).await?,
     }
+    let stored_bytes = count_stored(&mut tx, &commit.manifest).await?;
     let now = now_ms();
     let namespace = caller.claim(&mut tx, &commit.manifest.subject.namespace()).await?;
     let series = match series {
@@ -228,6 +231,7 @@ async fn run(app: Arc<App>, caller: Caller, commit: Commit) -> Result<(StatusCod
         size_bytes: commit.size_bytes,
         base,
         base_channel: commit.manifest.base.as_ref().and_then(|base| base.channel.as_ref()),
+        stored_bytes: i64::try_from(stored_bytes).unwrap_or(i64::MAX),
     };
     let version = versions::insert(&mut *tx, &new).await?;
     leases::move_to(&mut *tx, series, &commit.signature.key, version.row).await?;
@@ -236,6 +240,18 @@ async fn run(app: Arc<App>, caller: Caller, commit: Commit) -> Result<(StatusCod
     }
     end_transaction(tx).await?;
     Ok((StatusCode::CREATED, version))
+}
+
+/// Bytes that were stored for this version and that no earlier one has.
+async fn count_stored(connection: &mut Connection, manifest: &Manifest) -> Result<u64, ApiError> {
+    let Some(own) = namespaces::find(&mut *connection, &manifest.subject.namespace()).await? else {
+        return Ok(0);
+    };
+    let mut bytes = 0;
+    for disk in &manifest.disks {
+        bytes += segments::count_bytes(&mut *connection, own.id, &Commit::segments_of(disk)).await?;
+    }
+    Ok(bytes)
 }
 
 /// Answers a commit of what is committed already. The newest version may so be put on another channel; one that comes late
@@ -298,7 +314,7 @@ async fn stand(connection: &mut Connection, commit: &Commit) -> Result<Standing,
     if let Some(base) = &commit.manifest.base {
         let image = Namespace::Image(base.image.clone());
         let version = versions::find(&mut *connection, &image, base.version).await?;
-        let Some(version) = version else {
+        let Some(version) = version.filter(|version| version.pruned_ms.is_none()) else {
             let (version, image) = (base.version, &base.image);
             let message = format!("manifest: `base.version` {version} is no version of image {image}");
             return Err(ApiError::BadRequest(message));

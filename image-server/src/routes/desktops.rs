@@ -54,6 +54,7 @@ pub(super) async fn versions(
     page.answer(&mut snapshot, series.id).await
 }
 
+/// One of the caller's desktops.
 pub(super) async fn find(
     connection: &mut Connection,
     caller: &Caller,

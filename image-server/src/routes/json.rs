@@ -40,6 +40,21 @@ pub(crate) struct VersionJson {
     note: Option<String>,
     key: PublicKey,
     size_bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stored_bytes: Option<u64>,
+    /// In listings only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) golden: Option<GoldenJson>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pruned_ms: Option<i64>,
+}
+
+/// The golden version a desktop's version stands on.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct GoldenJson {
+    pub(crate) image: Name,
+    pub(crate) id: ManifestId,
+    pub(crate) sequence: u64,
 }
 
 impl From<VersionRow> for VersionJson {
@@ -54,6 +69,9 @@ impl From<VersionRow> for VersionJson {
             note: row.note,
             key: row.signature.key,
             size_bytes: row.size_bytes,
+            stored_bytes: row.stored_bytes,
+            golden: None,
+            pruned_ms: row.pruned_ms,
         }
     }
 }

@@ -68,10 +68,11 @@ async fn store_stream(
 ) -> Result<bool, ApiError> {
     let len_bytes = u32::try_from(bytes.len()).map_err(ApiError::internal)?;
     let key = ObjectKey { namespace, object: Object::Stream(id) };
-    app.storage.put(&key, bytes).await?;
+    app.storage.put(&key, bytes.clone()).await?;
     let mut tx = app.database.begin().await?;
     let namespace = caller.claim(&mut tx, &key.namespace).await?;
-    let is_new = profiles::insert_stream(&mut *tx, namespace, id, len_bytes, now_ms()).await?;
+    app.storage.ensure(&key, bytes).await?;
+    let is_new = profiles::insert_stream(&mut tx, namespace, id, len_bytes, now_ms()).await?;
     end_transaction(tx).await?;
     Ok(is_new)
 }
@@ -123,7 +124,8 @@ impl Attachment {
     /// Checks the profile against the database; the version it is for.
     async fn check(&self, connection: &mut Connection) -> Result<versions::VersionRow, ApiError> {
         let version = versions::find(&mut *connection, &self.namespace, self.manifest).await?;
-        let version = version.ok_or_else(|| {
+        let kept = version.filter(|version| version.pruned_ms.is_none());
+        let version = kept.ok_or_else(|| {
             ApiError::no_such(format_args!("version {} of image {}", self.manifest, self.image))
         })?;
         let key = version.signature.key;
@@ -157,11 +159,13 @@ async fn attach(app: Arc<App>, caller: Caller, attachment: Attachment) -> Result
     let id = ProfileId::of(&attachment.bytes);
     let signature = Bytes::from(attachment.signature.encode());
     app.storage.put(&attachment.key(Object::Profile(id)), attachment.bytes.clone()).await?;
-    app.storage.put(&attachment.key(Object::ProfileSignature(id)), signature).await?;
+    app.storage.put(&attachment.key(Object::ProfileSignature(id)), signature.clone()).await?;
 
     let mut tx = app.database.begin().await?;
     let version = attachment.check(&mut tx).await?;
     caller.claim(&mut tx, &attachment.namespace).await?;
+    app.storage.ensure(&attachment.key(Object::Profile(id)), attachment.bytes.clone()).await?;
+    app.storage.ensure(&attachment.key(Object::ProfileSignature(id)), signature).await?;
     let is_new = profiles::attach(&mut tx, version.row, id, &attachment.signature, now_ms()).await?;
     let pointer = attachment.key(Object::ManifestProfile(attachment.manifest));
     app.storage.put(&pointer, Bytes::from(pointer_to(id))).await?;

@@ -19,8 +19,9 @@ use crate::app::App;
 use crate::clock::now_ms;
 use crate::database::chunks::{self, Place};
 use crate::database::namespaces::{self, NamespaceId};
-use crate::database::packs::PackRowId;
-use crate::database::{commit, failed, segments};
+use crate::database::packs::{self, PackRowId};
+use crate::database::segments::{self, Places};
+use crate::database::{Connection, commit, failed};
 use crate::http::auth::Caller;
 use crate::http::body::BodyReader;
 use crate::http::error::ApiError;
@@ -60,6 +61,22 @@ struct Located {
     chunk_size: ChunkSize,
     /// The other namespaces some of the chunks lie in.
     sources: Vec<NamespaceId>,
+    /// The packs the locator names.
+    packs: Vec<PackRowId>,
+}
+
+impl Located {
+    fn places(&self) -> Places<'_> {
+        Places { sources: &self.sources, packs: &self.packs }
+    }
+
+    /// Checks that none of the packs was condemned since they were found.
+    async fn check(&self, connection: &mut Connection) -> Result<(), ApiError> {
+        match packs::count_lost(connection, &self.packs).await? {
+            0 => Ok(()),
+            missing => Err(ApiError::ChunksMissing { missing }),
+        }
+    }
 }
 
 /// Finds every chunk of the segment and writes down where.
@@ -108,7 +125,10 @@ async fn locate(
     sources.sort_unstable();
     sources.dedup();
     sources.retain(|source| Some(*source) != own);
-    Ok(Located { locator, chunk_size, sources })
+    let mut packs: Vec<PackRowId> = places.values().map(|place| place.row).collect();
+    packs.sort_unstable();
+    packs.dedup();
+    Ok(Located { locator, chunk_size, sources, packs })
 }
 
 /// All chunks of a disk have one size, and so have those of a segment.
@@ -152,7 +172,11 @@ fn locator(
     Locator::new(id, packs, located)?.encode(&mut FrameEncoder::new()?)
 }
 
-/// Writes locator and segment, then the row that lets them count.
+/// Writes segment and locator, then the row that lets them count.
+///
+/// The locator is written while the database is ours, once it is certain that no pack it names is condemned, so that the
+/// garbage collector sees every locator there is. Of a segment that counts already the packs are noted before: whichever
+/// of its locators a crash leaves, its packs are kept.
 async fn store(
     app: Arc<App>,
     caller: Caller,
@@ -163,10 +187,24 @@ async fn store(
 ) -> Result<bool, ApiError> {
     let locator = ObjectKey { namespace: namespace.clone(), object: Object::Locator(id) };
     let segment = ObjectKey { namespace, object: Object::Segment(id) };
-    tokio::try_join!(app.storage.put(&locator, located.locator.into()), app.storage.put(&segment, frame))?;
+    app.storage.put(&segment, frame.clone()).await?;
+    let len_bytes = u32::try_from(frame.len()).map_err(ApiError::internal)?;
+
     let mut tx = app.database.begin().await?;
     let row = caller.claim(&mut tx, &segment.namespace).await?;
-    let is_new = segments::insert(&mut tx, row, id, located.chunk_size, &located.sources, now_ms()).await?;
+    located.check(&mut tx).await?;
+    let is_known = segments::keep_packs(&mut tx, row, id, &located.places(), now_ms()).await?;
+    if is_known {
+        commit(tx).await?;
+        tx = app.database.begin().await?;
+        located.check(&mut tx).await?;
+    }
+    app.storage.put(&locator, located.locator.clone().into()).await?;
+    app.storage.ensure(&segment, frame).await?;
+    if !is_known || !segments::keep_packs(&mut tx, row, id, &located.places(), now_ms()).await? {
+        let (size, places) = (located.chunk_size, located.places());
+        segments::insert(&mut tx, row, id, size, len_bytes, &places, now_ms()).await?;
+    }
     commit(tx).await?;
-    Ok(is_new)
+    Ok(!is_known)
 }

@@ -3,6 +3,7 @@
 mod access;
 mod commits;
 mod failures;
+mod garbage;
 mod leases;
 mod paths;
 mod profiles;

@@ -1,38 +1,61 @@
 //! Listing the versions of a series.
 
+use std::collections::HashMap;
+
 use axum::response::Response;
 
-use crate::database::versions::{self, SeriesId};
+use crate::database::versions::{self, Listed, SeriesId, VersionRowId};
 use crate::database::{Connection, DatabaseError};
 use crate::http::error::ApiError;
 use crate::http::params::QueryParams;
 use crate::limits::MAX_LISTED_VERSIONS;
-use crate::routes::json::{VersionJson, VersionsJson, fresh};
+use crate::routes::json::{GoldenJson, VersionJson, VersionsJson, fresh};
 
 /// Which versions a listing is asked for.
 pub(super) struct Page {
     limit: u32,
     before: Option<i64>,
+    listed: Listed,
 }
 
 impl Page {
-    /// Reads `limit` and `before`. More than there may be at a time is asked for as many as there may be.
+    /// Reads `limit`, `before` and `pruned`. More than there may be at a time is asked for as many as there may be.
     pub(super) fn new(query: &QueryParams) -> Result<Self, ApiError> {
-        query.only(&["limit", "before"])?;
+        query.only(&["limit", "before", "pruned"])?;
         let limit = query.number("limit")?.and_then(|limit| u32::try_from(limit).ok());
         let limit = limit.unwrap_or(MAX_LISTED_VERSIONS).min(MAX_LISTED_VERSIONS);
-        Ok(Self { limit, before: query.number("before")? })
+        let listed = if query.flag("pruned")? { Listed::All } else { Listed::Kept };
+        Ok(Self { limit, before: query.number("before")?, listed })
     }
 
-    /// The page's versions, newest first.
+    /// The page's versions, newest first, each with the golden version it stands on.
     pub(super) async fn answer(
         &self,
         connection: &mut Connection,
         series: SeriesId,
     ) -> Result<Response, ApiError> {
-        let rows = versions::list(connection, series, self.before, self.limit).await?;
-        Ok(fresh(VersionsJson { versions: rows.into_iter().map(VersionJson::from).collect() }))
+        let rows = versions::list(&mut *connection, series, self.before, self.limit, self.listed).await?;
+        let mut known: HashMap<VersionRowId, Option<GoldenJson>> = HashMap::new();
+        let mut listed = Vec::with_capacity(rows.len());
+        for row in rows {
+            let base = row.base;
+            let mut version = VersionJson::from(row);
+            if let Some(base) = base {
+                if !known.contains_key(&base) {
+                    known.insert(base, golden(connection, base).await?);
+                }
+                version.golden = known.get(&base).cloned().flatten();
+            }
+            listed.push(version);
+        }
+        Ok(fresh(VersionsJson { versions: listed }))
     }
+}
+
+async fn golden(connection: &mut Connection, row: VersionRowId) -> Result<Option<GoldenJson>, ApiError> {
+    let Some(version) = versions::get(&mut *connection, row).await? else { return Ok(None) };
+    let (_, image) = versions::series_of(connection, row).await?;
+    Ok(Some(GoldenJson { image, id: version.id, sequence: version.sequence }))
 }
 
 /// A series without versions is never written.

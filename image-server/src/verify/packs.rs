@@ -98,8 +98,8 @@ impl Check<'_> {
         let state = match self.read_pack(&key.path(), row).await {
             Ok(state) => state,
             Err(VerifyError::Storage(error @ StorageError::NotFound { .. })) => {
-                // A pack whose row went meanwhile is not missing.
-                match packs::exists(self.database.readers(), &key.namespace, row.pack).await? {
+                // A pack that was condemned meanwhile is not missing.
+                match packs::is_live(self.database.readers(), &key.namespace, row.pack).await? {
                     true => PackState::unreadable(format!("it is missing: {error}")),
                     false => PackState::default(),
                 }

@@ -10,7 +10,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 
 use super::{ADVICE_SEGMENT, Check, FindingAt, Part, VerifyError, readers};
 use crate::database::segments::{self, SegmentRow, SegmentRowId};
-use crate::database::{Connection, chunks, failed, namespaces};
+use crate::database::{Connection, chunks, failed, namespaces, packs};
 use crate::limits::MAX_SEGMENT_FRAME_BYTES;
 use crate::pack_check::read_footer;
 use crate::storage::{Object, ObjectKey, StorageError};
@@ -90,9 +90,9 @@ impl Check<'_> {
             (_, Err(problem)) => state.problem = Some((locating, problem)),
         }
         if state.problem.is_some()
-            && !segments::exists(self.database.readers(), &namespace, row.segment).await?
+            && !segments::is_live(self.database.readers(), &namespace, row.segment).await?
         {
-            // Its row went meanwhile, and its objects with it.
+            // It was condemned meanwhile, and its objects may be gone.
             state = SegmentState::default();
         }
         self.progress.advance(1);
@@ -190,6 +190,9 @@ impl Check<'_> {
         if self.bad_packs.contains_key(&(namespace.clone(), pack.pack)) {
             // Told already, as the pack's own damage.
             return Ok(true);
+        }
+        if !packs::is_live(self.database.readers(), namespace, pack.pack).await? {
+            return Ok(false);
         }
         let key = ObjectKey { namespace: namespace.clone(), object: Object::Pack(pack.pack) };
         match read_footer(&self.storage, &key.path(), u64::from(pack.pack_len)).await {

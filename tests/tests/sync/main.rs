@@ -3,6 +3,7 @@
 mod changes;
 mod discards;
 mod forks;
+mod history;
 mod kills;
 mod machines;
 mod mounted;

@@ -1,0 +1,92 @@
+//! `satchel-server gc`
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+use image_server::Leftovers;
+use image_server::gc::{self, Counts, Options, Report};
+use indicatif::HumanBytes;
+
+use super::output;
+
+const HOUR: Duration = Duration::from_secs(60 * 60);
+
+/// Delete what no version that is kept needs. Works while a server runs, and beside uploads
+///
+/// A run condemns what nothing needs any more, and deletes what earlier runs condemned longer ago than the grace. Until
+/// then it can be read, and an upload of the same content takes it back.
+#[derive(Args)]
+pub(crate) struct Gc {
+    /// The server's directory
+    dir: PathBuf,
+    /// Hours that what nothing needs can still be read, and that what was just uploaded is left alone
+    #[arg(long, value_name = "HOURS", default_value_t = 24)]
+    grace: u32,
+    /// Look through the whole store for objects that a crash left behind, too
+    #[arg(long)]
+    leftovers: bool,
+    /// Say what would be done, and change nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Print one JSON value
+    #[arg(long)]
+    json: bool,
+}
+
+impl Gc {
+    pub(crate) async fn run(self) -> anyhow::Result<ExitCode> {
+        let options = Options { grace: HOUR * self.grace, dry_run: self.dry_run, leftovers: self.leftovers };
+        let report = gc::collect(&self.dir, options).await?;
+        if self.json {
+            output::json(&report)?;
+        } else {
+            for line in lines(&report, self.grace) {
+                output::data(&line)?;
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn lines(report: &Report, grace_hours: u32) -> Vec<String> {
+    let would = if report.dry_run { "would have " } else { "" };
+    let mut lines = vec![
+        format!("{would}deleted {}", counted(&report.deleted)),
+        format!(
+            "{would}condemned {}, to be deleted by a run in {grace_hours} hours or later",
+            counted(&report.condemned)
+        ),
+    ];
+    let removed = |what: &str, found: Leftovers| {
+        let (files, bytes) = (found.files, HumanBytes(found.bytes));
+        (files > 0).then(|| format!("removed {files} {what} ({bytes})"))
+    };
+    lines.extend(removed("files of uploads that were cut short", report.unfinished));
+    lines.extend(removed("objects without rows", report.leftovers));
+    lines.push(format!("{} versions are kept", report.kept_versions));
+    lines
+}
+
+fn counted(counts: &Counts) -> String {
+    let parts = [
+        (counts.versions, "manifests"),
+        (counts.segments, "segments"),
+        (counts.packs, "packs"),
+        (counts.profiles, "boot profiles"),
+        (counts.streams, "stream objects"),
+    ];
+    let mut text: Vec<String> = parts
+        .into_iter()
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, what)| format!("{count} {what}"))
+        .collect();
+    if text.is_empty() {
+        return "nothing".to_owned();
+    }
+    if counts.bytes > 0 {
+        text.push(format!("{} in all", HumanBytes(counts.bytes)));
+    }
+    text.join(", ")
+}

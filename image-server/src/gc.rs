@@ -1,0 +1,214 @@
+//! Garbage collection: deletes what no version that is kept needs, beside a running server and its uploads.
+//!
+//! A run has two halves, with a grace between what the one does and what the other takes. It *condemns* segments that no
+//! kept version names, packs that no segment which counts needs, and stream objects that no profile names: in one
+//! transaction each batch stops counting, so that commits and uploads that come later send them anew. And it *deletes* what
+//! was condemned, pruned or replaced longer ago than the grace. In between everything can still be read, for machines
+//! that have an older version open. What was sent within the grace is not condemned: an upload may be under way whose
+//! commit comes last.
+//!
+//! A wrong guess costs an upload and never a byte: every step is checked again in its transaction, which has the database's
+//! write lock. Objects are given their names, and lose them, under that lock too (`docs/semantics.md` has the order).
+
+mod condemn;
+mod leftovers;
+mod mark;
+mod sweep;
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::time::Duration;
+
+use chunk_format::Namespace;
+use serde::Serialize;
+
+use crate::clock::now_ms;
+use crate::database::namespaces::{self, NamespaceId};
+use crate::database::{Database, DatabaseError};
+use crate::layout::{DataDir, LayoutError};
+use crate::server::STAGING_KEPT;
+use crate::storage::{Leftovers, Object, ObjectKey, Storage, StorageError};
+
+/// The grace when none is given.
+pub const DEFAULT_GRACE: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Why nothing more was collected. What was done before stays done, and the next run goes on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum GcError {
+    /// The directory cannot be used.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// The database failed.
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
+    /// The object store failed.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// An object that says what is needed cannot be read, so that nothing may be condemned.
+    #[error("{object} does not say what is needed: {reason}; `satchel-server verify` says what to do")]
+    Unreadable {
+        /// The object's path in the store.
+        object: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The run was cut short where a test wanted it.
+    #[cfg(test)]
+    #[error("cut short")]
+    Cut,
+}
+
+/// How to collect.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// How long what nothing needs any more stays readable, and what was just sent is left alone.
+    pub grace: Duration,
+    /// Whether to change nothing.
+    pub dry_run: bool,
+    /// Whether to look through the whole store for objects that crashes left without rows.
+    pub leftovers: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { grace: DEFAULT_GRACE, dry_run: false, leftovers: false }
+    }
+}
+
+/// Numbers of objects.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Counts {
+    /// Segments.
+    pub segments: u64,
+    /// Packs.
+    pub packs: u64,
+    /// Bytes in the packs and stream objects.
+    pub bytes: u64,
+    /// Objects of boot streams.
+    pub streams: u64,
+    /// Boot profiles.
+    pub profiles: u64,
+    /// Manifests of pruned versions.
+    pub versions: u64,
+}
+
+/// What a run did, or would do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// Whether nothing was changed.
+    pub dry_run: bool,
+    /// Versions that are kept.
+    pub kept_versions: u64,
+    /// What stopped counting, to be deleted after the grace.
+    pub condemned: Counts,
+    /// What was deleted.
+    pub deleted: Counts,
+    /// Files of uploads that were cut short, removed.
+    pub unfinished: Leftovers,
+    /// Objects without rows, removed.
+    pub leftovers: Leftovers,
+}
+
+/// Collects the garbage of the server in `root`; works beside a server.
+///
+/// # Errors
+/// [`GcError`].
+pub async fn collect(root: &Path, options: Options) -> Result<Report, GcError> {
+    let dir = DataDir::open(root)?;
+    let lock = dir.lock()?;
+    let database = Database::open(&dir.database()).await?;
+    drop(lock);
+    let storage = Storage::local(dir.objects())?;
+    let mut run = Run::new(database.clone(), storage, options, now_ms()).await?;
+    let collected = run.collect().await;
+    database.close().await;
+    collected
+}
+
+/// One run.
+pub(crate) struct Run {
+    database: Database,
+    storage: Storage,
+    options: Options,
+    now_ms: i64,
+    /// What is older than the grace.
+    before_ms: i64,
+    names: HashMap<NamespaceId, Namespace>,
+    report: Report,
+    /// Steps until a test cuts the run short.
+    #[cfg(test)]
+    steps_left: Option<usize>,
+}
+
+impl Run {
+    pub(crate) async fn new(
+        database: Database,
+        storage: Storage,
+        options: Options,
+        now_ms: i64,
+    ) -> Result<Self, GcError> {
+        let grace_ms = i64::try_from(options.grace.as_millis()).unwrap_or(i64::MAX);
+        let names = namespaces::list(database.readers()).await?.into_iter().collect();
+        Ok(Self {
+            database,
+            storage,
+            options,
+            now_ms,
+            before_ms: now_ms.saturating_sub(grace_ms),
+            names,
+            report: Report { dry_run: options.dry_run, ..Report::default() },
+            #[cfg(test)]
+            steps_left: None,
+        })
+    }
+
+    /// Deletes what was condemned in earlier runs, then condemns.
+    pub(crate) async fn collect(&mut self) -> Result<Report, GcError> {
+        self.sweep().await?;
+        self.condemn().await?;
+        if !self.options.dry_run {
+            self.report.unfinished = self.storage.sweep_staging(Some(STAGING_KEPT)).await?;
+            if self.options.leftovers {
+                self.sweep_leftovers().await?;
+            }
+        }
+        Ok(self.report)
+    }
+
+    /// Cuts the run short before its nth step, as a crash would.
+    #[cfg(test)]
+    pub(crate) fn cut_before_step(&mut self, steps: usize) {
+        self.steps_left = Some(steps);
+    }
+
+    /// An object in a namespace that has rows. A namespace made after the run began is looked up by whoever needs it: its
+    /// objects are younger than any grace, or were never named by a version.
+    async fn key(&mut self, namespace: NamespaceId, object: Object) -> Result<ObjectKey, GcError> {
+        if !self.names.contains_key(&namespace) {
+            self.names = namespaces::list(self.database.readers()).await?.into_iter().collect();
+        }
+        let namespace = self.names.get(&namespace).cloned().ok_or_else(|| DatabaseError::Value {
+            what: "namespace",
+            found: format!("none with the row {namespace:?}"),
+        })?;
+        Ok(ObjectKey { namespace, object })
+    }
+
+    /// Called before every step that changes something.
+    #[cfg_attr(
+        not(test),
+        expect(clippy::unused_self, clippy::unnecessary_wraps, reason = "tests cut a run here")
+    )]
+    fn step(&mut self) -> Result<(), GcError> {
+        #[cfg(test)]
+        if let Some(left) = &mut self.steps_left {
+            *left = left.checked_sub(1).ok_or(GcError::Cut)?;
+        }
+        Ok(())
+    }
+
+    fn unreadable(key: &ObjectKey, reason: impl ToString) -> GcError {
+        GcError::Unreadable { object: key.to_string(), reason: reason.to_string() }
+    }
+}

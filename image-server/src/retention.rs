@@ -1,0 +1,270 @@
+//! Which versions are kept.
+//!
+//! A policy keeps, as `restic forget` does, the newest N versions, and the newest version of each of the last N hours,
+//! days and weeks (UTC, weeks from Monday) that have one. A version that no rule keeps is pruned: it leaves the listings, its
+//! row stays, and the garbage collector ([`crate::gc`]) deletes what only it needed. Never pruned, whatever the policy
+//! says: the newest version of a series; a desktop's first, which names it; a desktop's versions with a note a person
+//! made; golden versions that a channel names or a kept version stands on; versions a fork began on; the version the
+//! machine with a desktop's lease stands on.
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use chunk_format::{ManifestId, Name, Namespace};
+use serde::{Deserialize, Serialize};
+
+use crate::clock::now_ms;
+use crate::database::retention::{self as rows, KeptVersion, OwnedSeries};
+use crate::database::versions::VersionRowId;
+use crate::database::{Connection, Database, DatabaseError, commit};
+use crate::layout::{DataDir, LayoutError};
+
+const HOUR_MS: i64 = 60 * 60 * 1000;
+const DAY_MS: i64 = 24 * HOUR_MS;
+
+/// How the notes begin that programs write. What begins otherwise was written by a person.
+const PROGRAM_NOTES: [&str; 3] = ["rolled back to version ", "renewed to ", "adopted "];
+
+/// Why versions were not pruned. Nothing was changed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RetentionError {
+    /// The directory cannot be used.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// The database failed.
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
+    /// There is nothing of this name.
+    #[error("there is no {namespace} here, or nothing was committed to it")]
+    NoSuch {
+        /// The image or user.
+        namespace: Namespace,
+    },
+}
+
+/// How many versions a series keeps. A rule of 0 keeps none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Policy {
+    /// The newest versions.
+    #[serde(default)]
+    pub keep_last: u32,
+    /// Hours of which the newest version is kept.
+    #[serde(default)]
+    pub keep_hourly: u32,
+    /// Days of which the newest version is kept.
+    #[serde(default)]
+    pub keep_daily: u32,
+    /// Weeks of which the newest version is kept.
+    #[serde(default)]
+    pub keep_weekly: u32,
+}
+
+impl Policy {
+    /// No rule: only what is never pruned stays.
+    pub const NONE: Self = Self { keep_last: 0, keep_hourly: 0, keep_daily: 0, keep_weekly: 0 };
+}
+
+impl Default for Policy {
+    /// A day by the hour, two weeks by the day, two months by the week, and always the last ten.
+    fn default() -> Self {
+        Self { keep_last: 10, keep_hourly: 24, keep_daily: 14, keep_weekly: 8 }
+    }
+}
+
+/// What to prune.
+#[derive(Clone, Debug, Default)]
+pub struct Pruning {
+    /// The policy in place of the server's own; desktops with one of their own keep theirs.
+    pub policy: Option<Policy>,
+    /// Whether it becomes the server's own.
+    pub set: bool,
+    /// One image, or one user's desktops; everything when none is named.
+    pub only: Option<Namespace>,
+    /// Whether to change nothing.
+    pub dry_run: bool,
+}
+
+/// What was pruned.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// The policy of series without one of their own.
+    pub policy: Policy,
+    /// Whether nothing was changed.
+    pub dry_run: bool,
+    /// Versions that are kept.
+    pub kept: u64,
+    /// The versions that are not.
+    pub pruned: Vec<PrunedVersion>,
+}
+
+/// A version that is kept no longer.
+#[derive(Clone, Debug, Serialize)]
+pub struct PrunedVersion {
+    /// `image/IMAGE` or `user/USER`.
+    pub namespace: String,
+    /// The image or desktop.
+    pub name: Name,
+    /// The version's number.
+    pub sequence: u64,
+    /// The version.
+    pub id: ManifestId,
+}
+
+/// Prunes versions of the server in `root`; works beside a server.
+///
+/// # Errors
+/// [`RetentionError`].
+pub async fn prune(root: &Path, wish: &Pruning) -> Result<Report, RetentionError> {
+    let dir = DataDir::open(root)?;
+    let lock = dir.lock()?;
+    let database = Database::open(&dir.database()).await?;
+    drop(lock);
+    let pruned = prune_in(&database, wish, now_ms()).await;
+    database.close().await;
+    pruned
+}
+
+/// Decides in one transaction, so that what is decided on cannot change meanwhile.
+pub(crate) async fn prune_in(
+    database: &Database,
+    wish: &Pruning,
+    now_ms: i64,
+) -> Result<Report, RetentionError> {
+    let mut tx = database.begin().await?;
+    if let (Some(policy), true) = (wish.policy, wish.set) {
+        rows::set_policy(&mut tx, None, Some(policy)).await?;
+    }
+    let own = rows::policy(&mut *tx, None).await?.unwrap_or_default();
+    let policy = wish.policy.unwrap_or(own);
+    let mut report = Report { policy, dry_run: wish.dry_run, kept: 0, pruned: Vec::new() };
+    let all = rows::all_series(&mut *tx).await?;
+    let (images, desktops): (Vec<_>, Vec<_>) = all
+        .into_iter()
+        .filter(|series| wish.only.as_ref().is_none_or(|only| *only == series.namespace))
+        .partition(|series| matches!(series.namespace, Namespace::Image(_)));
+    if let Some(namespace) = &wish.only
+        && images.is_empty()
+        && desktops.is_empty()
+    {
+        return Err(RetentionError::NoSuch { namespace: namespace.clone() });
+    }
+    // Desktops first: golden versions nothing stands on any more are then pruned in the same run.
+    for series in [desktops, images] {
+        let needed = rows::needed_versions(&mut tx).await?;
+        for series in series {
+            prune_series(&mut tx, &series, policy, &needed, now_ms, &mut report).await?;
+        }
+    }
+    if !wish.dry_run {
+        commit(tx).await?;
+    }
+    Ok(report)
+}
+
+async fn prune_series(
+    connection: &mut Connection,
+    series: &OwnedSeries,
+    policy: Policy,
+    needed: &HashSet<VersionRowId>,
+    now_ms: i64,
+    report: &mut Report,
+) -> Result<(), RetentionError> {
+    let policy = rows::policy(&mut *connection, Some(series.id)).await?.unwrap_or(policy);
+    let versions = rows::kept_versions(&mut *connection, series.id).await?;
+    let is_desktop = matches!(series.namespace, Namespace::User(_));
+    let times: Vec<i64> = versions.iter().map(|version| version.committed_ms).collect();
+    for (at, (version, by_policy)) in versions.iter().zip(kept_by(policy, &times)).enumerate() {
+        let is_end = at == 0 || (is_desktop && at + 1 == versions.len());
+        let is_named = is_desktop && has_note_of_person(version);
+        if by_policy || is_end || is_named || needed.contains(&version.row) {
+            report.kept += 1;
+            continue;
+        }
+        rows::prune(&mut *connection, version.row, now_ms).await?;
+        report.pruned.push(PrunedVersion {
+            namespace: series.namespace.to_string(),
+            name: series.name.clone(),
+            sequence: version.sequence,
+            id: version.id,
+        });
+    }
+    Ok(())
+}
+
+fn has_note_of_person(version: &KeptVersion) -> bool {
+    let note = version.note.as_deref().unwrap_or_default();
+    let by_program = PROGRAM_NOTES.iter().any(|start| note.starts_with(start))
+        || note.contains(" as it was before version ");
+    !note.is_empty() && !by_program
+}
+
+/// Which versions a policy keeps, by the times of their commits, newest first.
+fn kept_by(policy: Policy, times_ms: &[i64]) -> Vec<bool> {
+    let mut kept: Vec<bool> = (0..times_ms.len()).map(|at| at < policy.keep_last as usize).collect();
+    let hour: fn(i64) -> i64 = |time| time.div_euclid(HOUR_MS);
+    let day: fn(i64) -> i64 = |time| time.div_euclid(DAY_MS);
+    // 1970 began on a Thursday.
+    let week: fn(i64) -> i64 = |time| (time.div_euclid(DAY_MS) + 3).div_euclid(7);
+    for (keep, period) in [(policy.keep_hourly, hour), (policy.keep_daily, day), (policy.keep_weekly, week)] {
+        let (mut left, mut last) = (keep, None);
+        for (kept, time) in kept.iter_mut().zip(times_ms) {
+            if left > 0 && last != Some(period(*time)) {
+                last = Some(period(*time));
+                left -= 1;
+                *kept = true;
+            }
+        }
+    }
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kept(policy: Policy, times_ms: &[i64]) -> Vec<usize> {
+        let kept = kept_by(policy, times_ms);
+        kept.into_iter().enumerate().filter(|(_, kept)| *kept).map(|(at, _)| at).collect()
+    }
+
+    #[test]
+    fn each_rule_keeps_the_newest_version_of_each_of_its_periods() {
+        let at = |days: i64, hours: i64, minutes: i64| days * DAY_MS + hours * HOUR_MS + minutes * 60_000;
+        let times = [
+            at(20, 10, 30),
+            at(20, 10, 5),
+            at(20, 9, 59),
+            at(20, 3, 0),
+            at(19, 23, 59),
+            at(19, 1, 0),
+            at(12, 0, 0),
+            at(4, 0, 0),
+            at(3, 23, 0),
+        ];
+        assert_eq!(kept(Policy::NONE, &times), [0; 0]);
+        assert_eq!(kept(Policy { keep_last: 2, ..Policy::NONE }, &times), [0, 1]);
+        assert_eq!(kept(Policy { keep_hourly: 3, ..Policy::NONE }, &times), [0, 2, 3]);
+        assert_eq!(kept(Policy { keep_daily: 3, ..Policy::NONE }, &times), [0, 4, 6]);
+        // Day 18 and day 4 are Mondays: days 18 to 24 are one week, 11 to 17, 4 to 10 and the one before the others.
+        assert_eq!(kept(Policy { keep_weekly: 9, ..Policy::NONE }, &times), [0, 6, 7, 8]);
+        assert_eq!(kept(Policy { keep_last: 2, keep_daily: 2, ..Policy::NONE }, &times), [0, 1, 4]);
+        assert_eq!(kept(Policy::default(), &times), [0, 1, 2, 3, 4, 5, 6, 7, 8]);
+    }
+
+    #[test]
+    fn notes_of_programs_keep_nothing() {
+        let version = |note: Option<&str>| KeptVersion {
+            row: VersionRowId(1),
+            id: ManifestId::of(b"a"),
+            sequence: 1,
+            committed_ms: 0,
+            note: note.map(str::to_owned),
+        };
+        assert!(has_note_of_person(&version(Some("before the upgrade"))));
+        let others = ["", "rolled back to version 3", "renewed to debian@2", "adopted work.b-1, version 4"];
+        assert!(others.iter().all(|note| !has_note_of_person(&version(Some(note)))));
+        assert!(!has_note_of_person(&version(None)));
+    }
+}

@@ -4,20 +4,24 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use chunk_format::{Name, PublicKey};
+use chunk_format::{DiskRole, Name, PublicKey};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use satchel_client::hint;
 use satchel_client::profile::LinkShape;
 use satchel_client::remote::Fingerprint;
 use satchel_client::source::SourceAddress;
 use satchel_client::state::StateDir;
-use satchel_client::versions::ImageRef;
+use satchel_client::versions::{DesktopRef, ImageRef};
 
+mod browse;
 mod claim;
+mod copy;
 mod create;
+mod diff;
 mod export;
 mod forks;
 mod history;
@@ -94,6 +98,12 @@ enum Command {
     History(HistoryArgs),
     /// Put a desktop's disks back as they were at an earlier version, as a new version
     Rollback(RollbackArgs),
+    /// Show the files of any version of a desktop on a directory, until it is unmounted or interrupted
+    Browse(BrowseArgs),
+    /// Tell which files differ between two versions
+    Diff(DiffArgs),
+    /// Copy a file or directory out of any version into a desktop on this machine
+    Copy(CopyArgs),
     /// Record or show what a start of an image touches, so that clients fetch it ahead
     #[command(subcommand)]
     Profile(ProfileCommand),
@@ -176,6 +186,12 @@ struct PublishArgs {
     /// Carry the profile of an earlier version over to this one: its number or id, or `newest`
     #[arg(long, value_name = "VERSION")]
     profile_from: Option<String>,
+    /// Do not tell what changed against the version before
+    #[arg(long)]
+    no_summary: bool,
+    /// Refuse a version of which a client with the one before would have to fetch more
+    #[arg(long, value_name = "SIZE")]
+    max_update: Option<ByteSize>,
 }
 
 #[derive(Debug, Args)]
@@ -366,6 +382,81 @@ struct SyncArgs {
 }
 
 #[derive(Debug, Args)]
+struct BrowseArgs {
+    /// The version: DESKTOP is its newest, without what was not synced yet
+    #[arg(value_name = "DESKTOP[@VERSION]")]
+    desktop: DesktopRef,
+    /// An empty directory; the files appear in DIR/system and DIR/home
+    dir: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct DiffArgs {
+    /// The first version
+    #[arg(value_name = "DESKTOP[@VERSION]")]
+    before: DesktopRef,
+    /// The second version
+    #[arg(value_name = "DESKTOP[@VERSION]")]
+    after: DesktopRef,
+    /// Look at this disk only
+    #[arg(long, value_enum)]
+    disk: Option<DiskArg>,
+}
+
+#[derive(Debug, Args)]
+struct CopyArgs {
+    /// The file or directory, and the version it is copied out of
+    #[arg(value_name = "DESKTOP[@VERSION]:PATH")]
+    from: FilePlace<DesktopRef>,
+    /// Where it goes: into a directory that is there, or under a new name
+    #[arg(value_name = "DESKTOP:PATH")]
+    to: FilePlace<Name>,
+    /// The disk that both paths are on
+    #[arg(long, value_enum, default_value_t = DiskArg::Home)]
+    disk: DiskArg,
+    /// Replace files that are there
+    #[arg(long)]
+    force: bool,
+    /// The most disk space to use for what was fetched
+    #[arg(long, value_name = "SIZE", default_value = "20G")]
+    cache_size: ByteSize,
+}
+
+/// A path on a disk of something: `DESKTOP:PATH`.
+#[derive(Clone, Debug)]
+struct FilePlace<T> {
+    of: T,
+    path: String,
+}
+
+impl<T: FromStr<Err: std::fmt::Display>> FromStr for FilePlace<T> {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parts = text.split_once(':').filter(|(_, path)| !path.is_empty());
+        let (of, path) = parts.ok_or_else(|| format!("`{text}` names no file: write DESKTOP:/PATH"))?;
+        Ok(Self { of: of.parse().map_err(|error: T::Err| error.to_string())?, path: path.to_owned() })
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum DiskArg {
+    /// The disk that boots
+    System,
+    /// The person's own disk
+    Home,
+}
+
+impl DiskArg {
+    fn role(self) -> DiskRole {
+        match self {
+            Self::System => DiskRole::System,
+            Self::Home => DiskRole::Home,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
 struct HistoryArgs {
     /// The desktop
     #[arg(required_unless_present = "image", conflicts_with = "image")]
@@ -451,6 +542,9 @@ fn run(cli: Cli, printer: Printer) -> anyhow::Result<()> {
             Command::Status(args) => status::run(&context, &args.desktop).await,
             Command::History(args) => history::run(&context, args).await,
             Command::Rollback(args) => interruptible(rollback::run(&context, args)).await,
+            Command::Browse(args) => browse::run(&context, args).await,
+            Command::Diff(args) => interruptible(diff::run(&context, args)).await,
+            Command::Copy(args) => copy::run(&context, args).await,
             Command::Profile(ProfileCommand::Record(args)) => {
                 interruptible(profile::record(&context, args)).await
             }

@@ -62,7 +62,7 @@ pub enum DiskError {
 /// What a disk is made of at an instant.
 #[derive(Clone, Debug)]
 pub struct View {
-    /// The layers written since the base version, newest first; writes go to the first. Never empty.
+    /// The layers written since the base version, newest first; writes go to the first. None when the disk is only read.
     pub overlays: Vec<Arc<Overlay>>,
     /// The version below.
     pub base: Arc<Base>,

@@ -11,6 +11,7 @@ use crate::create::CreateError;
 use crate::desktop::DesktopError;
 use crate::engine::EngineError;
 use crate::fetch::FillError;
+use crate::files::copy::CopyError;
 use crate::image::ImageError;
 use crate::mount::{MountError, PointError};
 use crate::overlay::OverlayError;
@@ -96,6 +97,14 @@ fn hint_of(error: &(dyn Error + 'static)) -> Option<String> {
         "see `satchel desktops`"
     } else if let Some(PublishError::OtherPublisher { .. }) = error.downcast_ref() {
         "publish from the machine and user that published it before (the key is publisher.key in its state directory)"
+    } else if let Some(PublishError::OverBudget { .. }) = error.downcast_ref() {
+        "see what changed without `--max-update`, or allow more; what was sent is kept for the next try"
+    } else if let Some(CopyError::Exists { .. }) = error.downcast_ref() {
+        "choose another place, or replace it with --force"
+    } else if let Some(CopyError::NoTool { .. }) = error.downcast_ref() {
+        "on Debian, `apt-get install e2fsprogs` has it"
+    } else if let Some(CopyError::NoFileSystem { .. }) = error.downcast_ref() {
+        "a disk gets its file system at the desktop's first start; `satchel browse DESKTOP DIR` says what is there"
     } else if let Some(CacheError::InUse { .. }) = error.downcast_ref() {
         "unmount the desktop that uses it first"
     } else if let Some(FillError::NoRoom { .. }) = error.downcast_ref() {

@@ -10,7 +10,7 @@ use chunk_format::{BootFacts, DiskSize, FormatError};
 mod ext4;
 mod free;
 mod inspect;
-mod partitions;
+pub(crate) mod partitions;
 mod qcow2;
 mod raw;
 

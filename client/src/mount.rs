@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use chunk_format::Name;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 mod lease;
-mod point;
+pub(crate) mod point;
 
 use lease::{LeaseDesk, LeaseEvent};
 pub use point::{PointError, clean_stale, unmount};
@@ -90,7 +91,12 @@ pub enum Event {
         machine: String,
     },
     /// The desktop was synced before it was handed over.
-    Synced(Box<SyncReport>),
+    Synced {
+        /// The desktop.
+        desktop: Name,
+        /// What the sync did.
+        report: Box<SyncReport>,
+    },
     /// The sync before handing over failed.
     NotSynced {
         /// Why.
@@ -232,7 +238,10 @@ pub async fn serve(
     keeping.abort();
     if is_handing_over {
         match syncer.sync(&session.desktop, None).await {
-            Ok(report) => events(Event::Synced(Box::new(report))),
+            Ok(report) => {
+                let desktop = session.desktop.store().record().desktop;
+                events(Event::Synced { desktop, report: Box::new(report) });
+            }
             Err(error) => events(Event::NotSynced { reason: explain(&error) }),
         }
     }

@@ -1,6 +1,6 @@
 //! Publishes a disk image as the next golden version.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -10,6 +10,11 @@ use chunk_format::{
     ChunkIndex, ChunkSize, Disk, DiskRole, Features, FormatError, Manifest, Name, Namespace, PublicKey,
     SecretKey, SegmentId, SegmentIndex, Subject,
 };
+
+mod summary;
+
+use summary::NewDisk;
+pub use summary::{FileChanges, Summarizer, Summary, SummaryError, UpdateBytes};
 
 use crate::desktop::Version;
 use crate::image::{self, DiskImage, ImageError, KeptFree, OpenImage};
@@ -49,10 +54,25 @@ pub enum PublishError {
     /// The server could not be asked.
     #[error("{0}")]
     Remote(#[from] RemoteError),
+    /// What the version changes could not be told, and it may be too much.
+    #[error("cannot tell how much a client would fetch of this version")]
+    Summary(#[source] SummaryError),
+    /// A client would fetch more than was allowed.
+    #[error(
+        "a client with version {previous} would fetch {update_bytes} bytes to have all of this one; at most \
+         {limit_bytes} were allowed, and nothing was published"
+    )]
+    OverBudget {
+        /// The number of the version before.
+        previous: u64,
+        /// Bytes it would fetch.
+        update_bytes: u64,
+        /// The most it may.
+        limit_bytes: u64,
+    },
 }
 
 /// What to publish, and as what.
-#[derive(Debug)]
 pub struct Request<'a> {
     /// The disk image.
     pub file: &'a Path,
@@ -66,6 +86,10 @@ pub struct Request<'a> {
     pub force: bool,
     /// Publish the free blocks of file systems as they are.
     pub keep_free: bool,
+    /// Tells what the version changes; none when nobody asked.
+    pub summarizer: Option<&'a Summarizer>,
+    /// The most bytes that a client with the version before may have to fetch; needs `summarizer`.
+    pub max_update_bytes: Option<u64>,
 }
 
 /// What publishing needs.
@@ -104,6 +128,9 @@ pub struct Report {
     pub new_bytes: u64,
     /// Bytes sent.
     pub sent_bytes: u64,
+    /// What the version changes against the one before it; none for a first version, an unchanged one, or when nobody
+    /// asked.
+    pub summary: Option<Summary>,
 }
 
 impl Publisher {
@@ -128,8 +155,8 @@ impl Publisher {
         let work = plan(&ranges, chunk_size);
         let data_bytes =
             work.iter().map(|work| work.positions.len() as u64).sum::<u64>() * chunk_size.bytes_u64();
-        let disk = self.upload(request.image, &open, segments, work, parent.as_ref()).await?;
-        let report = |version, unchanged| Report {
+        let (disk, cut) = self.upload(request.image, &open, segments, work, parent.as_ref()).await?;
+        let report = |version, unchanged, summary| Report {
             version,
             unchanged,
             size_bytes: disk.size.bytes(),
@@ -138,6 +165,7 @@ impl Publisher {
             kept_free,
             new_bytes: self.progress.new_bytes.load(Ordering::Relaxed),
             sent_bytes: self.progress.sent_bytes.load(Ordering::Relaxed),
+            summary,
         };
         if let Some(parent) = &parent
             && parent.manifest.disks == [disk.clone()]
@@ -145,7 +173,7 @@ impl Publisher {
         {
             // Committing it again changes nothing but where the channel points.
             let version = self.commit(&subject, request.channel, parent).await?;
-            return Ok(report(version, true));
+            return Ok(report(version, true, None));
         }
         let manifest = Manifest {
             features: Features::default(),
@@ -161,8 +189,15 @@ impl Publisher {
         };
         let bytes = manifest.encode()?;
         let version = Version::decode(bytes.clone(), self.key.sign(&bytes))?;
+        let summary = match (&parent, request.summarizer) {
+            (Some(parent), Some(summarizer)) => {
+                let limit_bytes = request.max_update_bytes;
+                summarize(summarizer, parent, &version, cut, limit_bytes).await?
+            }
+            _ => None,
+        };
         let committed = self.commit(&subject, request.channel, &version).await?;
-        Ok(report(committed, false))
+        Ok(report(committed, false, summary))
     }
 
     /// The newest version of the image, if there is one, checked to be ours.
@@ -189,7 +224,7 @@ impl Publisher {
         segments: u32,
         work: Vec<SegmentWork>,
         parent: Option<&Version>,
-    ) -> Result<Disk, PublishError> {
+    ) -> Result<(Disk, NewDisk), PublishError> {
         let known: HashSet<SegmentId> = parent
             .iter()
             .flat_map(|parent| &parent.manifest.disks)
@@ -206,12 +241,17 @@ impl Publisher {
         };
         let reader = ImageReader { image: Arc::clone(&open.image), chunk_size: upload.chunk_size };
         let mut ids = vec![SegmentId::ZERO; segments as usize];
+        let mut cut = HashMap::new();
         for done in upload.run(work, Arc::new(reader)).await? {
             if let Some(id) = ids.get_mut(done.index.0 as usize) {
                 *id = done.segment.id();
+                cut.insert(*id, done.segment);
             }
         }
-        Ok(Disk { role: DiskRole::System, size: open.size, chunk_size: upload.chunk_size, segments: ids })
+        let chunk_size = upload.chunk_size;
+        let image = Arc::clone(&open.image);
+        let new = NewDisk { image, chunk_size, segments: cut, order: ids.clone() };
+        Ok((Disk { role: DiskRole::System, size: open.size, chunk_size, segments: ids }, new))
     }
 
     async fn commit(
@@ -224,6 +264,36 @@ impl Publisher {
         let commit =
             || Upstream::commit(&self.remote, subject, placing, version.bytes.clone(), &version.signature);
         Patience::DEFAULT.retry(commit).await
+    }
+}
+
+/// Tells what a version changes, and refuses it when that is too much. That it cannot be told is no reason not to publish
+/// unless there is a limit.
+async fn summarize(
+    summarizer: &Summarizer,
+    before: &Version,
+    after: &Version,
+    disk: NewDisk,
+    limit_bytes: Option<u64>,
+) -> Result<Option<Summary>, PublishError> {
+    let summary = match summarizer.summarize(before, after, disk).await {
+        Ok(summary) => summary,
+        Err(error) if limit_bytes.is_some() => return Err(PublishError::Summary(error)),
+        Err(error) => {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "what this version changes is not known"
+            );
+            return Ok(None);
+        }
+    };
+    match limit_bytes {
+        Some(limit_bytes) if summary.full_bytes > limit_bytes => Err(PublishError::OverBudget {
+            previous: summary.previous,
+            update_bytes: summary.full_bytes,
+            limit_bytes,
+        }),
+        _ => Ok(Some(summary)),
     }
 }
 

@@ -7,6 +7,7 @@
 //! publisher.key signs the images published from here; made on first use (0600)
 //! pins.json     for each image: its publisher's key and the newest version seen
 //! desktops/NAME one directory a desktop: see `desktop`
+//! past/NAME     what was fetched to look into versions: see `past`
 //! ```
 
 use std::collections::BTreeMap;

@@ -121,6 +121,36 @@ impl std::str::FromStr for ImageRef {
     }
 }
 
+/// Which version of a desktop is meant: `DESKTOP`, its newest, or `DESKTOP@VERSION`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DesktopRef {
+    /// The desktop.
+    pub desktop: Name,
+    /// The version, by id, by the first eight or more digits of its id, or by its number; none: the newest.
+    pub version: Option<String>,
+}
+
+impl std::str::FromStr for DesktopRef {
+    type Err = FormatError;
+
+    fn from_str(text: &str) -> Result<Self, FormatError> {
+        let (desktop, version) = match text.split_once('@') {
+            Some((desktop, version)) => (desktop, Some(version.to_owned())),
+            None => (text, None),
+        };
+        Ok(Self { desktop: desktop.parse()?, version })
+    }
+}
+
+impl std::fmt::Display for DesktopRef {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.version {
+            Some(version) => write!(f, "{}@{version}", self.desktop),
+            None => self.desktop.fmt(f),
+        }
+    }
+}
+
 /// Fetches a version and checks its id, its signature, its signer and its subject.
 ///
 /// # Errors
@@ -287,6 +317,18 @@ mod tests {
         assert_eq!(parse("debian:beta").unwrap(), Select::Channel("beta".parse().unwrap()));
         assert_eq!(parse("debian@12").unwrap(), Select::Version("12".to_owned()));
         for bad in ["", ":beta", "@1", "Debian", "debian:", "a:b:c"] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn desktops_are_named_with_or_without_a_version() {
+        let parse =
+            |text: &str| text.parse::<DesktopRef>().map(|wanted| (wanted.to_string(), wanted.version));
+        assert_eq!(parse("work").unwrap(), ("work".to_owned(), None));
+        assert_eq!(parse("work@3").unwrap(), ("work@3".to_owned(), Some("3".to_owned())));
+        assert_eq!(parse("work.old-3fa2@bc044b06").unwrap().1.as_deref(), Some("bc044b06"));
+        for bad in ["", "@3", "Work", "work:3"] {
             assert!(parse(bad).is_err(), "{bad}");
         }
     }

@@ -9,7 +9,8 @@ use satchel_client::session::{Notice, SessionError};
 use satchel_client::state::StateDir;
 
 use super::output::moment;
-use super::{Context, OpenArgs, machine_name};
+use super::quantity::ByteSize;
+use super::{Context, OnMissingArg, OpenArgs, machine_name};
 
 /// How often it is looked whether the holder has handed over.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
@@ -20,6 +21,19 @@ const HOUR_MS: u64 = 3_600_000;
 const MINUTE_MS: u64 = 60_000;
 
 impl OpenArgs {
+    /// How a command opens a desktop that serves nobody: with the server, and its lease by the claim alone.
+    pub(crate) fn for_command(cache_size: ByteSize, on_missing: OnMissingArg) -> Self {
+        Self {
+            cache_size,
+            on_missing,
+            offline: false,
+            take: false,
+            ask: false,
+            read_only: false,
+            metrics: None,
+        }
+    }
+
     /// What is to be done with the desktop.
     pub(crate) fn claim(&self) -> Claim {
         match (self.take, self.read_only) {

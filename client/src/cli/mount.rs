@@ -59,7 +59,14 @@ pub(crate) async fn run(context: &Context, args: MountArgs) -> anyhow::Result<()
     let printer = context.printer;
     let mounted =
         Mounted { desktop: args.desktop.to_string(), mounted_at: directory.display().to_string(), version };
-    let events = |event| say(printer, &mounted, event);
+    let events = |event| {
+        say(printer, &mounted.mounted_at, event, || {
+            // Whoever waits for this line reads it; if nobody does, the mount is there all the same.
+            let _ = printer.result(&mounted, |mounted| {
+                format!("mounted {} (version {}) on {}", mounted.desktop, mounted.version, mounted.mounted_at)
+            });
+        });
+    };
     let metrics = match args.open.metrics {
         Some(address) => {
             let listener = metrics::listen(address).await?;
@@ -73,18 +80,13 @@ pub(crate) async fn run(context: &Context, args: MountArgs) -> anyhow::Result<()
     Ok(())
 }
 
-fn say(printer: Printer, mounted: &Mounted, event: Event) {
-    let directory = &mounted.mounted_at;
+/// Says what happens to a mount on a directory; `mounted` prints the result once it is there.
+pub(crate) fn say(printer: Printer, directory: &str, event: Event, mounted: impl FnOnce()) {
     match event {
         Event::StaleMountCleared => {
             printer.message(&format!("cleared away what a crashed process left mounted on {directory}"));
         }
-        Event::Mounted => {
-            // Whoever waits for this line reads it; if nobody does, the mount is there all the same.
-            let _ = printer.result(mounted, |mounted| {
-                format!("mounted {} (version {}) on {directory}", mounted.desktop, mounted.version)
-            });
-        }
+        Event::Mounted => mounted(),
         Event::LinkDown { reason } => printer.warning(&format!(
             "the server does not answer ({reason}); reads of what is not here wait, everything else goes on"
         )),
@@ -94,7 +96,7 @@ fn say(printer: Printer, mounted: &Mounted, event: Event) {
         Event::Taken { machine } => printer.warning(&format!(
             "{machine} has taken this desktop: nothing is lost, and what is done here from now on goes to a fork"
         )),
-        Event::Synced(report) => printer.message(&sync::summary(&mounted.desktop, &report)),
+        Event::Synced { desktop, report } => printer.message(&sync::summary(desktop.as_str(), &report)),
         Event::NotSynced { reason } => {
             printer.warning(&format!("what was written is kept on this machine, but was not synced: {reason}"));
         }

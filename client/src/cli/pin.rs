@@ -56,13 +56,8 @@ pub(crate) async fn run(context: &Context, args: PinArgs) -> anyhow::Result<()> 
         }
         None => {
             let open = OpenArgs {
-                cache_size: args.cache_size,
-                on_missing: OnMissingArg::Wait,
                 offline: args.unpin,
-                take: false,
-                ask: false,
-                read_only: false,
-                metrics: None,
+                ..OpenArgs::for_command(args.cache_size, OnMissingArg::Wait)
             };
             let session = mount::open(context, &state, &args.desktop, &open, Claim::IfFree).await?;
             let report = fill_here(context, &session, &args, limit_bytes_per_s).await;

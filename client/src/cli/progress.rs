@@ -119,3 +119,35 @@ fn eprint_line(text: &str) {
     use std::io::Write;
     let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
+
+/// Shows what was fetched for work that says nothing else.
+pub(crate) async fn while_fetching<T>(
+    what: &str,
+    fetched_bytes: impl Fn() -> u64,
+    work: impl Future<Output = T>,
+) -> T {
+    let mut last_plain = Instant::now();
+    let terminal = std::io::stderr().is_terminal();
+    let mut bar: Option<ProgressBar> = None;
+    let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + SILENCE, REDRAW);
+    tokio::pin!(work);
+    loop {
+        tokio::select! {
+            result = &mut work => {
+                if let Some(bar) = bar {
+                    bar.finish_and_clear();
+                }
+                return result;
+            }
+            _ = ticks.tick() => {
+                let text = format!("{what}: {} fetched", ByteSize(fetched_bytes()));
+                if terminal {
+                    bar.get_or_insert_with(ProgressBar::new_spinner).set_message(text);
+                } else if last_plain.elapsed() >= PLAIN_INTERVAL {
+                    last_plain = Instant::now();
+                    eprint_line(&text);
+                }
+            }
+        }
+    }
+}

@@ -1,8 +1,13 @@
 //! `satchel publish`
 
+use std::fmt::Write;
 use std::sync::Arc;
 
-use satchel_client::publish::{Publisher, Request};
+use chunk_format::ChunkSize;
+use satchel_client::files::diff::Fate;
+use satchel_client::past::Past;
+use satchel_client::profile::fetch_profile;
+use satchel_client::publish::{Publisher, Request, Summarizer, Summary};
 use satchel_client::upload::UploadProgress;
 use serde::Serialize;
 
@@ -21,6 +26,7 @@ struct Published {
     free_bytes: u64,
     new_bytes: u64,
     sent_bytes: u64,
+    summary: Option<Summary>,
     profile: Option<profile::Attachment>,
 }
 
@@ -30,6 +36,20 @@ pub(crate) async fn run(context: &Context, args: PublishArgs) -> anyhow::Result<
     let previous = match &args.profile_from {
         Some(wanted) => Some(profile::find_profiled(&remote, &state, &args.image, wanted).await?),
         None => None,
+    };
+    let summarizer = match args.no_summary && args.max_update.is_none() {
+        true => None,
+        false => {
+            let name = format!("image.{}", args.image);
+            let past = Past::open(&state, remote.clone(), &name, ChunkSize::DEFAULT)?;
+            let profile = match &previous {
+                Some(version) => {
+                    Some((version.clone(), fetch_profile(past.fetcher(), version).await?.profile))
+                }
+                None => None,
+            };
+            Some(Summarizer { past, profile, with_files: !args.no_summary })
+        }
     };
     let progress = Arc::new(UploadProgress::default());
     let publisher = Publisher {
@@ -47,8 +67,18 @@ pub(crate) async fn run(context: &Context, args: PublishArgs) -> anyhow::Result<
         note: args.message,
         force: args.force,
         keep_free: args.keep_free,
+        summarizer: summarizer.as_ref(),
+        max_update_bytes: args.max_update.map(|size| size.0),
     };
-    let report = progress::while_uploading(progress, publisher.publish(request)).await?;
+    let report = progress::while_uploading(progress, publisher.publish(request)).await;
+    if let Some(summarizer) = &summarizer {
+        summarizer.past.close();
+    }
+    let report = report?;
+    let summary = report.summary.filter(|_| !args.no_summary);
+    for note in summary.iter().flat_map(|summary| &summary.notes) {
+        context.printer.message(note);
+    }
     for kept in &report.kept_free {
         context.printer.message(&format!(
             "the free space of the ext4 file system at {} is published as it is: {}",
@@ -73,6 +103,7 @@ pub(crate) async fn run(context: &Context, args: PublishArgs) -> anyhow::Result<
         free_bytes: report.free_bytes,
         new_bytes: report.new_bytes,
         sent_bytes: report.sent_bytes,
+        summary,
         profile: carried,
     };
     context.printer.result(&published, |published| {
@@ -92,8 +123,9 @@ pub(crate) async fn run(context: &Context, args: PublishArgs) -> anyhow::Result<
         };
         let profile =
             published.profile.as_ref().map_or(String::new(), |profile| format!("\n{}", profile.text()));
+        let summary = published.summary.as_ref().map_or(String::new(), text);
         format!(
-            "{name}: {} disk, {} of data{free}, {} of it new, {} sent{profile}",
+            "{name}: {} disk, {} of data{free}, {} of it new, {} sent{summary}{profile}",
             ByteSize(published.size_bytes),
             ByteSize(published.data_bytes),
             ByteSize(published.new_bytes),
@@ -101,4 +133,45 @@ pub(crate) async fn run(context: &Context, args: PublishArgs) -> anyhow::Result<
         )
     })?;
     Ok(())
+}
+
+/// What a version changes, in lines that each begin with a line break.
+fn text(summary: &Summary) -> String {
+    let mut text = format!(
+        "\na client with version {} fetches {} to have all of it",
+        summary.previous,
+        ByteSize(summary.full_bytes)
+    );
+    // Writing into a string does not fail.
+    if let Some(bytes) = summary.boot_bytes {
+        let _ = write!(text, ", {} of that to start", ByteSize(bytes));
+    }
+    if let Some(files) = &summary.files {
+        let (added, changed, removed) = (files.added, files.changed, files.removed);
+        let _ = write!(text, "\nfiles: {added} added, {changed} changed, {removed} removed");
+        for change in &files.largest {
+            let sign = if change.fate == Fate::Added { '+' } else { '~' };
+            let bytes = ByteSize(change.after_bytes.unwrap_or(0));
+            let _ = write!(text, "\n  {sign} {}  {bytes}", change.path);
+        }
+    }
+    if let Some(packages) = &summary.packages {
+        let (added, removed, upgraded) = (&packages.added, &packages.removed, &packages.upgraded);
+        let _ = write!(
+            text,
+            "\npackages: {} added, {} removed, {} upgraded",
+            added.len(),
+            removed.len(),
+            upgraded.len()
+        );
+        for (sign, named) in
+            added.iter().map(|named| ('+', named)).chain(removed.iter().map(|named| ('-', named)))
+        {
+            let _ = write!(text, "\n  {sign} {} {}", named.package, named.version);
+        }
+        for upgraded in upgraded {
+            let _ = write!(text, "\n  ~ {} {} -> {}", upgraded.package, upgraded.before, upgraded.after);
+        }
+    }
+    text
 }

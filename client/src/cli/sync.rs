@@ -69,15 +69,7 @@ async fn sync(context: &Context, args: &SyncArgs) -> anyhow::Result<SyncReport> 
             serde_json::from_value(result)?
         }
         Err(ControlError::NotMounted) => {
-            let open = OpenArgs {
-                cache_size: ByteSize(CACHE_BYTES),
-                on_missing: OnMissingArg::Wait,
-                offline: false,
-                take: false,
-                ask: false,
-                read_only: false,
-                metrics: None,
-            };
+            let open = OpenArgs::for_command(ByteSize(CACHE_BYTES), OnMissingArg::Wait);
             let session = mount::open(context, &state, &args.desktop, &open, Claim::IfFree).await?;
             let progress = Arc::new(UploadProgress::default());
             let syncer = Syncer { progress: Arc::clone(&progress), ..mount::syncer(&state, &session)? };

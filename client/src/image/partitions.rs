@@ -13,7 +13,7 @@ const MAX_ENTRIES: usize = 128;
 ///
 /// # Errors
 /// What reading the disk says.
-pub(super) fn partitions(disk: &dyn DiskImage) -> io::Result<Vec<Range<u64>>> {
+pub(crate) fn partitions(disk: &dyn DiskImage) -> io::Result<Vec<Range<u64>>> {
     let size = disk.size_bytes();
     for sector_bytes in [512, 4096] {
         let header = read(disk, sector_bytes, 92)?;

@@ -61,7 +61,7 @@ pub fn clean_stale(directory: &Path) -> Result<bool, PointError> {
 }
 
 /// Checks that a directory is there, empty, and nothing is mounted on it.
-pub(super) fn check(directory: &Path) -> Result<(), PointError> {
+pub(crate) fn check(directory: &Path) -> Result<(), PointError> {
     let io = |source| PointError::Io { directory: directory.to_owned(), source };
     let here = std::fs::metadata(directory).map_err(io)?;
     let above = std::fs::metadata(directory.join("..")).map_err(io)?;

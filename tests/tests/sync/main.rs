@@ -2,6 +2,7 @@
 
 mod changes;
 mod discards;
+mod files;
 mod forks;
 mod history;
 mod kills;

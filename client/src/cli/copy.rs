@@ -1,0 +1,159 @@
+//! `satchel copy`
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use satchel_client::files::DiskFiles;
+use satchel_client::files::copy::{Copied, CopyError, Staged, Target, stage};
+use satchel_client::fs::DesktopFs;
+use satchel_client::fs::fuse::{self, MountOptions};
+use satchel_client::image::DiskImage;
+use satchel_client::lease::Claim;
+use satchel_client::mount::{clean_stale, unmount};
+use satchel_client::past::{LiveDisk, PastVersion};
+use satchel_client::session::Session;
+use satchel_client::state::{StateDir, make_private_dir};
+use serde::Serialize;
+use tokio::runtime::Handle;
+
+use super::quantity::ByteSize;
+use super::{Context, CopyArgs, OnMissingArg, OpenArgs, browse, mount, progress};
+
+#[derive(Serialize)]
+struct Report {
+    from: String,
+    from_sequence: u64,
+    desktop: String,
+    disk: String,
+    #[serde(flatten)]
+    copied: Copied,
+}
+
+pub(crate) async fn run(context: &Context, args: CopyArgs) -> anyhow::Result<()> {
+    let state = context.state()?;
+    let open = OpenArgs::for_command(args.cache_size, OnMissingArg::Fail);
+    // Its lock is held from here on: the desktop is not started meanwhile.
+    let session = mount::open(context, &state, &args.to.of, &open, Claim::Write).await?;
+    let directory = state.desktop_path(&args.to.of).join("copy");
+    clear(&directory)?;
+    let (points, staging) = (directory.join("disks"), directory.join("files"));
+    for path in [&directory, &points, &staging] {
+        make_private_dir(path)?;
+    }
+    let copying = copy(context, &state, &args, &session, &points, &staging);
+    let outcome = tokio::select! {
+        outcome = copying => outcome,
+        _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!(
+            "interrupted; the same command begins anew, and puts the file system in order first"
+        )),
+    };
+    session.desktop.close()?;
+    clear(&directory)?;
+    context.printer.result(&outcome?, |report| {
+        let copied = &report.copied;
+        let skipped = match copied.skipped {
+            0 => String::new(),
+            count => format!("; {count} devices, pipes and sockets were left out"),
+        };
+        format!(
+            "copied {} files ({}), {} directories and {} links of version {} into {} on the {} disk of {}{skipped}\n\
+             not synced yet: satchel sync {}",
+            copied.files,
+            ByteSize(copied.bytes),
+            copied.directories,
+            copied.links,
+            report.from_sequence,
+            copied.path,
+            report.disk,
+            report.desktop,
+            report.desktop
+        )
+    })?;
+    Ok(())
+}
+
+async fn copy(
+    context: &Context,
+    state: &StateDir,
+    args: &CopyArgs,
+    session: &Session,
+    points: &Path,
+    staging: &Path,
+) -> anyhow::Result<Report> {
+    let version = PastVersion::find(state, &args.from.of).await?;
+    let staged = staged(context, state, args, &version, staging).await?;
+    let role = args.disk.role();
+    let disk = session.desktop.disk(role).with_context(|| format!("{} has no {role} disk", args.to.of))?;
+    let live: Arc<dyn DiskImage> = Arc::new(LiveDisk { disk: Arc::clone(disk), runtime: Handle::current() });
+    let options = MountOptions { name: format!("satchel:{}", args.to.of), allow_other: false, threads: 4 };
+    let fs = Arc::new(DesktopFs::new(session.desktop.disks()));
+    let fuse = fuse::mount(fs, Handle::current(), points, &options)
+        .with_context(|| format!("cannot mount on {}", points.display()))?;
+    let serving = std::thread::Builder::new().name("fuse".to_owned()).spawn(move || fuse.run())?;
+    let device = points.join(format!("{role}.raw"));
+    let (of, path, force) = (args.to.of.to_string(), args.to.path.clone(), args.force);
+    let scripts = points.with_file_name("files");
+    let writing = tokio::task::spawn_blocking(move || {
+        Target { device: &device, disk: live, role, of }.write(&staged, path.as_bytes(), force, &scripts)
+    });
+    let fetched = || session.desktop.fetcher().stats().fetched_bytes;
+    let copied = progress::while_fetching("writing", fetched, writing).await;
+    let point = points.to_owned();
+    tokio::task::spawn_blocking(move || {
+        let unmounted = unmount(&point, false);
+        // Who still has it open is gone with the mount.
+        let unmounted = unmounted.or_else(|_| unmount(&point, true));
+        let _ = serving.join();
+        unmounted
+    })
+    .await??;
+    Ok(Report {
+        from: args.from.of.to_string(),
+        from_sequence: version.version.manifest.sequence,
+        desktop: args.to.of.to_string(),
+        disk: role.to_string(),
+        copied: copied??,
+    })
+}
+
+/// Fetches what is copied.
+async fn staged(
+    context: &Context,
+    state: &StateDir,
+    args: &CopyArgs,
+    version: &PastVersion,
+    directory: &Path,
+) -> anyhow::Result<Staged> {
+    let past = browse::open(state, &args.from.of.desktop, version)?;
+    let role = args.disk.role();
+    let disk = past.disks(version)?.into_iter().find(|disk| disk.role() == role);
+    let disk: Arc<dyn DiskImage> = disk.with_context(|| format!("{} has no {role} disk", args.from.of))?;
+    let (path, of, directory) = (args.from.path.clone(), args.from.of.to_string(), directory.to_owned());
+    let staging = tokio::task::spawn_blocking(move || {
+        let files = DiskFiles::find(role, &disk)?;
+        let notes = files.notes();
+        let fs = files.largest().ok_or(CopyError::NoFileSystem { role, of })?;
+        Ok::<_, CopyError>((stage(fs, path.as_bytes(), &directory)?, notes))
+    });
+    let fetched = || past.fetcher().stats().fetched_bytes;
+    let (staged, notes) = progress::while_fetching("reading", fetched, staging).await??;
+    past.close();
+    notes.iter().for_each(|note| context.printer.message(note));
+    Ok(staged)
+}
+
+/// Removes what an earlier copy has left, be it a dead mount.
+fn clear(directory: &Path) -> anyhow::Result<()> {
+    let points = directory.join("disks");
+    if points.exists() || clean_stale(&points)? {
+        clean_stale(&points)?;
+        let _ = unmount(&points, true);
+    }
+    match std::fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", directory.display()))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,217 @@
+//! Disks as files: looking into any version, telling versions apart, and taking a file back.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use satchel_tests::{Client, Mount, Signal, TestServer, require};
+use serde_json::Value;
+
+const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
+
+fn run(program: &str, arguments: &[&str], file: &Path) {
+    let output = Command::new(program).args(arguments).arg(file).env("PATH", PATH).output();
+    let output = output.unwrap_or_else(|error| panic!("cannot run {program}: {error}"));
+    assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Makes a file system with the content of a directory on a file or disk.
+fn format(tree: &Path, disk: &Path) {
+    run("mkfs.ext4", &["-q", "-F", "-d", tree.to_str().unwrap()], disk);
+}
+
+fn noise(len: usize, seed: u32) -> Vec<u8> {
+    let mut state = seed | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        state.to_le_bytes()[1]
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+struct Story {
+    server: TestServer,
+    publisher: Client,
+    tree: PathBuf,
+    disk: PathBuf,
+}
+
+impl Story {
+    fn new() -> Self {
+        let server = TestServer::start();
+        let publisher = Client::new("build-machine");
+        publisher.login(&server.access("it", "publisher"));
+        let tree = publisher.new_directory();
+        fs::create_dir_all(tree.join("etc")).unwrap();
+        fs::create_dir_all(tree.join("var/lib/dpkg")).unwrap();
+        fs::write(tree.join("etc/hostname"), "golden\n").unwrap();
+        fs::write(tree.join("etc/large"), noise(1 << 20, 7)).unwrap();
+        let package = |name: &str, version: &str| {
+            format!(
+                "Package: {name}\nStatus: install ok installed\nArchitecture: amd64\nVersion: {version}\n\n"
+            )
+        };
+        let status = package("bash", "5.2-1") + &package("vim", "9.0");
+        fs::write(tree.join("var/lib/dpkg/status"), status).unwrap();
+        let disk = publisher.directory().join("disk.raw");
+        let story = Self { server, publisher, tree, disk };
+        story.make_disk();
+        story
+    }
+
+    fn make_disk(&self) {
+        let _ = fs::remove_file(&self.disk);
+        fs::File::create(&self.disk).unwrap().set_len(16 << 20).unwrap();
+        format(&self.tree, &self.disk);
+    }
+
+    fn publish(&self, more: &[&str]) -> Value {
+        let arguments = ["--json", "publish", self.disk.to_str().unwrap(), "--image", "golden"];
+        self.publisher.satchel(arguments.iter().chain(more)).ok().json()
+    }
+}
+
+fn browse(machine: &Client, version: &str) -> Mount {
+    let directory = machine.new_directory();
+    let process = machine.start(["browse".as_ref(), version.as_ref(), directory.as_os_str()]);
+    machine.mounted(version, &directory, process)
+}
+
+#[test]
+fn a_file_of_an_old_version_is_looked_at_compared_and_taken_back() {
+    require!(fuse);
+    let story = Story::new();
+    story.publish(&[]);
+    let laptop = Client::new("laptop");
+    laptop.login(&story.server.access("alice", "user"));
+    laptop.create("work", "golden", Some("16M"));
+
+    let tree = laptop.new_directory();
+    fs::create_dir(tree.join("user")).unwrap();
+    let letter = noise(300_000, 5);
+    fs::write(tree.join("user/letter"), &letter).unwrap();
+    fs::set_permissions(tree.join("user/letter"), fs::Permissions::from_mode(0o640)).unwrap();
+    fs::write(tree.join("user/kept"), "kept").unwrap();
+    symlink("letter", tree.join("user/link")).unwrap();
+    let mount = laptop.mount("work");
+    format(&tree, &mount.home());
+    mount.unmount();
+    let _ = laptop.sync("work");
+
+    // Someone deletes the letter.
+    let mount = laptop.mount("work");
+    run("debugfs", &["-w", "-R", "rm /user/letter"], &mount.home());
+    let _ = laptop.sync("work");
+
+    // Beside the mounted desktop, the old version is there.
+    let mut browsed = browse(&laptop, "work@2");
+    let file = browsed.directory().join("home/user/letter");
+    assert!(fs::read(&file).unwrap() == letter);
+    let metadata = fs::metadata(&file).unwrap();
+    let expected = fs::metadata(tree.join("user/letter")).unwrap();
+    assert_eq!((metadata.mode(), metadata.uid()), (expected.mode(), expected.uid()));
+    assert_eq!((metadata.mtime(), metadata.len()), (expected.mtime(), 300_000));
+    assert_eq!(fs::read_link(browsed.directory().join("home/user/link")).unwrap(), Path::new("letter"));
+    assert!(fs::read(browsed.directory().join("home/user/link")).unwrap() == letter);
+    assert_eq!(fs::read_to_string(browsed.directory().join("system/etc/hostname")).unwrap(), "golden\n");
+    assert!(fs::read(browsed.directory().join("system/etc/large")).unwrap() == noise(1 << 20, 7));
+    assert!(fs::write(browsed.directory().join("home/user/new"), "x").is_err(), "it is read-only");
+    assert!(browsed.process().status().is_none());
+    browsed.unmount();
+    let first = browse(&laptop, "work@1");
+    assert_eq!(fs::read_dir(first.directory().join("home")).unwrap().count(), 0);
+    let mut first = first;
+    let status = first.process().stop(Signal::INT, Duration::from_secs(60));
+    assert!(status.success());
+    assert!(first.process().report().contains("the home disk is blank"), "{}", first.process().report());
+    drop(first);
+    // A copy needs the desktop for itself.
+    let arguments = ["--json", "copy", "work@2:/user/letter", "work:/user/letter"];
+    let refused = laptop.satchel(arguments).exited(1);
+    assert!(refused.stderr.contains("in use"), "{}", refused.stderr);
+    mount.unmount();
+
+    let changes = |arguments: &[&str]| {
+        let difference = laptop.satchel(["--json", "diff"].iter().chain(arguments)).ok().json();
+        difference["disks"].as_array().unwrap().clone()
+    };
+    let disks = changes(&["work@2", "work@3"]);
+    assert_eq!(disks[0]["identical"], true, "{disks:?}");
+    let told = |disk: &Value| {
+        let changes = disk["changes"].as_array().unwrap().iter();
+        changes
+            .map(|change| {
+                format!("{} {}", change["fate"].as_str().unwrap(), change["path"].as_str().unwrap())
+            })
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(told(&disks[1]), ["removed /user/letter"]);
+
+    let copied = laptop.satchel(arguments).ok().json();
+    assert_eq!((&copied["files"], &copied["bytes"]), (&1.into(), &300_000.into()), "{copied}");
+    let again = laptop.satchel(arguments).exited(1);
+    assert!(
+        again.stderr.contains("is there already") && again.stderr.contains("--force"),
+        "{}",
+        again.stderr
+    );
+    let _ = laptop.satchel(arguments.iter().chain(&["--force"])).ok();
+    let mount = laptop.mount("work");
+    run("e2fsck", &["-f", "-n"], &mount.home());
+    mount.unmount();
+    let _ = laptop.sync("work");
+    let disks = changes(&["work@2", "work", "--disk", "home"]);
+    assert_eq!(told(&disks[0]), Vec::<String>::new(), "{disks:?}");
+    let text = laptop.satchel(["diff", "work@3", "work"]).ok().stdout;
+    assert!(text.contains("+ home/user/letter  292 KiB"), "{text}");
+    story.server.verify();
+}
+
+#[test]
+fn publishing_tells_what_changed_and_keeps_to_a_budget() {
+    let story = Story::new();
+    let first = story.publish(&[]);
+    assert_eq!(first["summary"], Value::Null);
+    fs::write(story.tree.join("etc/added"), noise(500_000, 9)).unwrap();
+    fs::write(story.tree.join("etc/hostname"), "golden two\n").unwrap();
+    let status = story.tree.join("var/lib/dpkg/status");
+    let packages = fs::read_to_string(&status).unwrap();
+    fs::write(&status, packages.replace("5.2-1", "5.2-2").replace("vim", "nano")).unwrap();
+    story.make_disk();
+    let refused = story.publisher.satchel([
+        "publish".as_ref(),
+        story.disk.as_os_str(),
+        "--image".as_ref(),
+        "golden".as_ref(),
+        "--max-update".as_ref(),
+        "100K".as_ref(),
+    ]);
+    let refused = refused.exited(1);
+    assert!(refused.stderr.contains("nothing was published"), "{}", refused.stderr);
+    let history = story.publisher.satchel(["--json", "history", "--image", "golden"]).ok().json();
+    assert_eq!(history.as_array().map(Vec::len), Some(1), "{history}");
+
+    let second = story.publish(&["--max-update", "8M"]);
+    let summary = &second["summary"];
+    let files = &summary["files"];
+    assert_eq!(
+        (&files["added"], &files["changed"], &files["removed"]),
+        (&1.into(), &2.into(), &0.into()),
+        "{second}"
+    );
+    assert_eq!(files["largest"][0]["path"], "/etc/added");
+    let packages = &summary["packages"];
+    assert_eq!(packages["added"][0]["package"], "nano", "{second}");
+    assert_eq!(packages["removed"][0]["package"], "vim", "{second}");
+    assert_eq!(packages["upgraded"][0]["after"], "5.2-2", "{second}");
+    let full = summary["full_bytes"].as_u64().unwrap();
+    assert!((500_000..2_000_000).contains(&full), "{full}");
+
+    fs::write(story.tree.join("etc/hostname"), "golden three\n").unwrap();
+    story.make_disk();
+    assert_eq!(story.publish(&["--no-summary"])["summary"], Value::Null);
+}

@@ -34,6 +34,7 @@ mod profile;
 mod progress;
 mod publish;
 mod quantity;
+mod retention;
 mod rollback;
 mod run;
 mod source;
@@ -104,6 +105,8 @@ enum Command {
     Diff(DiffArgs),
     /// Copy a file or directory out of any version into a desktop on this machine
     Copy(CopyArgs),
+    /// Show or change how many versions of a desktop the server keeps
+    Retention(RetentionArgs),
     /// Record or show what a start of an image touches, so that clients fetch it ahead
     #[command(subcommand)]
     Profile(ProfileCommand),
@@ -476,6 +479,27 @@ struct HistoryArgs {
 }
 
 #[derive(Debug, Args)]
+struct RetentionArgs {
+    /// The desktop
+    desktop: Name,
+    /// Keep the newest N versions; rules that are not given keep none
+    #[arg(long, value_name = "N")]
+    keep_last: Option<u32>,
+    /// Keep the newest version of each of the last N hours that have one
+    #[arg(long, value_name = "N")]
+    keep_hourly: Option<u32>,
+    /// Keep the newest version of each of the last N days that have one
+    #[arg(long, value_name = "N")]
+    keep_daily: Option<u32>,
+    /// Keep the newest version of each of the last N weeks that have one
+    #[arg(long, value_name = "N")]
+    keep_weekly: Option<u32>,
+    /// Keep what the server keeps of all desktops
+    #[arg(long, conflicts_with_all = ["keep_last", "keep_hourly", "keep_daily", "keep_weekly"])]
+    default: bool,
+}
+
+#[derive(Debug, Args)]
 struct RollbackArgs {
     /// The desktop
     desktop: Name,
@@ -541,6 +565,7 @@ fn run(cli: Cli, printer: Printer) -> anyhow::Result<()> {
             }
             Command::Status(args) => status::run(&context, &args.desktop).await,
             Command::History(args) => history::run(&context, args).await,
+            Command::Retention(args) => retention::run(&context, args).await,
             Command::Rollback(args) => interruptible(rollback::run(&context, args)).await,
             Command::Browse(args) => browse::run(&context, args).await,
             Command::Diff(args) => interruptible(diff::run(&context, args)).await,

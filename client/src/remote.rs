@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 
 mod api;
 mod error;
+mod retention;
 mod static_host;
 mod tls;
 
@@ -16,6 +17,7 @@ pub use api::{
     Placing, PresentIn, ServerInfo, VersionInfo, WantedInfo,
 };
 pub use error::RemoteError;
+pub use retention::{Policy, Retention};
 pub use static_host::StaticHost;
 pub use tls::{Fingerprint, Trust};
 

@@ -92,6 +92,11 @@ fn what_is_pruned_is_deleted_and_what_is_kept_stays_whole() {
         (&"golden".into(), &1.into())
     );
 
+    let own = laptop.satchel(["--json", "retention", "work", "--keep-last", "9"]).ok().json();
+    assert_eq!((&own["own"], &own["policy"]["keep_last"]), (&true.into(), &9.into()), "{own}");
+    let own = laptop.satchel(["--json", "retention", "work", "--default"]).ok().json();
+    assert_eq!((&own["own"], &own["policy"]["keep_last"]), (&false.into(), &10.into()), "{own}");
+
     let packs = || std::fs::read_dir(published.server.objects("user/alice/packs")).expect("packs").count();
     let before = packs();
     let pruned = published.server.run(&["retention"], &["--keep-last", "1", "--json"]).ok().json();

@@ -103,11 +103,16 @@ fn cases(fixture: &Fixture) -> Vec<Case> {
     add("GET", lease, "/v1/desktops/work/lease".to_owned(), b"", "", ALICE);
     add("HEAD", lease, "/v1/desktops/work/lease".to_owned(), b"", "", ALICE);
     add("PUT", lease, "/v1/desktops/work/lease".to_owned(), wish.to_string().as_bytes(), "", ALICE);
-    let path = format!("/v1/desktops/work/lease?key={}", key);
+    let path = format!("/v1/desktops/work/lease?key={key}");
     add("DELETE", lease, path, b"", "", [204, 404, 404, 404, 404]);
     let asked = br#"{"machine":"laptop-b"}"#;
     let path = "/v1/desktops/work/lease/wanted".to_owned();
     add("POST", "/v1/desktops/{desktop}/lease/wanted", path, asked, "", ALICE);
+    let (route, path) = ("/v1/desktops/{desktop}/retention", "/v1/desktops/work/retention");
+    for (method, body) in [("GET", &b""[..]), ("HEAD", b""), ("PUT", br#"{"keep_last":5}"#), ("DELETE", b"")]
+    {
+        add(method, route, path.to_owned(), body, "", ALICE);
+    }
     let path = format!("/v1/images/debian/versions/{}/profile", image.version);
     let route = "/v1/images/{image}/versions/{version}/profile";
     add("PUT", route, path, &profile, &profile_signature, WRITERS);

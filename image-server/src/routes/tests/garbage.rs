@@ -7,7 +7,9 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use chunk_format::{ChunkSize, FrameEncoder, Manifest, ManifestId, PackBuilder, SegmentId};
+use chunk_format::{
+    ChunkId, ChunkSize, DiskSize, FrameEncoder, Manifest, ManifestId, PackBuilder, SEGMENT_CHUNKS, SegmentId,
+};
 
 use super::Fixture;
 use crate::clock::now_ms;
@@ -36,7 +38,7 @@ struct Random(u64);
 impl Random {
     fn new(seed: u64) -> Self {
         let mut random = Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
-        (0..8).for_each(|_| drop(random.next()));
+        (0..8).for_each(|_| _ = random.next());
         random
     }
 
@@ -194,8 +196,7 @@ impl World {
                 new.sort_unstable();
                 new.dedup();
                 new.retain(|chunk| !known.contains(chunk));
-                let ids: Vec<u8> =
-                    new.iter().flat_map(|chunk| *testing::chunk_id(*chunk).as_bytes()).collect();
+                let ids: Vec<u8> = new.iter().flat_map(|chunk| *chunk_id(*chunk).as_bytes()).collect();
                 let path = format!("/v1/missing/{}/chunks{}", series.namespace, series.also);
                 let bitmap = fixture.post(&path, &series.token, &ids).await.done(200).body;
                 let mut at = 0..;
@@ -414,26 +415,40 @@ fn id_of(manifest: &Manifest) -> ManifestId {
     ManifestId::of(&manifest.encode().unwrap())
 }
 
+/// Small ones: everything is read again after every step.
+fn chunk_size() -> ChunkSize {
+    ChunkSize::from_log2(12).unwrap()
+}
+
+fn chunk_id(number: u64) -> ChunkId {
+    ChunkId::of_chunk(&testing::chunk(number, chunk_size()))
+}
+
 fn pack_of(chunks: &[u64]) -> chunk_format::SealedPack {
     let mut encoder = FrameEncoder::new().unwrap();
-    let mut builder = PackBuilder::new(ChunkSize::DEFAULT);
+    let mut builder = PackBuilder::new(chunk_size());
     for chunk in chunks {
-        let bytes = testing::chunk(*chunk, ChunkSize::DEFAULT);
-        builder.add(testing::chunk_id(*chunk), &bytes, &mut encoder).unwrap();
+        let bytes = testing::chunk(*chunk, chunk_size());
+        builder.add(chunk_id(*chunk), &bytes, &mut encoder).unwrap();
     }
     builder.seal().unwrap()
 }
 
 fn segment_of(content: &Content) -> (SegmentId, Vec<u8>) {
-    testing::segment(content.iter().map(|chunk| testing::chunk_id(*chunk)).collect())
+    testing::segment(content.iter().map(|chunk| chunk_id(*chunk)).collect())
 }
 
 fn manifest_of(series: &Series, upload: &Upload) -> Manifest {
     let segments = upload.contents.iter().map(|content| segment_of(content).0).collect();
-    let manifest = match (series.desktop, upload.base) {
+    let mut manifest = match (series.desktop, upload.base) {
         (Some((owner, name)), Some(base)) => testing::desktop_manifest(owner, name, "debian", base, segments),
         _ => testing::image_manifest("debian", segments),
     };
+    for disk in &mut manifest.disks {
+        let chunks = (disk.segments.len() * SEGMENT_CHUNKS) as u64;
+        disk.chunk_size = chunk_size();
+        disk.size = DiskSize::new(chunks * chunk_size().bytes_u64()).unwrap();
+    }
     let parent = upload.parent.as_ref().map(id_of);
     let sequence = upload.parent.as_ref().map_or(1, |parent| parent.sequence + 1);
     // Two uploads of the same content differ in their time, as two machines' do.
@@ -487,7 +502,7 @@ fn needed_by_others(world: &World, namespace: &str, id: SegmentId) -> bool {
 #[tokio::test]
 async fn what_is_kept_stays_whole_whatever_is_pruned_and_collected_between_uploads() {
     let mut deleted = 0;
-    for seed in 1..=6 {
+    for seed in 1..=4 {
         deleted += run_seed(seed, 60).await.deleted.packs;
     }
     assert!(deleted > 0, "no run deleted anything");
@@ -534,6 +549,7 @@ async fn what_is_condemned_can_be_read_until_the_grace_is_over_and_an_upload_tak
     world.begin(1);
     world.finish_uploads().await;
     world.begin(1);
+    world.uploads[0].contents[1] = vec![CHUNKS + 1; 4];
     let (id, _) = segment_of(&world.uploads[0].contents[1]);
     while world.uploads[0].stage != Stage::Commit {
         world.advance(0).await;
@@ -613,4 +629,45 @@ async fn listings_say_what_a_version_brought_and_what_it_stands_on() {
         .get("/v1/desktops/work/versions?pruned=yes", &fixture.tokens.alice)
         .await
         .refused(400, "bad_request");
+}
+
+#[tokio::test]
+async fn segments_older_than_the_table_of_packs_keep_theirs() {
+    let mut world = World::new(400).await;
+    for series in [1, 1, 1] {
+        world.begin(series);
+        world.finish_uploads().await;
+    }
+    let mut tx = world.fixture.app.database.begin().await.unwrap();
+    sqlx::query("DELETE FROM segment_packs").execute(&mut *tx).await.unwrap();
+    sqlx::query("UPDATE segments SET has_packs = 0").execute(&mut *tx).await.unwrap();
+    crate::database::commit(tx).await.unwrap();
+    only_what_is_needed_stays(&mut world).await;
+    assert_eq!(world.collected.deleted.packs, 0);
+}
+
+#[tokio::test]
+async fn a_profile_that_was_replaced_goes_with_its_streams_and_the_newest_stays() {
+    let fixture = Fixture::new().await;
+    let publisher = &fixture.tokens.publisher;
+    let new_stream = b"what a start touches after an update";
+    let path = |bytes: &[u8]| format!("/v1/data/image/debian/streams/{}", chunk_format::StreamId::of(bytes));
+    fixture.put(&path(new_stream), publisher, new_stream).await.done(201);
+    let profile = testing::profile(fixture.image.version, &[new_stream], testing::PUBLISHER_KEY);
+    let replaced = chunk_format::ProfileId::of(&fixture.profile().0);
+    fixture.attach(fixture.image.version, publisher, &profile).await.done(201);
+    let options = Options { grace: Duration::from_secs(3600), ..Options::default() };
+    let app = &fixture.app;
+    for hours in [0, 2, 4] {
+        let old = format!("/v1/data/image/debian/profiles/{replaced}");
+        let is_there = fixture.get(&old, publisher).await.status == 200;
+        assert_eq!(is_there, hours < 4, "after {hours} hours");
+        let now = now_ms() + hours * HOUR_MS;
+        let run = Run::new(app.database.clone(), app.storage.clone(), options, now).await;
+        run.unwrap().collect().await.unwrap();
+        let report = check(app.database.clone(), app.storage.clone(), &Silent).await.unwrap();
+        assert!(report.findings.is_empty(), "after {hours} hours: {:#?}", report.findings);
+    }
+    fixture.get(&path(new_stream), publisher).await.done(200);
+    fixture.get(&path(super::BOOT_STREAM), publisher).await.refused(404, "not_found");
 }

@@ -151,7 +151,8 @@ async fn listings_show_what_the_manual_says() {
     let fields: Vec<&str> = latest.keys().map(String::as_str).collect();
     let expected =
         ["committed_ms", "created_ms", "id", "key", "machine", "note", "parent", "sequence", "size_bytes"];
-    assert_eq!(fields, expected);
+    assert_eq!(fields[..9], expected);
+    assert_eq!(fields[9..], ["stored_bytes"]);
     assert_eq!(latest["size_bytes"], 64 << 20);
 
     let desktops = fixture.get("/v1/desktops", alice).await.done(200).json();

@@ -27,6 +27,7 @@ mod namespace;
 mod pack;
 mod profile;
 mod reader;
+mod rollout;
 mod segment;
 mod signature;
 mod units;
@@ -41,7 +42,7 @@ pub use id::{ChunkId, ID_BYTES, ManifestId, PackId, ProfileId, SegmentId, Stream
 pub use locator::{ChunkPlace, Locator, MAX_LOCATOR_BYTES, PackRef};
 pub use manifest::{
     Architecture, Base, BootFacts, Disk, DiskRole, Features, Firmware, MAX_MANIFEST_BYTES, MAX_NOTE_BYTES,
-    Manifest, Subject,
+    Manifest, Subject, SystemMode,
 };
 pub use namespace::{MAX_NAME_BYTES, Name, Namespace};
 pub use pack::{
@@ -49,6 +50,7 @@ pub use pack::{
     PACK_TRAILER_BYTES, PackBuilder, PackEntry, PackFooter, PackTrailer, SealedPack, pack_chunks_max,
 };
 pub use profile::{BootStream, MAX_PROFILE_BYTES, Profile, ProfileEntry};
+pub use rollout::{is_in_rollout, rollback_statement};
 pub use segment::{SEGMENT_BYTES, SEGMENT_CHUNKS, Segment};
 pub use signature::{MAX_SIGNATURE_BYTES, PublicKey, SecretKey, Signature};
 pub use units::{ChunkIndex, ChunkSize, DiskSize, MAX_SEGMENTS_PER_DISK, SECTOR_BYTES, SegmentIndex};

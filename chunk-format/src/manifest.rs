@@ -116,6 +116,35 @@ pub struct BootFacts {
     pub architecture: Architecture,
 }
 
+/// How a desktop takes up new golden versions of its image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SystemMode {
+    /// The system disk is the golden one at every start: what is written to it lasts until the machine is off.
+    Renew,
+    /// What is written to the system disk is kept until the channel names another version.
+    Keep,
+    /// The system disk is the desktop's own; it moves only when told to.
+    Own,
+}
+
+impl SystemMode {
+    /// Its name, as in a manifest.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Renew => "renew",
+            Self::Keep => "keep",
+            Self::Own => "own",
+        }
+    }
+}
+
+impl std::fmt::Display for SystemMode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
 /// One version of an image or a desktop.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Manifest {
@@ -141,6 +170,9 @@ pub struct Manifest {
     pub disks: Vec<Disk>,
     /// How to start it.
     pub boot: BootFacts,
+    /// How a desktop takes up new golden versions ([`SystemMode::Own`] when absent); of an image, what desktops made from
+    /// it do unless told otherwise.
+    pub system_mode: Option<SystemMode>,
 }
 
 /// The manifest's fields as JSON has them, with the format's own name and version in front.
@@ -163,6 +195,8 @@ struct Document {
     disks: Vec<Disk>,
     #[serde(deserialize_with = "json::object")]
     boot: BootFacts,
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "json::optional_name")]
+    system_mode: Option<SystemMode>,
 }
 
 /// What is read first: an unknown version or feature may have changed all other fields.
@@ -194,6 +228,7 @@ impl Manifest {
             note: self.note.clone(),
             disks: self.disks.clone(),
             boot: self.boot,
+            system_mode: self.system_mode,
         };
         let mut bytes = serde_json::to_vec_pretty(&document)
             .map_err(|error| FormatError::Json { what: WHAT, reason: error.to_string() })?;
@@ -232,6 +267,7 @@ impl Manifest {
             note: document.note,
             disks: document.disks,
             boot: document.boot,
+            system_mode: document.system_mode,
         };
         manifest.check()?;
         Ok(manifest)
@@ -247,6 +283,11 @@ impl Manifest {
             return Ok(());
         }
         Err(FormatError::UnsupportedFeatures { what: WHAT, features })
+    }
+
+    /// How a desktop takes up new golden versions.
+    pub fn mode(&self) -> SystemMode {
+        self.system_mode.unwrap_or(SystemMode::Own)
     }
 
     /// The disk with this role.

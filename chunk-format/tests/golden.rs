@@ -122,6 +122,7 @@ fn image() -> Manifest {
         note: Some("Debian 12, \"bookworm\" – März".to_owned()),
         disks: vec![system_disk()],
         boot: BootFacts { firmware: Firmware::Bios, architecture: Architecture::X86_64 },
+        system_mode: None,
     }
 }
 
@@ -150,6 +151,7 @@ fn desktop() -> Manifest {
             },
         ],
         boot: BootFacts { firmware: Firmware::Uefi, architecture: Architecture::X86_64 },
+        system_mode: None,
     }
 }
 

@@ -8,7 +8,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use chunk_format::{DiskRole, Name, PublicKey};
+use chunk_format::{DiskRole, Name, PublicKey, SystemMode};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use satchel_client::hint;
 use satchel_client::profile::LinkShape;
@@ -18,6 +18,7 @@ use satchel_client::state::StateDir;
 use satchel_client::versions::{DesktopRef, ImageRef};
 
 mod browse;
+mod channel;
 mod claim;
 mod copy;
 mod create;
@@ -34,6 +35,7 @@ mod profile;
 mod progress;
 mod publish;
 mod quantity;
+mod rebase;
 mod retention;
 mod rollback;
 mod run;
@@ -107,6 +109,10 @@ enum Command {
     Copy(CopyArgs),
     /// Show or change how many versions of a desktop the server keeps
     Retention(RetentionArgs),
+    /// Show where an image's channels point, or move one
+    Channel(ChannelArgs),
+    /// Move a desktop to another golden version of its image, or back; its home stays as it is
+    Rebase(RebaseArgs),
     /// Record or show what a start of an image touches, so that clients fetch it ahead
     #[command(subcommand)]
     Profile(ProfileCommand),
@@ -195,6 +201,68 @@ struct PublishArgs {
     /// Refuse a version of which a client with the one before would have to fetch more
     #[arg(long, value_name = "SIZE")]
     max_update: Option<ByteSize>,
+    /// The share of desktops that the channel leads to this version, per cent; the others stay on the one before
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=100))]
+    percent: Option<u8>,
+    /// What desktops made from this image do with their system disk (without it: as the version before)
+    #[arg(long, value_name = "MODE", value_enum)]
+    mode: Option<ModeArg>,
+}
+
+/// How a desktop takes up new golden versions.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum ModeArg {
+    /// A fresh system disk at every start; what is written to it is dropped
+    Renew,
+    /// Changes to the system disk are kept until the channel moves on
+    Keep,
+    /// The system disk is the desktop's own, and moves only with `satchel rebase`
+    Own,
+}
+
+impl From<ModeArg> for SystemMode {
+    fn from(mode: ModeArg) -> Self {
+        match mode {
+            ModeArg::Renew => Self::Renew,
+            ModeArg::Keep => Self::Keep,
+            ModeArg::Own => Self::Own,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+struct ChannelArgs {
+    /// The image
+    image: Name,
+    /// The channel
+    channel: Option<Name>,
+    /// Where it is to point: a version's number, or its id
+    #[arg(requires = "channel", conflicts_with = "rollback")]
+    version: Option<String>,
+    /// The share of desktops that follow, per cent; the others stay on the version before
+    #[arg(long, value_name = "N", requires = "channel", value_parser = clap::value_parser!(u8).range(0..=100))]
+    percent: Option<u8>,
+    /// No further desktop follows for the time being
+    #[arg(long, requires = "channel", conflicts_with = "resume")]
+    pause: bool,
+    /// Desktops follow again
+    #[arg(long, requires = "channel")]
+    resume: bool,
+    /// Take the last move back, at once and for all desktops
+    #[arg(long, requires = "channel", conflicts_with_all = ["percent", "pause", "resume"])]
+    rollback: bool,
+}
+
+#[derive(Debug, Args)]
+struct RebaseArgs {
+    /// The desktop
+    desktop: Name,
+    /// The golden version: its number, or its id (without it: what the channel names)
+    #[arg(long, value_name = "VERSION", conflicts_with = "undo")]
+    to: Option<String>,
+    /// Go back to the golden version and the system disk before the last renewal
+    #[arg(long)]
+    undo: bool,
 }
 
 #[derive(Debug, Args)]
@@ -210,6 +278,9 @@ struct CreateArgs {
     /// The key that must have signed the image
     #[arg(long, value_name = "ed25519:...")]
     publisher: Option<PublicKey>,
+    /// What becomes of its system disk when the image's channel moves on (without it: as the image says, or own)
+    #[arg(long, value_name = "MODE", value_enum)]
+    mode: Option<ModeArg>,
 }
 
 #[derive(Debug, Args)]
@@ -235,6 +306,9 @@ struct OpenArgs {
     /// Serve numbers for Prometheus on this loopback address (port 0: any)
     #[arg(long, value_name = "127.0.0.1:PORT")]
     metrics: Option<SocketAddr>,
+    /// Seconds between two looks whether the channel names another version
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    ask_every: u64,
 }
 
 #[derive(Debug, Args)]
@@ -346,6 +420,10 @@ struct RunArgs {
     /// Leave the changes on this machine when it is switched off
     #[arg(long)]
     no_sync: bool,
+    /// A start is good when the machine has run so many minutes until it is shut down; three in a row that are not, on a version
+    /// that never was, and the desktop goes back to the one before
+    #[arg(long, value_name = "MINUTES", default_value_t = 5, value_parser = clap::value_parser!(u64).range(0..=1440))]
+    good_after: u64,
     #[command(flatten)]
     open: OpenArgs,
 }
@@ -570,6 +648,8 @@ fn run(cli: Cli, printer: Printer) -> anyhow::Result<()> {
             Command::Browse(args) => browse::run(&context, args).await,
             Command::Diff(args) => interruptible(diff::run(&context, args)).await,
             Command::Copy(args) => copy::run(&context, args).await,
+            Command::Channel(args) => interruptible(channel::run(&context, args)).await,
+            Command::Rebase(args) => interruptible(rebase::run(&context, args)).await,
             Command::Profile(ProfileCommand::Record(args)) => {
                 interruptible(profile::record(&context, args)).await
             }

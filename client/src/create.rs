@@ -2,6 +2,7 @@
 
 use chunk_format::{
     Base, Disk, DiskRole, DiskSize, Features, FormatError, Manifest, Name, PublicKey, SegmentId, Subject,
+    SystemMode,
 };
 
 use crate::desktop::Version;
@@ -9,7 +10,7 @@ use crate::remote::{Placing, Remote, VersionInfo};
 use crate::state::{StateDir, StateError};
 use crate::upload::Patience;
 use crate::upstream::{CommitError, Upstream};
-use crate::versions::{ImageRef, Select, VersionError, fetch_golden};
+use crate::versions::{ImageRef, Select, VersionError, fetch_settled};
 
 /// Why a desktop was not made.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +58,8 @@ pub struct NewDesktopRequest {
     pub home: Option<DiskSize>,
     /// The key that must have signed the image.
     pub publisher: Option<PublicKey>,
+    /// How it takes up new golden versions; as the image says when not said.
+    pub mode: Option<SystemMode>,
 }
 
 /// What making a desktop needs.
@@ -78,7 +81,7 @@ impl Creator<'_> {
     /// # Errors
     /// [`CreateError`].
     pub async fn create(&self, request: NewDesktopRequest) -> Result<(VersionInfo, Manifest), CreateError> {
-        let golden = fetch_golden(&self.remote, self.state, &request.image).await?;
+        let golden = fetch_settled(&self.remote, self.state, &request.image).await?;
         let publisher = golden.signature.key;
         if let Some(wanted) = request.publisher.filter(|wanted| *wanted != publisher) {
             return Err(CreateError::OtherPublisher { image: request.image.image, found: publisher, wanted });
@@ -106,6 +109,7 @@ impl Creator<'_> {
             note: None,
             disks,
             boot: golden.manifest.boot,
+            system_mode: request.mode.or(golden.manifest.system_mode),
         };
         let bytes = manifest.encode()?;
         let first = Version::decode(bytes.clone(), self.state.machine_key()?.sign(&bytes))?;

@@ -25,6 +25,7 @@ use crate::fs::DesktopFs;
 use crate::fs::fuse::{self, MountOptions};
 use crate::hint::explain;
 use crate::metrics;
+use crate::renew::{self, Ready};
 use crate::session::Session;
 use crate::status::DesktopStatus;
 use crate::sync::{SyncReport, Syncer};
@@ -102,6 +103,8 @@ pub enum Event {
         /// Why.
         reason: String,
     },
+    /// Another golden version can be taken up at the next start.
+    NextReady(Ready),
     /// Asked to unmount, but some program has a file open.
     Busy,
     /// Unmounting.
@@ -159,6 +162,11 @@ pub async fn serve(
         syncer.now_ms,
         lease_sender,
     ));
+    let (ready_sender, mut ready) = mpsc::unbounded_channel();
+    let watching = (!session.offline).then(|| {
+        let (session, machine) = (Arc::clone(&session), syncer.machine.clone());
+        tokio::spawn(renew::watch(session, desktop_directory.to_owned(), machine, ready_sender))
+    });
     let scraping = metrics.map(|listener| tokio::spawn(metrics::serve(listener, Arc::clone(&session))));
     let answering = tokio::spawn(answer(
         listener,
@@ -204,6 +212,10 @@ pub async fn serve(
                 }
                 continue;
             }
+            Some(next) = ready.recv() => {
+                events(Event::NextReady(next));
+                continue;
+            }
             _ = save.tick() => {
                 let session = Arc::clone(&session);
                 tokio::task::spawn_blocking(move || session.desktop.cache().save_index());
@@ -244,6 +256,9 @@ pub async fn serve(
             }
             Err(error) => events(Event::NotSynced { reason: explain(&error) }),
         }
+    }
+    if let Some(watching) = watching {
+        watching.abort();
     }
     if let Some(scraping) = scraping {
         scraping.abort();

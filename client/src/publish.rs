@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 
 use chunk_format::{
     ChunkIndex, ChunkSize, Disk, DiskRole, Features, FormatError, Manifest, Name, Namespace, PublicKey,
-    SecretKey, SegmentId, SegmentIndex, Subject,
+    SecretKey, SegmentId, SegmentIndex, Subject, SystemMode,
 };
 
 mod summary;
@@ -90,6 +90,8 @@ pub struct Request<'a> {
     pub summarizer: Option<&'a Summarizer>,
     /// The most bytes that a client with the version before may have to fetch; needs `summarizer`.
     pub max_update_bytes: Option<u64>,
+    /// What desktops made from it do with their system disk; as the version before when not said.
+    pub mode: Option<SystemMode>,
 }
 
 /// What publishing needs.
@@ -167,7 +169,9 @@ impl Publisher {
             sent_bytes: self.progress.sent_bytes.load(Ordering::Relaxed),
             summary,
         };
+        let system_mode = request.mode.or(parent.as_ref().and_then(|parent| parent.manifest.system_mode));
         if let Some(parent) = &parent
+            && parent.manifest.system_mode == system_mode
             && parent.manifest.disks == [disk.clone()]
             && parent.manifest.boot == open.boot
         {
@@ -186,6 +190,7 @@ impl Publisher {
             note: request.note,
             disks: vec![disk.clone()],
             boot: open.boot,
+            system_mode,
         };
         let bytes = manifest.encode()?;
         let version = Version::decode(bytes.clone(), self.key.sign(&bytes))?;

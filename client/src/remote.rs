@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 mod api;
+mod channels;
 mod error;
 mod retention;
 mod static_host;
@@ -16,6 +17,7 @@ pub use api::{
     AfterExpiry, BaseInfo, DesktopInfo, GoldenInfo, ImageInfo, LeaseAnswer, LeaseInfo, LeaseWish, Listing,
     Placing, PresentIn, ServerInfo, VersionInfo, WantedInfo,
 };
+pub use channels::{ChannelInfo, ChannelMove, NamedVersion, Outcome, RollbackWord, Rollout, States};
 pub use error::RemoteError;
 pub use retention::{Policy, Retention};
 pub use static_host::StaticHost;
@@ -108,13 +110,22 @@ impl Remote {
 
     /// Sends a request and turns everything but success into an error.
     async fn send(&self, request: RequestBuilder) -> Result<Response, RemoteError> {
+        self.send_any(request, &[]).await
+    }
+
+    /// As [`send`](Self::send), with other answers that are none.
+    async fn send_any(
+        &self,
+        request: RequestBuilder,
+        expected: &[StatusCode],
+    ) -> Result<Response, RemoteError> {
         let response = request.send().await.map_err(|error| self.transport_error(error))?;
         let spoken = response.headers().get(API_HEADER).and_then(|value| value.to_str().ok());
         if spoken != Some(API_VERSION) && response.status() != StatusCode::UPGRADE_REQUIRED {
             let found = spoken.unwrap_or("none").to_owned();
             return Err(RemoteError::NotThisInterface { url: self.endpoint.url.clone(), found });
         }
-        if response.status().is_success() {
+        if response.status().is_success() || expected.contains(&response.status()) {
             return Ok(response);
         }
         Err(RemoteError::refused(&self.endpoint.url, response).await)
@@ -132,7 +143,11 @@ impl Remote {
     }
 
     async fn json<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T, RemoteError> {
-        let mut response = self.send(request).await?;
+        let response = self.send(request).await?;
+        self.read_json(response).await
+    }
+
+    async fn read_json<T: DeserializeOwned>(&self, mut response: Response) -> Result<T, RemoteError> {
         let mut bytes = Vec::new();
         while let Some(part) = response.chunk().await.map_err(|error| self.transport_error(error))? {
             if bytes.len() + part.len() > MAX_JSON_BYTES {

@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use chunk_format::Firmware;
@@ -14,11 +15,15 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::control::{Connection, ControlError, Reply, Request};
+use crate::desktop::DesktopStore;
 use crate::engine::console::{self, Key, RawTerminal};
 use crate::engine::qmp::Qmp;
 use crate::engine::running::{Ended, Running, Starter};
 use crate::engine::{Display, Engine, EngineError, Machine, MachineEvent, die_with_parent};
+use crate::remote::NamedVersion;
+use crate::starts;
 use crate::sync::SyncReport;
+use crate::volume::DirVolume;
 
 /// How long a mount may take to appear: it may have to fetch a version over a slow link first.
 const MOUNT_TIMEOUT: Duration = Duration::from_secs(120);
@@ -90,6 +95,8 @@ pub struct RunRequest {
     pub firmware: Firmware,
     /// Whether to sync after the machine was switched off.
     pub sync: bool,
+    /// How long a machine has to run, until its guest switches it off, for its start to be a good one.
+    pub good_after: Duration,
 }
 
 /// What happens while a desktop runs.
@@ -191,12 +198,23 @@ async fn run_machine(
         cpus: request.cpus,
         display: request.display,
     };
+    let golden = golden_below(&request.desktop_directory);
+    if let Some(golden) = golden {
+        noted(starts::note_begun(&request.desktop_directory, golden));
+    }
+    let mut began_at = None;
     let terminal = RawTerminal::enter().map_err(setup("set up the terminal"))?;
     let interactive = terminal.is_some();
     let (key_sender, mut keys) = mpsc::unbounded_channel();
     let mut asked_to_stop = false;
     loop {
-        let (mut running, serial) = starter.start(&machine).await?;
+        let started = starter.start(&machine).await;
+        if let (Err(_), None, Some(golden)) = (&started, began_at, golden) {
+            // No machine was made: that says nothing of what is on its disks.
+            noted(starts::note_not_begun(&request.desktop_directory, golden.id));
+        }
+        let (mut running, serial) = started?;
+        let began_at = *began_at.get_or_insert_with(Instant::now);
         if let Some(serial) = serial {
             let keys = key_sender.clone();
             console::connect(serial, interactive, keys).map_err(setup("start a thread"))?;
@@ -219,6 +237,10 @@ async fn run_machine(
         };
         let ended = supervisor.watch(mount, &mut keys).await?;
         asked_to_stop = supervisor.asked_to_stop;
+        let by_itself = supervisor.left_behind_at.is_none() && matches!(ended, Ended::Off);
+        if let Some(golden) = golden.filter(|_| by_itself && began_at.elapsed() >= request.good_after) {
+            noted(starts::note_good(&request.desktop_directory, golden.id));
+        }
         match ended {
             Ended::Off => return Ok(()),
             _ if asked_to_stop => return Ok(()),
@@ -232,6 +254,20 @@ async fn run_machine(
             }
             Ended::Failed { program, said } => return Err(RunError::Machine { program, said }),
         }
+    }
+}
+
+/// The golden version that a desktop whose disks are mounted stands on.
+fn golden_below(directory: &Path) -> Option<NamedVersion> {
+    let store = DesktopStore::read_only(Arc::new(DirVolume::open(directory).ok()?)).ok()?;
+    let golden = store.version(store.record().base).ok()?;
+    Some(NamedVersion { id: golden.id, sequence: golden.manifest.sequence })
+}
+
+/// A start that is not noted is no reason not to start.
+fn noted(noted: Result<(), starts::StartsError>) {
+    if let Err(error) = noted {
+        tracing::warn!(error = &error as &dyn std::error::Error, "what became of the start was not noted");
     }
 }
 

@@ -29,6 +29,9 @@ use crate::volume::{DirVolume, Volume};
 /// How long opening waits for the server before it goes on with what is here.
 const REFRESH_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How often the server is asked what the image's channel names.
+pub const ASK_EVERY: Duration = Duration::from_secs(30);
+
 /// Why a desktop could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
@@ -208,6 +211,8 @@ pub struct Session {
     pub offline: bool,
     /// This machine's key and name, by which it holds leases.
     pub holder: Holder,
+    /// How often the server is asked what the image's channel names.
+    pub ask_every: Duration,
     _lock: DesktopLock,
 }
 
@@ -306,7 +311,24 @@ impl Session {
         let desktop = opening.assemble(store, options, &runtime, is_read_only)?;
         desktop.set_head_lost(notices.iter().any(|notice| matches!(notice, Notice::ServerIsBehind { .. })));
         let subject = opening.subject();
-        Ok(Self { desktop, subject, remote, notices, offline: options.offline, holder, _lock: lock })
+        Ok(Self {
+            desktop,
+            subject,
+            remote,
+            notices,
+            offline: options.offline,
+            holder,
+            ask_every: ASK_EVERY,
+            _lock: lock,
+        })
+    }
+
+    /// The session with the desktop's disks put together anew, after it moved to another version.
+    ///
+    /// # Errors
+    /// [`DesktopError`].
+    pub fn reassembled(self) -> Result<Self, DesktopError> {
+        Ok(Self { desktop: self.desktop.reassembled()?, ..self })
     }
 
     /// The desktop's name.
@@ -707,7 +729,7 @@ pub(crate) fn has_changes(store: &DesktopStore, head: &Version) -> Result<bool, 
     if store.record().pending.is_some() {
         return Ok(true);
     }
-    for disk in &head.manifest.disks {
+    for disk in head.manifest.disks.iter().filter(|disk| !store.is_volatile(disk.role)) {
         let layout = crate::desktop::DiskLayout { role: disk.role, size: disk.size };
         if store.open_overlays(layout)?.iter().any(|overlay| !overlay.is_empty()) {
             return Ok(true);

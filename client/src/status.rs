@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use chunk_format::{DiskRole, ManifestId, Name};
+use chunk_format::{DiskRole, ManifestId, Name, SystemMode};
 use serde::{Deserialize, Serialize};
 
 use crate::desktop::{DesktopError, DesktopStore, DiskLayout, OpenDesktop};
@@ -10,6 +10,7 @@ use crate::disk::Disk;
 use crate::fetch::{LinkEstimate, LinkState};
 use crate::local::{self, LocalShare};
 use crate::overlay::{BLOCK_BYTES, BlockIndex, BlockState, Overlay};
+use crate::renew::Heard;
 use crate::volume::Volume;
 
 /// A desktop as it is on this machine.
@@ -25,6 +26,18 @@ pub struct DesktopStatus {
     pub head: VersionStatus,
     /// The golden version below that.
     pub base: VersionStatus,
+    /// The image it is a version of.
+    #[serde(default)]
+    pub image: Option<Name>,
+    /// How the desktop takes up new golden versions.
+    #[serde(default)]
+    pub system_mode: Option<SystemMode>,
+    /// The channel it follows.
+    #[serde(default)]
+    pub channel: Option<Name>,
+    /// Where the channel was last heard to point.
+    #[serde(default)]
+    pub channel_version: Option<Heard>,
     /// Bytes written here that no committed version holds.
     pub unsynced_bytes: u64,
     /// Its disks, the system disk first.
@@ -170,7 +183,10 @@ impl DesktopStatus {
             .map(|disk| DiskStatus {
                 role: disk.role(),
                 size_bytes: disk.size().bytes(),
-                unsynced_bytes: written_bytes(&disk.view().overlays),
+                unsynced_bytes: match desktop.is_volatile(disk) {
+                    true => 0,
+                    false => written_bytes(&disk.view().overlays),
+                },
                 activity: Some(activity(disk)),
                 local: Some(local::of_disk(&disk.view().base, desktop.cache(), desktop.fetcher())),
             })
@@ -190,7 +206,10 @@ impl DesktopStatus {
             .disks
             .iter()
             .map(|disk| {
-                let overlays = store.open_overlays(DiskLayout { role: disk.role, size: disk.size })?;
+                let overlays = match store.is_volatile(disk.role) {
+                    true => Vec::new(),
+                    false => store.open_overlays(DiskLayout { role: disk.role, size: disk.size })?,
+                };
                 Ok(DiskStatus {
                     role: disk.role,
                     size_bytes: disk.size.bytes(),
@@ -219,7 +238,18 @@ impl DesktopStatus {
                 created_ms: version.manifest.created_ms,
             })
         };
+        let head = store.version(record.head)?.manifest;
+        let (system_mode, base) = (Some(head.mode()), head.base);
+        let channel = base.as_ref().and_then(|base| base.channel.clone());
+        let channel_version = Heard::load(store.volume()).filter(|heard| {
+            let image = base.as_ref().map(|base| &base.image);
+            (image, &channel) == (Some(&heard.image), &Some(heard.channel.clone()))
+        });
         Ok(Self {
+            image: base.map(|base| base.image),
+            system_mode,
+            channel,
+            channel_version,
             desktop: record.desktop.clone(),
             owner: record.owner.clone(),
             mounted_at,

@@ -164,7 +164,7 @@ impl Syncer {
         let head = desktop.store.version(record.head)?;
         head.manifest.check_writable()?;
         let frozen: Vec<View> =
-            desktop.disks.iter().map(|disk| frozen_view(disk, through_generation)).collect();
+            desktop.disks.iter().map(|disk| frozen_view(desktop, disk, through_generation)).collect();
         flush(&frozen).await?;
         let frozen = Frozen { head, views: frozen, through_generation };
         let work = self.plan(desktop, &frozen.views).await?;
@@ -413,13 +413,13 @@ async fn flush(frozen: &[View]) -> Result<(), SyncError> {
     flushed.unwrap_or(Ok(())).map_err(|error| DesktopError::from(error).into())
 }
 
-/// A disk as it was when its generations up to one were frozen.
-fn frozen_view(disk: &Disk, through_generation: u64) -> View {
+/// A disk as it was when its generations up to one were frozen; as it lies below, when what is written to it is volatile.
+fn frozen_view(desktop: &OpenDesktop, disk: &Disk, through_generation: u64) -> View {
     let view = disk.view();
     let overlays = view
         .overlays
         .iter()
-        .filter(|overlay| overlay.identity().generation <= through_generation)
+        .filter(|overlay| !desktop.is_volatile(disk) && overlay.identity().generation <= through_generation)
         .cloned()
         .collect();
     View { overlays, base: Arc::clone(&view.base) }

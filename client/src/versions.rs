@@ -2,10 +2,11 @@
 
 use chunk_format::{
     FormatError, MAX_MANIFEST_BYTES, MAX_SIGNATURE_BYTES, ManifestId, Name, PublicKey, Signature, Subject,
+    rollback_statement,
 };
 
 use crate::desktop::Version;
-use crate::remote::{ImageInfo, Remote, RemoteError, VersionInfo};
+use crate::remote::{ImageInfo, Remote, RemoteError, Rollout, VersionInfo};
 use crate::source::{HttpSource, Object, ObjectPath, SourceError, get_whole};
 use crate::state::{Pin, StateDir, StateError};
 
@@ -215,6 +216,28 @@ pub async fn fetch_golden(
     state: &StateDir,
     wanted: &ImageRef,
 ) -> Result<Version, VersionError> {
+    fetch_selected(remote, state, wanted, false).await
+}
+
+/// As [`fetch_golden`], for a new desktop: while a channel's move has not reached all desktops, the version before it, if
+/// nothing newer was seen on this machine. A desktop that is not made yet has no share in a roll-out.
+///
+/// # Errors
+/// [`VersionError`].
+pub async fn fetch_settled(
+    remote: &Remote,
+    state: &StateDir,
+    wanted: &ImageRef,
+) -> Result<Version, VersionError> {
+    fetch_selected(remote, state, wanted, true).await
+}
+
+async fn fetch_selected(
+    remote: &Remote,
+    state: &StateDir,
+    wanted: &ImageRef,
+    settled: bool,
+) -> Result<Version, VersionError> {
     let image = &wanted.image;
     let info = match remote.image(image).await {
         Err(error) if error.code() == Some("not_found") => {
@@ -225,7 +248,15 @@ pub async fn fetch_golden(
     let pin = state.pin(image)?;
     check_publisher(&info, pin.as_ref())?;
     let subject = Subject::Image { image: image.clone() };
+    let seen = pin.map_or(0, |pin| pin.newest_sequence);
     let id = match &wanted.select {
+        Select::Channel(channel)
+            if settled
+                && let Some(before) = info.rollouts.get(channel.as_str()).and_then(Rollout::settled)
+                && before.sequence >= seen =>
+        {
+            before.id
+        }
         Select::Channel(channel) => *info.channels.get(channel.as_str()).ok_or_else(|| {
             let known: Vec<&str> = info.channels.keys().map(String::as_str).collect();
             VersionError::NoSuch(format!(
@@ -236,14 +267,40 @@ pub async fn fetch_golden(
         Select::Version(version) => find_version(remote, &subject, version).await?.id,
     };
     let version = fetch_version(remote, &subject, id, &info.publisher).await?;
-    let seen = pin.map_or(0, |pin| pin.newest_sequence);
     // A version asked for by name may be any; a channel may not lead back in time.
-    if matches!(wanted.select, Select::Channel(_)) && version.manifest.sequence < seen {
-        return Err(VersionError::WentBack { image: image.clone(), found: version.manifest.sequence, seen });
+    if let Select::Channel(channel) = &wanted.select {
+        check_not_back(&info, channel, &version, seen)?;
     }
     let newest_sequence = seen.max(version.manifest.sequence);
     state.set_pin(image, Pin { publisher: info.publisher, newest_sequence })?;
     Ok(version)
+}
+
+/// Checks that a channel does not lead back in time without its publisher's word: an older version than the newest one seen is
+/// taken only with a signed rollback that knows of that one.
+///
+/// # Errors
+/// `WentBack`.
+pub fn check_not_back(
+    info: &ImageInfo,
+    channel: &Name,
+    version: &Version,
+    seen: u64,
+) -> Result<(), VersionError> {
+    let found = version.manifest.sequence;
+    let is_taken_back = || {
+        let word = info.rollouts.get(channel.as_str())?.rollback.as_ref()?;
+        let signature: Signature = word.signature.parse().ok()?;
+        let statement = rollback_statement(&info.image, channel, version.id, word.newest);
+        let holds = signature.key == version.signature.key
+            && word.newest >= seen
+            && signature.verify("the rollback statement", &statement).is_ok();
+        Some(holds)
+    };
+    if found >= seen || is_taken_back().unwrap_or(false) {
+        return Ok(());
+    }
+    Err(VersionError::WentBack { image: info.image.clone(), found, seen })
 }
 
 /// Checks an image's publisher against the key pinned for it.

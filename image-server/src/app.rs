@@ -108,3 +108,14 @@ pub(crate) struct WholeBody<'a> {
     pub(crate) bytes: Bytes,
     _room: SemaphorePermit<'a>,
 }
+
+impl WholeBody<'_> {
+    /// The body as one JSON value.
+    ///
+    /// # Errors
+    /// `BadRequest`, naming the field.
+    pub(crate) fn json<T: serde::de::DeserializeOwned>(&self) -> Result<T, ApiError> {
+        serde_json::from_slice(&self.bytes)
+            .map_err(|error| ApiError::BadRequest(format!("the body: {error}")))
+    }
+}

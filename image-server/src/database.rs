@@ -4,6 +4,7 @@
 //! pool of their own and never wait for a writer; all writes of this process go through one connection, so they queue
 //! here, in order, and only writers of other processes are waited for inside SQLite.
 
+pub(crate) mod channels;
 pub(crate) mod chunks;
 pub(crate) mod garbage;
 pub(crate) mod leases;
@@ -14,6 +15,7 @@ pub(crate) mod profiles;
 pub(crate) mod retention;
 pub(crate) mod segments;
 pub(crate) mod settings;
+pub(crate) mod starts;
 pub(crate) mod tokens;
 pub(crate) mod versions;
 

@@ -62,6 +62,12 @@ pub(crate) const MAX_SEGMENT_FRAME_BYTES: usize = chunk_format::frame_len_max(ch
 pub(crate) const MAX_MISSING_IDS: usize = 65_536;
 /// Namespaces one request may name beside its own.
 pub(crate) const MAX_ALSO: usize = 8;
+/// The longest JSON body of a request, bytes.
+pub(crate) const MAX_REQUEST_JSON_BYTES: usize = 16 << 10;
+/// The longest machine's name, bytes: as in a manifest.
+pub(crate) const MAX_MACHINE_BYTES: usize = 128;
+/// The longest that a client may say of a start, bytes.
+pub(crate) const MAX_SAID_BYTES: usize = 1000;
 /// Versions in one listing.
 pub(crate) const MAX_LISTED_VERSIONS: u32 = 100;
 /// The longest bearer token looked at, bytes; ours have 51.

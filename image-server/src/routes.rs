@@ -1,5 +1,6 @@
 //! The routes, in one table: what is not in it does not exist, and all but `/healthz` need a token.
 
+mod channels;
 mod commit;
 mod desktops;
 mod images;
@@ -11,6 +12,7 @@ mod packs;
 mod profiles;
 mod retention;
 mod segments;
+mod starts;
 mod status;
 mod versions;
 
@@ -48,6 +50,8 @@ fn table() -> Vec<Route> {
         route("/v1/missing/{kind}/{name}/segments", post(missing::segments)),
         route("/v1/images", get(images::list)),
         route("/v1/images/{image}", get(images::get)),
+        route("/v1/images/{image}/channels/{channel}", get(channels::get).put(channels::put)),
+        route("/v1/images/{image}/states", get(starts::states)),
         route("/v1/images/{image}/versions", get(images::versions).post(commit::image)),
         route("/v1/images/{image}/versions/{version}/profile", put(profiles::put)),
         route("/v1/desktops", get(desktops::list)),
@@ -56,6 +60,7 @@ fn table() -> Vec<Route> {
             "/v1/desktops/{desktop}/retention",
             get(retention::get).put(retention::put).delete(retention::delete),
         ),
+        route("/v1/desktops/{desktop}/starts", post(starts::note)),
         route("/v1/desktops/{desktop}/versions", get(desktops::versions).post(commit::desktop)),
         route("/v1/desktops/{desktop}/lease", get(leases::get).put(leases::put).delete(leases::delete)),
         route("/v1/desktops/{desktop}/lease/wanted", post(leases::want)),

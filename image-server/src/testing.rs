@@ -76,6 +76,7 @@ pub(crate) fn image_manifest(image: &str, segments: Vec<SegmentId>) -> Manifest 
             segments,
         }],
         boot: BootFacts { firmware: Firmware::Bios, architecture: Architecture::X86_64 },
+        system_mode: None,
     }
 }
 

@@ -57,6 +57,14 @@ pub(super) fn name<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> R
     T::deserialize(String::deserialize(from)?.into_deserializer())
 }
 
+/// An enum without fields from its name, or nothing from `null`.
+pub(super) fn optional_name<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    from: D,
+) -> Result<Option<T>, D::Error> {
+    let name: Option<String> = Option::deserialize(from)?;
+    name.map(|name| T::deserialize(name.into_deserializer())).transpose()
+}
+
 pub(super) fn objects<'de, D: Deserializer<'de>, T: Deserialize<'de>, const MAX: usize>(
     from: D,
 ) -> Result<Vec<T>, D::Error> {

@@ -31,6 +31,7 @@ pub(crate) fn sample() -> Manifest {
             },
         ],
         boot: BootFacts { firmware: Firmware::Bios, architecture: Architecture::X86_64 },
+        system_mode: None,
     }
 }
 
@@ -257,4 +258,20 @@ fn the_longest_manifest_fits_its_limit() {
     }
     let bytes = manifest.encode().unwrap();
     assert_eq!(Manifest::decode(&bytes).unwrap(), manifest);
+}
+
+#[test]
+fn a_system_mode_is_written_only_where_there_is_one() {
+    let plain = String::from_utf8(sample().encode().unwrap()).unwrap();
+    assert!(!plain.contains("system_mode"), "{plain}");
+    assert_eq!(sample().mode(), SystemMode::Own);
+    for mode in [SystemMode::Renew, SystemMode::Keep, SystemMode::Own] {
+        let manifest = Manifest { system_mode: Some(mode), ..sample() };
+        let bytes = manifest.encode().unwrap();
+        assert_eq!(Manifest::decode(&bytes).unwrap(), manifest);
+        let text = String::from_utf8(bytes).unwrap();
+        assert!(text.contains(&format!("\"system_mode\": \"{mode}\"")), "{text}");
+        let other = text.replace(&format!("\"{mode}\""), "\"never\"");
+        assert!(Manifest::decode(other.as_bytes()).is_err());
+    }
 }

@@ -8,12 +8,12 @@ use chunk_format::{
     Architecture, Base, BootFacts, BootStream, ChunkId, ChunkIndex, ChunkPlace, ChunkSize, Disk, DiskRole,
     DiskSize, Features, Firmware, FrameEncoder, Locator, Manifest, ManifestId, Name, Namespace, PackBuilder,
     PackId, PackRef, Profile, ProfileEntry, SEGMENT_CHUNKS, SealedPack, SecretKey, Segment, SegmentId,
-    StreamId, Subject, is_zero,
+    StreamId, Subject, SystemMode, is_zero,
 };
 use proptest::collection::{btree_set, vec};
 use proptest::option;
 use proptest::prelude::*;
-use proptest::sample::Index;
+use proptest::sample::{Index, select};
 
 const SMALL_CHUNK_BYTES: usize = 4096;
 
@@ -148,21 +148,25 @@ pub(crate) fn manifest() -> impl Strategy<Value = Manifest> {
         option::of(text_for_people()),
         disks,
         firmware,
+        option::of(select(vec![SystemMode::Renew, SystemMode::Keep, SystemMode::Own])),
     )
-        .prop_map(|(features, (subject, base), parent, created_ms, machine, note, disks, firmware)| {
-            Manifest {
-                features,
-                subject,
-                base,
-                parent: parent.map(|(id, _)| ManifestId::from_bytes(id)),
-                sequence: parent.map_or(1, |(_, sequence)| sequence),
-                created_ms,
-                machine,
-                note,
-                disks,
-                boot: BootFacts { firmware, architecture: Architecture::X86_64 },
-            }
-        })
+        .prop_map(
+            |(features, (subject, base), parent, created_ms, machine, note, disks, firmware, system_mode)| {
+                Manifest {
+                    features,
+                    subject,
+                    base,
+                    parent: parent.map(|(id, _)| ManifestId::from_bytes(id)),
+                    sequence: parent.map_or(1, |(_, sequence)| sequence),
+                    created_ms,
+                    machine,
+                    note,
+                    disks,
+                    boot: BootFacts { firmware, architecture: Architecture::X86_64 },
+                    system_mode,
+                }
+            },
+        )
 }
 
 pub(crate) fn profile() -> impl Strategy<Value = Profile> {

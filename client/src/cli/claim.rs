@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::bail;
 use chunk_format::Name;
 use satchel_client::lease::{self, Claim};
-use satchel_client::session::{Notice, SessionError};
+use satchel_client::session::{ASK_EVERY, Notice, SessionError};
 use satchel_client::state::StateDir;
 
 use super::output::moment;
@@ -31,6 +31,7 @@ impl OpenArgs {
             ask: false,
             read_only: false,
             metrics: None,
+            ask_every: ASK_EVERY.as_secs(),
         }
     }
 

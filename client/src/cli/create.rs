@@ -39,6 +39,7 @@ pub(crate) async fn run(context: &Context, args: CreateArgs) -> anyhow::Result<(
         image: args.image.clone(),
         home,
         publisher: args.publisher,
+        mode: args.mode.map(Into::into),
     };
     let (version, golden) = creator.create(request).await?;
     let created = Created {

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::bail;
 use chunk_format::Name;
@@ -12,6 +13,7 @@ use satchel_client::lease::Claim;
 use satchel_client::local::{self, StartNeeds};
 use satchel_client::metrics;
 use satchel_client::mount::{self, Event};
+use satchel_client::renew::{Ready, RenewError, Renewed, Renewer};
 use satchel_client::session::{Notice, Session, SessionOptions};
 use satchel_client::state::StateDir;
 use satchel_client::sync::Syncer;
@@ -42,9 +44,13 @@ pub(crate) async fn run(context: &Context, args: MountArgs) -> anyhow::Result<()
         claim::ask(context, &state, &args.desktop).await?;
     }
     let mut session = open(context, &state, &args.desktop, &args.open, args.open.claim()).await?;
-    if session.has_other_work() && !session.desktop.is_read_only() {
-        session = settle(context, &state, session, &args).await?;
+    if !session.desktop.is_read_only() {
+        if session.has_other_work() {
+            session = settle(context, &state, session, &args).await?;
+        }
+        session = renewed(context, &state, &args.desktop, session).await?;
     }
+    session.ask_every = Duration::from_secs(args.open.ask_every);
     if args.open.offline {
         check_offline(context, &args.desktop, &session)?;
     }
@@ -101,6 +107,12 @@ pub(crate) fn say(printer: Printer, directory: &str, event: Event, mounted: impl
             printer.warning(&format!("what was written is kept on this machine, but was not synced: {reason}"));
         }
         Event::LinkUp => printer.message("the server answers again; waiting reads go on"),
+        Event::NextReady(Ready { image, sequence, only_if_told: false }) => {
+            printer.message(&format!("version {sequence} of {image} is ready for the next start"));
+        }
+        Event::NextReady(Ready { image, sequence, only_if_told: true }) => printer.message(&format!(
+            "there is version {sequence} of {image}; `satchel rebase DESKTOP` takes it up"
+        )),
         Event::Unmounting => printer.message(&format!("unmounting {directory}")),
         Event::Busy => printer.warning(&format!(
             "{directory} is in use (`fuser -vm {directory}` shows by what); it is unmounted as soon as it is free. \
@@ -191,6 +203,52 @@ async fn settle(
             context.printer.warning(&format!("it was not synced: {}", hint::explain(&error)));
             Ok(session)
         }
+    }
+}
+
+/// Takes up what the image's channel names for this desktop, before it starts; says what happened.
+async fn renewed(
+    context: &Context,
+    state: &StateDir,
+    desktop: &Name,
+    session: Session,
+) -> anyhow::Result<Session> {
+    let (syncer, directory) = (syncer(state, &session)?, state.desktop_path(desktop));
+    let renewer = Renewer { state, syncer: &syncer, directory: &directory };
+    match renewer.at_start(&session).await {
+        Ok(None) => Ok(session),
+        Ok(Some(renewed)) => {
+            let text = say_renewed(desktop, &renewed);
+            match renewed.reverted {
+                true => context.printer.warning(&text),
+                false => context.printer.message(&text),
+            }
+            Ok(session.reassembled()?)
+        }
+        Err(error @ RenewError::Desktop(_)) => Err(error.into()),
+        Err(error) => {
+            context.printer.warning(&format!(
+                "{}; starting on the version of the image this machine has",
+                hint::chain(&error)
+            ));
+            Ok(session)
+        }
+    }
+}
+
+/// What a renewal did, in a line.
+pub(crate) fn say_renewed(desktop: &Name, renewed: &Renewed) -> String {
+    let Renewed { image, from, to, reverted, version } = renewed;
+    match reverted {
+        true => format!(
+            "version {from} of {image} did not start three times in a row: {desktop} is back on version {}, with its home as it \
+             was (version {} of the desktop), until {image} moves on",
+            to.sequence, version.sequence
+        ),
+        false => format!(
+            "{desktop} is renewed from version {from} of {image} to version {} (version {} of the desktop)",
+            to.sequence, version.sequence
+        ),
     }
 }
 

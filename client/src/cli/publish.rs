@@ -8,6 +8,7 @@ use satchel_client::files::diff::Fate;
 use satchel_client::past::Past;
 use satchel_client::profile::fetch_profile;
 use satchel_client::publish::{Publisher, Request, Summarizer, Summary};
+use satchel_client::remote::ChannelMove;
 use satchel_client::upload::UploadProgress;
 use serde::Serialize;
 
@@ -63,12 +64,14 @@ pub(crate) async fn run(context: &Context, args: PublishArgs) -> anyhow::Result<
     let request = Request {
         file: &args.file,
         image: &args.image,
-        channel: Some(&args.channel),
+        // A staged move is one of its own, after there is a version to move to.
+        channel: Some(&args.channel).filter(|_| args.percent.is_none()),
         note: args.message,
         force: args.force,
         keep_free: args.keep_free,
         summarizer: summarizer.as_ref(),
         max_update_bytes: args.max_update.map(|size| size.0),
+        mode: args.mode.map(Into::into),
     };
     let report = progress::while_uploading(progress, publisher.publish(request)).await;
     if let Some(summarizer) = &summarizer {
@@ -78,6 +81,16 @@ pub(crate) async fn run(context: &Context, args: PublishArgs) -> anyhow::Result<
     let summary = report.summary.filter(|_| !args.no_summary);
     for note in summary.iter().flat_map(|summary| &summary.notes) {
         context.printer.message(note);
+    }
+    if let Some(percent) = args.percent {
+        let to = ChannelMove {
+            version: report.version.id,
+            from: None,
+            percent: Some(percent),
+            paused: None,
+            signature: None,
+        };
+        remote.move_channel(&args.image, &args.channel, &to).await?;
     }
     for kept in &report.kept_free {
         context.printer.message(&format!(
@@ -108,11 +121,12 @@ pub(crate) async fn run(context: &Context, args: PublishArgs) -> anyhow::Result<
     };
     context.printer.result(&published, |published| {
         let name = format!(
-            "{} version {} ({}) is {}",
+            "{} version {} ({}) is {}{}",
             published.image,
             published.sequence,
             output::short(&published.version),
-            published.channel
+            published.channel,
+            args.percent.map_or(String::new(), |percent| format!(" for {percent} % of the desktops"))
         );
         if published.unchanged {
             return format!("{name}: it already holds this disk");

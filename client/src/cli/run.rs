@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::ffi::OsString;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use chunk_format::Subject;
@@ -48,6 +49,7 @@ pub(crate) async fn run(context: &Context, args: RunArgs) -> anyhow::Result<()> 
         display,
         // Without a network the changes stay here, and the next sync takes them along.
         sync: !args.no_sync && !args.open.offline && !args.open.read_only,
+        good_after: Duration::from_secs(args.good_after * 60),
     };
     let screen =
         Screen { printer: context.printer, reporter: RefCell::new(None), failed: RefCell::new(None) };
@@ -70,6 +72,7 @@ fn mount_command(context: &Context, args: &RunArgs) -> anyhow::Result<Vec<OsStri
         OnMissingArg::Fail => "fail",
     };
     command.extend(["--on-missing".into(), on_missing.into()]);
+    command.extend(["--ask-every".into(), args.open.ask_every.to_string().into()]);
     command.extend(args.open.offline.then(|| "--offline".into()));
     command.extend(args.open.take.then(|| "--take".into()));
     command.extend(args.open.read_only.then(|| "--read-only".into()));

@@ -8,6 +8,7 @@ use chunk_format::Name;
 use satchel_client::control::{Connection, ControlError, Request};
 use satchel_client::desktop::DesktopError;
 use satchel_client::local::LocalShare;
+use satchel_client::renew::Heard;
 use satchel_client::status::{DesktopStatus, LiveStatus, VersionStatus};
 use satchel_client::volume::DirVolume;
 
@@ -78,6 +79,15 @@ fn offline(status: &DesktopStatus, live: &LiveStatus) -> String {
     }
 }
 
+/// How far a channel's move has got, where it is not through.
+fn how_far(heard: &Heard) -> String {
+    match (heard.percent, heard.paused) {
+        (100, false) => String::new(),
+        (percent, false) => format!(", for {percent} % of the desktops"),
+        (percent, true) => format!(", for {percent} % of the desktops, paused"),
+    }
+}
+
 fn text(status: &DesktopStatus) -> String {
     let mut out = String::new();
     // Writing into a string does not fail.
@@ -96,6 +106,14 @@ fn text(status: &DesktopStatus) -> String {
     line("desktop", format!("{} of {}", status.desktop, status.owner));
     line("head", version(&status.head));
     line("image", version(&status.base));
+    if let Some(mode) = status.system_mode {
+        line("mode", mode.to_string());
+    }
+    if let Some(heard) = &status.channel_version {
+        let here = if heard.version.id == status.base.id { ", which it stands on" } else { "" };
+        let (image, channel, named) = (&heard.image, &heard.channel, heard.version.sequence);
+        line("channel", format!("{image}:{channel} names version {named}{here}{}", how_far(heard)));
+    }
     line("mounted", status.mounted_at.clone().unwrap_or_else(|| "no".to_owned()));
     line(
         "unsynced",

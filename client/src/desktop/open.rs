@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use chunk_format::{
     ChunkSize, Disk as ManifestDisk, DiskRole, Manifest, Namespace, Profile, SegmentId, SegmentIndex,
+    SystemMode,
 };
 use futures_util::future::FutureExt;
 use futures_util::stream::{StreamExt, TryStreamExt};
@@ -54,6 +55,8 @@ pub struct OpenDesktop {
     is_read_only: bool,
     /// Whether the server does not have the version below any more.
     is_head_lost: AtomicBool,
+    /// Whether what is written to the system disk is dropped at the next start.
+    is_system_volatile: bool,
 }
 
 /// Whose each segment of a desktop's disks is.
@@ -99,8 +102,11 @@ impl OpenDesktop {
         let head = store.version(record.head)?;
         let base = store.version(record.base)?;
         let origins = Origins::new(&head.manifest, &base.manifest);
+        let is_system_volatile = begin_volatile(&store, &head.manifest)?;
         if record.generations.is_empty() {
-            store.add_generation(&layouts(&head.manifest))?;
+            let mut layouts = layouts(&head.manifest);
+            layouts.retain(|disk| !(is_system_volatile && disk.role == DiskRole::System));
+            store.add_generation(&layouts)?;
         }
         let disks = head
             .manifest
@@ -128,7 +134,16 @@ impl OpenDesktop {
             filled: FillProgress::default(),
             is_read_only: record.discard_from.is_some(),
             is_head_lost: AtomicBool::new(false),
+            is_system_volatile,
         })
+    }
+
+    /// Puts the disks together anew after the desktop moved to another version of the same chunk size. Nothing uses its disks.
+    ///
+    /// # Errors
+    /// [`DesktopError`].
+    pub fn reassembled(self) -> Result<Self, DesktopError> {
+        Self::assemble(self.store, self.cache, self.fetcher, self.profiles, self.runtime)
     }
 
     /// The desktop's files.
@@ -278,7 +293,15 @@ impl OpenDesktop {
 
     /// Whether something was written that no committed version holds.
     pub fn has_changes(&self) -> bool {
-        self.disks.iter().any(|disk| disk.view().overlays.iter().any(|overlay| !overlay.is_empty()))
+        self.disks
+            .iter()
+            .filter(|disk| !self.is_volatile(disk))
+            .any(|disk| disk.view().overlays.iter().any(|overlay| !overlay.is_empty()))
+    }
+
+    /// Whether what is written to a disk is dropped at the next start: it is no change then.
+    pub fn is_volatile(&self, disk: &Disk) -> bool {
+        self.is_system_volatile && disk.role() == DiskRole::System
     }
 
     /// Makes everything written before the call durable.
@@ -306,11 +329,13 @@ impl OpenDesktop {
 
     /// Freezes all disks at one instant; what is written from now on is in a new generation.
     pub(crate) fn freeze(&self) -> Result<(), DesktopError> {
+        let disks: Vec<&Disk> =
+            self.disks.iter().map(AsRef::as_ref).filter(|disk| !self.is_volatile(disk)).collect();
         let layouts: Vec<DiskLayout> =
-            self.disks.iter().map(|disk| DiskLayout { role: disk.role(), size: disk.size() }).collect();
+            disks.iter().map(|disk| DiskLayout { role: disk.role(), size: disk.size() }).collect();
         // Durable and named by the record before the first write can reach it.
         let overlays = self.store.add_generation(&layouts)?;
-        Disk::freeze(self.disks.iter().map(AsRef::as_ref).zip(overlays).collect());
+        Disk::freeze(disks.into_iter().zip(overlays).collect());
         Ok(())
     }
 
@@ -324,7 +349,9 @@ impl OpenDesktop {
                 let known = loaded.iter().find(|segment| segment.id == *id).cloned();
                 (index, known.unwrap_or_else(|| BaseSegment::new(*id, self.origins.namespace_of(id))))
             });
-            disk.fold(Arc::new(old.with_segments(changed)), through_generation);
+            // A volatile overlay is in no version.
+            let folded = if self.is_volatile(disk) { 0 } else { through_generation };
+            disk.fold(Arc::new(old.with_segments(changed)), folded);
         }
     }
 }
@@ -333,6 +360,22 @@ impl std::fmt::Debug for OpenDesktop {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("OpenDesktop").field("store", &self.store).finish_non_exhaustive()
     }
+}
+
+/// Gives the system disk of a desktop that renews it an empty overlay for this start; whether it has one that is volatile.
+/// What was written to the system disk before the desktop became one that renews it is kept until it is synced.
+fn begin_volatile(store: &DesktopStore, head: &Manifest) -> Result<bool, DesktopError> {
+    let Some(system) = head.disk(DiskRole::System).filter(|_| head.mode() == SystemMode::Renew) else {
+        return Ok(false);
+    };
+    let layout = DiskLayout { role: system.role, size: system.size };
+    if !store.is_volatile(DiskRole::System)
+        && store.open_overlays(layout)?.iter().any(|overlay| !overlay.is_empty())
+    {
+        return Ok(false);
+    }
+    store.begin_volatile(layout)?;
+    Ok(true)
 }
 
 pub(crate) fn layouts(manifest: &Manifest) -> Vec<DiskLayout> {

@@ -34,6 +34,10 @@ pub struct DesktopRecord {
     /// The first generation of what is thrown away at the end: the desktop was opened to be looked at.
     #[serde(default)]
     pub discard_from: Option<u64>,
+    /// The generation of the system disk's overlay when that is volatile: never frozen, never synced, and replaced by an
+    /// empty one at each start. The generations above are those of the other disks then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volatile_system: Option<u64>,
     /// Whether all of it is to be on this machine.
     #[serde(default)]
     pub pinned: bool,

@@ -145,6 +145,7 @@ impl DesktopStore {
             next_generation: 1,
             pending: None,
             discard_from: None,
+            volatile_system: None,
             pinned: false,
         };
         store_record(&*volume, &record)?;
@@ -216,14 +217,40 @@ impl DesktopStore {
     /// `Overlay`.
     pub fn open_overlays(&self, disk: DiskLayout) -> Result<Vec<Arc<Overlay>>, DesktopError> {
         let record = self.lock();
-        record
-            .generations
+        let volatile = record.volatile_system.filter(|_| disk.role == DiskRole::System);
+        let generations = volatile.as_ref().map_or(record.generations.as_slice(), std::slice::from_ref);
+        generations
             .iter()
             .rev()
             .map(|generation| {
                 Ok(Arc::new(Overlay::open(&*self.volume, identity(&record, disk, *generation))?))
             })
             .collect()
+    }
+
+    /// Whether what is written to a disk is dropped at the next start.
+    pub fn is_volatile(&self, role: DiskRole) -> bool {
+        role == DiskRole::System && self.lock().volatile_system.is_some()
+    }
+
+    /// Begins a start of a desktop whose system disk is volatile: an empty overlay takes the place of the one before, which
+    /// is removed. After a power cut the record names one or the other, and neither is ever read again.
+    ///
+    /// # Errors
+    /// `Io`, `Overlay`, `NoRandomness`; nothing has changed then.
+    pub fn begin_volatile(&self, system: DiskLayout) -> Result<(), DesktopError> {
+        let mut record = self.lock();
+        let generation = record.next_generation;
+        Overlay::create(&*self.volume, identity(&record, system, generation), record.head, nonce()?)?;
+        self.volume.sync_names().map_err(|e| io_error("sync", "the directory", e))?;
+        let next = DesktopRecord {
+            volatile_system: Some(generation),
+            next_generation: generation + 1,
+            ..record.clone()
+        };
+        self.replace_record(&mut record, next)?;
+        self.remove_leftovers(&record);
+        Ok(())
     }
 
     /// Adds a generation of empty overlays, one for each disk, in their order. They are durable and named by the
@@ -234,10 +261,7 @@ impl DesktopStore {
     pub fn add_generation(&self, disks: &[DiskLayout]) -> Result<Vec<Arc<Overlay>>, DesktopError> {
         let mut record = self.lock();
         let generation = record.next_generation;
-        let mut nonce = [0; 8];
-        getrandom::fill(&mut nonce)
-            .map_err(|error| DesktopError::NoRandomness { reason: error.to_string() })?;
-        let nonce = u64::from_le_bytes(nonce);
+        let nonce = nonce()?;
         let overlays = disks
             .iter()
             .map(|disk| {
@@ -338,6 +362,7 @@ impl DesktopStore {
             base: base.id,
             generations: Vec::new(),
             pending: None,
+            volatile_system: None,
             ..record.clone()
         };
         self.replace_record(&mut record, next)?;
@@ -370,7 +395,9 @@ impl DesktopStore {
         });
         for name in names {
             let superfluous = match overlay::parse_file_name(&name) {
-                Some((_, generation)) => !record.generations.contains(&generation),
+                Some((_, generation)) => {
+                    !record.generations.contains(&generation) && record.volatile_system != Some(generation)
+                }
                 None => (is_version_file(&name) && !versions.contains(&name)) || name.ends_with(".new"),
             };
             if superfluous && let Err(error) = self.volume.remove(&name) {
@@ -392,6 +419,12 @@ impl std::fmt::Debug for DesktopStore {
 
 fn identity(record: &DesktopRecord, disk: DiskLayout, generation: u64) -> OverlayIdentity {
     OverlayIdentity { desktop: record.id, role: disk.role, size: disk.size, generation }
+}
+
+fn nonce() -> Result<u64, DesktopError> {
+    let mut nonce = [0; 8];
+    getrandom::fill(&mut nonce).map_err(|error| DesktopError::NoRandomness { reason: error.to_string() })?;
+    Ok(u64::from_le_bytes(nonce))
 }
 
 fn load_record(volume: &dyn Volume) -> Result<DesktopRecord, DesktopError> {

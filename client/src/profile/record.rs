@@ -195,6 +195,7 @@ impl Recorder<'_> {
             note: None,
             disks: golden.manifest.disks.clone(),
             boot: golden.manifest.boot,
+            system_mode: None,
         };
         let bytes = manifest.encode()?;
         let head = Version::decode(bytes.clone(), self.key.sign(&bytes))?;

@@ -7,7 +7,7 @@ use chunk_format::{
 use reqwest::{Body, Method, RequestBuilder};
 use serde::{Deserialize, Serialize};
 
-use super::{Remote, RemoteError};
+use super::{Remote, RemoteError, Rollout};
 
 /// Ids in one question; the server's limit.
 const MAX_IDS_PER_QUESTION: usize = 65_536;
@@ -93,6 +93,9 @@ pub struct ImageInfo {
     pub mirrors: Vec<String>,
     /// Where its channels point.
     pub channels: std::collections::BTreeMap<String, ManifestId>,
+    /// How far the moves of its channels have got.
+    #[serde(default)]
+    pub rollouts: std::collections::BTreeMap<String, Rollout>,
     /// The newest version.
     pub latest: VersionInfo,
 }

@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 
-use chunk_format::{ManifestId, Name, SecretKey};
+use chunk_format::{ManifestId, Name, SecretKey, SystemMode};
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 
@@ -80,7 +80,7 @@ struct World {
 
 impl World {
     async fn new(choices: Vec<u32>) -> Result<Self, TestCaseError> {
-        let (server, volume, content) = tests::new_desktop();
+        let (server, volume, content) = tests::new_desktop(SystemMode::Own);
         let machines = (0..MACHINES)
             .map(|number| {
                 let choose = &mut |_: usize| 0;

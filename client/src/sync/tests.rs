@@ -4,7 +4,7 @@
 
 use chunk_format::{
     Architecture, Base as ManifestBase, BootFacts, ChunkSize, Disk as ManifestDisk, DiskRole, DiskSize,
-    Firmware, Name, Namespace, SegmentId, Subject,
+    Firmware, Name, Namespace, SegmentId, Subject, SystemMode,
 };
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
@@ -135,17 +135,20 @@ struct World {
     abandoned: bool,
     choices: Vec<u32>,
     turn: usize,
+    /// What the system disk holds at each start, when what is written to it is volatile.
+    golden: Option<Expected>,
 }
 
 impl World {
-    fn new(choices: Vec<u32>) -> Self {
+    fn new(choices: Vec<u32>, mode: SystemMode) -> Self {
         let expected = [Expected::new(SYSTEM_SECTORS, 1000), Expected::new(HOME_SECTORS, 0)];
-        let (server, volume, _) = new_desktop();
+        let (server, volume, _) = new_desktop(mode);
         let mut world = Self {
             server,
             volume,
             dir: tempfile::tempdir().unwrap(),
             desktop: None,
+            golden: (mode == SystemMode::Renew).then(|| expected[0].clone()),
             expected,
             next_tag: 1_000_000,
             candidates: Vec::new(),
@@ -186,6 +189,11 @@ impl World {
             OpenDesktop::assemble(store, cache, fetcher, profiles, runtime)
                 .expect("a crash must never make a desktop unreadable"),
         );
+    }
+
+    /// What a version made now would hold of the system disk.
+    fn synced_system(&self) -> Vec<Tag> {
+        self.golden.as_ref().unwrap_or(&self.expected[0]).now()
     }
 
     fn desktop(&self) -> &OpenDesktop {
@@ -249,7 +257,8 @@ impl World {
 
     async fn sync(&mut self, network: Option<u64>) -> Result<(), TestCaseError> {
         let now = [self.expected[0].now(), self.expected[1].now()];
-        self.candidates.push(now.clone());
+        let synced = [self.synced_system(), now[1].clone()];
+        self.candidates.push(synced.clone());
         // What lies below the changes is read before the network may go: a read would wait for it for ever.
         for home in [false, true] {
             let sectors = self.expected[usize::from(home)].0.len();
@@ -267,7 +276,7 @@ impl World {
             Ok(Ok(report)) => {
                 let sent = syncer.progress.new_chunks.load(Ordering::Relaxed);
                 prop_assert!(sent <= report.dirty_chunks);
-                prop_assert_eq!(head, now, "a finished sync has committed everything");
+                prop_assert_eq!(head, synced, "a finished sync has committed everything");
                 prop_assert!(!self.desktop().has_changes());
                 self.candidates.clear();
                 let requests = self.server.requests();
@@ -328,7 +337,7 @@ impl World {
     async fn crash(&mut self, syncs: u64) -> Result<(), TestCaseError> {
         if syncs > 0 {
             // In the middle of a sync: its files, its flushes, its record, at whichever sync call it is.
-            self.candidates.push([self.expected[0].now(), self.expected[1].now()]);
+            self.candidates.push([self.synced_system(), self.expected[1].now()]);
             for home in [false, true] {
                 let sectors = self.expected[usize::from(home)].0.len();
                 self.read(home, 0..sectors).await?;
@@ -352,6 +361,9 @@ impl World {
 
     /// After a restart: each sector must hold a value it may hold, and holds that from now on.
     async fn take_stock(&mut self, durable: bool) -> Result<(), TestCaseError> {
+        if let Some(golden) = &self.golden {
+            self.expected[0] = golden.clone();
+        }
         for home in [false, true] {
             let expected = self.expected[usize::from(home)].0.clone();
             let found = self.read(home, 0..expected.len()).await?;
@@ -392,7 +404,7 @@ impl World {
 }
 
 /// A server with the first version of a desktop, a machine's files of it, and what its disks hold.
-pub(super) fn new_desktop() -> (MemoryServer, SimulatedVolume, [Vec<Tag>; 2]) {
+pub(super) fn new_desktop(mode: SystemMode) -> (MemoryServer, SimulatedVolume, [Vec<Tag>; 2]) {
     let server = MemoryServer::default();
     let content = [Expected::new(SYSTEM_SECTORS, 1000).now(), Expected::new(HOME_SECTORS, 0).now()];
     let (image, key) = (Namespace::Image(name("debian")), key());
@@ -415,6 +427,7 @@ pub(super) fn new_desktop() -> (MemoryServer, SimulatedVolume, [Vec<Tag>; 2]) {
         note: None,
         disks: vec![system.clone()],
         boot: BootFacts { firmware: Firmware::Bios, architecture: Architecture::X86_64 },
+        system_mode: None,
     };
     let golden = sign(&golden, &key);
     let first = Manifest {
@@ -426,6 +439,7 @@ pub(super) fn new_desktop() -> (MemoryServer, SimulatedVolume, [Vec<Tag>; 2]) {
             publisher: key.public(),
         }),
         disks: vec![system, template(DiskRole::Home, HOME_SECTORS)],
+        system_mode: Some(mode),
         ..golden.manifest.clone()
     };
     let first = sign(&first, &key);
@@ -488,10 +502,10 @@ fn cases() -> u32 {
     std::env::var("SATCHEL_MODEL_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(500)
 }
 
-fn run(ops: &[Op], choices: Vec<u32>) -> Result<(), TestCaseError> {
+fn run(ops: &[Op], choices: Vec<u32>, mode: SystemMode) -> Result<(), TestCaseError> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let outcome = runtime.block_on(async {
-        let mut world = World::new(choices);
+        let mut world = World::new(choices, mode);
         for op in ops {
             world.apply(op).await?;
         }
@@ -511,6 +525,16 @@ proptest! {
         ops in prop::collection::vec(op(), 1..25),
         choices in prop::collection::vec(any::<u32>(), 32),
     ) {
-        run(&ops, choices)?;
+        run(&ops, choices, SystemMode::Own)?;
+    }
+
+    /// What is written to its system disk is there until the machine is off, in no version, and gone at the next start, whatever
+    /// happens in between; its home is as any other.
+    #[test]
+    fn a_desktop_that_renews_its_system_forgets_only_that(
+        ops in prop::collection::vec(op(), 1..25),
+        choices in prop::collection::vec(any::<u32>(), 32),
+    ) {
+        run(&ops, choices, SystemMode::Renew)?;
     }
 }

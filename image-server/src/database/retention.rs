@@ -121,20 +121,14 @@ pub(crate) async fn needed_versions(
     connection: &mut Connection,
 ) -> Result<HashSet<VersionRowId>, DatabaseError> {
     let mut needed: HashSet<VersionRowId> = HashSet::new();
-    let mut sources = vec![
+    let sources = [
         "SELECT version_id FROM channels",
+        "SELECT previous_version_id FROM channels WHERE previous_version_id IS NOT NULL",
+        "SELECT version_id FROM leases",
         "SELECT DISTINCT base_version_id FROM versions WHERE base_version_id IS NOT NULL AND pruned_ms IS NULL",
         "SELECT origin.id FROM versions JOIN versions AS origin ON origin.manifest = versions.parent
          WHERE origin.series_id != versions.series_id",
     ];
-    let has_leases: i64 =
-        sqlx::query_scalar("SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'leases'")
-            .fetch_one(&mut *connection)
-            .await
-            .map_err(failed("look for leases"))?;
-    if has_leases > 0 {
-        sources.push("SELECT version_id FROM leases");
-    }
     for source in sources {
         let rows: Vec<VersionRowId> = sqlx::query_scalar(source)
             .fetch_all(&mut *connection)

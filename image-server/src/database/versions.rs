@@ -4,7 +4,7 @@ use chunk_format::{ManifestId, Name, Namespace, PublicKey, Signature};
 use sqlx::SqliteExecutor;
 
 use super::namespaces::NamespaceId;
-use super::{Connection, DatabaseError, failed, id_bytes, number, parsed, public_key};
+use super::{DatabaseError, failed, id_bytes, number, parsed, public_key};
 
 /// A row of `series`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, sqlx::Type)]
@@ -343,46 +343,6 @@ pub(crate) async fn insert(
     .await
     .map_err(failed("add a version"))?
     .try_into()
-}
-
-/// Points a channel at a version.
-pub(crate) async fn move_channel(
-    connection: &mut Connection,
-    series: SeriesId,
-    channel: &Name,
-    version: VersionRowId,
-) -> Result<(), DatabaseError> {
-    sqlx::query(
-        "INSERT INTO channels (series_id, name, version_id) VALUES (?, ?, ?)
-         ON CONFLICT (series_id, name) DO UPDATE SET version_id = excluded.version_id",
-    )
-    .bind(series)
-    .bind(channel.as_str())
-    .bind(version)
-    .execute(connection)
-    .await
-    .map(drop)
-    .map_err(failed("move a channel"))
-}
-
-/// A series' channels by name.
-pub(crate) async fn channels(
-    executor: impl SqliteExecutor<'_>,
-    series: SeriesId,
-) -> Result<Vec<(Name, ManifestId)>, DatabaseError> {
-    let rows: Vec<(String, Vec<u8>)> = sqlx::query_as(
-        "SELECT channels.name, manifest FROM channels JOIN versions ON versions.id = version_id
-         WHERE channels.series_id = ? ORDER BY channels.name",
-    )
-    .bind(series)
-    .fetch_all(executor)
-    .await
-    .map_err(failed("list channels"))?;
-    rows.into_iter()
-        .map(|(name, id)| {
-            Ok((parsed("channel", &name)?, ManifestId::from_bytes(id_bytes("version id", &id)?)))
-        })
-        .collect()
 }
 
 /// Versions of all series that were not pruned, in the order of their rows, after this one.

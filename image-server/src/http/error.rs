@@ -9,7 +9,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use chunk_format::{FormatError, PublicKey};
+use chunk_format::{FormatError, ManifestId, PublicKey};
 use serde_json::json;
 
 use crate::cause::chain;
@@ -48,6 +48,8 @@ pub(crate) enum ApiError {
     HeadMoved { subject: String, head: Option<Box<VersionJson>> },
     #[error("{}", lease_held(desktop, lease))]
     LeaseHeld { desktop: String, lease: Box<LeaseJson> },
+    #[error("channel {channel} has been moved meanwhile: it points to {}", present.map_or("nothing".to_owned(), |id| id.to_string()))]
+    ChannelMoved { channel: String, present: Option<ManifestId> },
     #[error("the segment names {missing} chunks that are not here: upload the packs that hold them first")]
     ChunksMissing { missing: usize },
     #[error("the manifest names {missing} segments that are not here: upload them first")]
@@ -116,6 +118,7 @@ impl ApiError {
             Self::TooSlow => (StatusCode::REQUEST_TIMEOUT, "too_slow"),
             Self::HeadMoved { .. } => (StatusCode::CONFLICT, "head_moved"),
             Self::LeaseHeld { .. } => (StatusCode::CONFLICT, "lease_held"),
+            Self::ChannelMoved { .. } => (StatusCode::CONFLICT, "channel_moved"),
             Self::ChunksMissing { .. } => (StatusCode::CONFLICT, "chunks_missing"),
             Self::SegmentsMissing { .. } => (StatusCode::CONFLICT, "segments_missing"),
             Self::StreamsMissing { .. } => (StatusCode::CONFLICT, "streams_missing"),
@@ -176,6 +179,7 @@ impl IntoResponse for ApiError {
             }
             Self::HeadMoved { head, .. } => error["head"] = json!(head),
             Self::LeaseHeld { lease, .. } => error["lease"] = json!(lease),
+            Self::ChannelMoved { present, .. } => error["present"] = json!(present),
             Self::ChunksMissing { missing }
             | Self::SegmentsMissing { missing }
             | Self::StreamsMissing { missing } => error["missing"] = json!(missing),

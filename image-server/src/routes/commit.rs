@@ -21,6 +21,7 @@ use chunk_format::{
 
 use crate::app::App;
 use crate::clock::now_ms;
+use crate::database::channels::{self, ChannelMove};
 use crate::database::chunks::{self, IdTable};
 use crate::database::namespaces::{self, NamespaceId};
 use crate::database::versions::{self, NewVersion, SeriesId, SeriesRow, VersionRow, VersionRowId};
@@ -236,7 +237,7 @@ async fn run(app: Arc<App>, caller: Caller, commit: Commit) -> Result<(StatusCod
     let version = versions::insert(&mut *tx, &new).await?;
     leases::move_to(&mut *tx, series, &commit.signature.key, version.row).await?;
     if let Some(channel) = &commit.placing.channel {
-        versions::move_channel(&mut tx, series, channel, version.row).await?;
+        channels::set(&mut tx, series, channel, &at_once(version.row), now).await?;
     }
     end_transaction(tx).await?;
     Ok((StatusCode::CREATED, version))
@@ -254,6 +255,11 @@ async fn count_stored(connection: &mut Connection, manifest: &Manifest) -> Resul
     Ok(bytes)
 }
 
+/// A move that reaches all desktops.
+fn at_once(version: VersionRowId) -> ChannelMove {
+    ChannelMove { version, percent: 100, paused: false, rollback: None }
+}
+
 /// Answers a commit of what is committed already. The newest version may so be put on another channel; one that comes late
 /// takes no channel back.
 async fn repeat(
@@ -268,7 +274,7 @@ async fn repeat(
         if let Some(series) = versions::find_series(&mut *tx, namespace, image).await?
             && versions::head(&mut *tx, series.id).await?.is_some_and(|head| head.id == version.id)
         {
-            versions::move_channel(&mut tx, series.id, channel, version.row).await?;
+            channels::set(&mut tx, series.id, channel, &at_once(version.row), now_ms()).await?;
             end_transaction(tx).await?;
         }
     }

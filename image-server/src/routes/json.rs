@@ -8,6 +8,7 @@ use axum::response::{IntoResponse, Response};
 use chunk_format::{ManifestId, Name, PublicKey};
 use serde::Serialize;
 
+use crate::database::channels::{ChannelRow, Named};
 use crate::database::versions::VersionRow;
 use crate::policy::AfterExpiry;
 use crate::role::Role;
@@ -88,8 +89,57 @@ pub(crate) struct ImageJson {
     pub(crate) image: Name,
     pub(crate) publisher: Option<PublicKey>,
     pub(crate) channels: BTreeMap<Name, ManifestId>,
+    pub(crate) rollouts: BTreeMap<Name, RolloutJson>,
     pub(crate) mirrors: Vec<String>,
     pub(crate) latest: VersionJson,
+}
+
+/// A version as a channel names it.
+#[derive(Serialize)]
+pub(crate) struct NamedJson {
+    id: ManifestId,
+    sequence: u64,
+}
+
+impl From<Named> for NamedJson {
+    fn from(named: Named) -> Self {
+        Self { id: named.id, sequence: named.sequence }
+    }
+}
+
+/// The publisher's word that a channel goes back.
+#[derive(Serialize)]
+pub(crate) struct RollbackJson {
+    newest: u64,
+    signature: String,
+}
+
+/// A channel, and how far its move has got.
+#[derive(Serialize)]
+pub(crate) struct RolloutJson {
+    version: NamedJson,
+    previous: Option<NamedJson>,
+    percent: u8,
+    paused: bool,
+    moved_ms: i64,
+    rollback: Option<RollbackJson>,
+}
+
+impl From<ChannelRow> for RolloutJson {
+    fn from(row: ChannelRow) -> Self {
+        let rollback = row.rollback.map(|rollback| RollbackJson {
+            newest: rollback.newest,
+            signature: rollback.signature.to_string(),
+        });
+        Self {
+            version: row.version.into(),
+            previous: row.previous.map(Into::into),
+            percent: row.percent,
+            paused: row.paused,
+            moved_ms: row.moved_ms,
+            rollback,
+        }
+    }
 }
 
 /// `GET /v1/images`.

@@ -1,6 +1,7 @@
 //! The whole interface, asked without a socket.
 
 mod access;
+mod channels;
 mod commits;
 mod failures;
 mod garbage;

@@ -9,4 +9,5 @@ mod kills;
 mod machines;
 mod mounted;
 mod offline;
+mod push;
 mod story;

@@ -22,6 +22,7 @@ struct Case {
 const ALL: [u16; 5] = [200; 5];
 const ALICE: [u16; 5] = [200, 404, 404, 404, 404];
 const NOBODY: [u16; 5] = [404; 5];
+const NOTERS: [u16; 5] = [204, 404, 404, 404, 404];
 const WRITERS: [u16; 5] = [403, 403, 200, 403, 200];
 
 fn cases(fixture: &Fixture) -> Vec<Case> {
@@ -113,6 +114,17 @@ fn cases(fixture: &Fixture) -> Vec<Case> {
     {
         add(method, route, path.to_owned(), body, "", ALICE);
     }
+    for method in ["GET", "HEAD"] {
+        let (route, path) = ("/v1/images/{image}/channels/{channel}", "/v1/images/debian/channels/stable");
+        add(method, route, path.to_owned(), b"", "", ALL);
+        add(method, "/v1/images/{image}/states", "/v1/images/debian/states".to_owned(), b"", "", WRITERS);
+    }
+    let to_first = format!("{{\"version\":\"{}\"}}", image.version);
+    let route = "/v1/images/{image}/channels/{channel}";
+    add("PUT", route, "/v1/images/debian/channels/stable".to_owned(), to_first.as_bytes(), "", WRITERS);
+    let good = format!("{{\"version\":\"{}\",\"outcome\":\"good\",\"machine\":\"m\"}}", image.version);
+    let route = "/v1/desktops/{desktop}/starts";
+    add("POST", route, "/v1/desktops/work/starts".to_owned(), good.as_bytes(), "", NOTERS);
     let path = format!("/v1/images/debian/versions/{}/profile", image.version);
     let route = "/v1/images/{image}/versions/{version}/profile";
     add("PUT", route, path, &profile, &profile_signature, WRITERS);

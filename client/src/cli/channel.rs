@@ -1,0 +1,171 @@
+//! `satchel channel`
+
+use std::collections::BTreeMap;
+
+use anyhow::bail;
+use chunk_format::{Name, Subject, rollback_statement};
+use satchel_client::remote::{ChannelInfo, ChannelMove, ImageInfo, NamedVersion, Remote, Rollout, States};
+use satchel_client::versions::{VersionError, find_version};
+use serde::Serialize;
+
+use super::output::{moment, short, table};
+use super::{ChannelArgs, Context};
+
+/// All channels of an image, and how desktops get on with what they lead to.
+#[derive(Serialize)]
+struct Channels {
+    image: Name,
+    channels: BTreeMap<String, Rollout>,
+    /// Only for the image's publisher.
+    states: Option<Vec<States>>,
+}
+
+pub(crate) async fn run(context: &Context, args: ChannelArgs) -> anyhow::Result<()> {
+    let (_, remote) = context.state()?.remote()?;
+    let info = match remote.image(&args.image).await {
+        Err(error) if error.code() == Some("not_found") => {
+            return Err(VersionError::NoSuchImage { image: args.image }.into());
+        }
+        info => info?,
+    };
+    let Some(channel) = &args.channel else { return list(context, &remote, info).await };
+    let present = info.rollouts.get(channel.as_str());
+    let moves = args.version.is_some() || args.rollback;
+    let changes = args.percent.is_some() || args.pause || args.resume;
+    let shown = if moves || changes {
+        let to = target(&remote, &args, channel, present).await?;
+        let signature = sign_if_back(context, &info, channel, present, to)?;
+        let paused = (args.pause || args.resume).then_some(args.pause);
+        let wish = ChannelMove {
+            version: to.id,
+            from: present.map(|present| present.version.id),
+            percent: args.percent,
+            paused,
+            signature,
+        };
+        remote.move_channel(&args.image, channel, &wish).await?
+    } else {
+        remote.channel(&args.image, channel).await?
+    };
+    context.printer.result(&shown, text)?;
+    Ok(())
+}
+
+/// Where the channel is to point.
+async fn target(
+    remote: &Remote,
+    args: &ChannelArgs,
+    channel: &Name,
+    present: Option<&Rollout>,
+) -> anyhow::Result<NamedVersion> {
+    let image = &args.image;
+    if let Some(wanted) = &args.version {
+        let subject = Subject::Image { image: image.clone() };
+        let found = find_version(remote, &subject, wanted).await?;
+        return Ok(NamedVersion { id: found.id, sequence: found.sequence });
+    }
+    let Some(present) = present else {
+        bail!(
+            "image {image} has no channel {channel} yet; make it: satchel channel {image} {channel} VERSION"
+        );
+    };
+    match (args.rollback, present.previous) {
+        (false, _) => Ok(present.version),
+        (true, Some(previous)) => Ok(previous),
+        (true, None) => bail!(
+            "there is no move of channel {channel} to take back; name a version: satchel channel {image} {channel} VERSION"
+        ),
+    }
+}
+
+/// The publisher's word, for a move to an older version: clients take nothing back without it.
+fn sign_if_back(
+    context: &Context,
+    info: &ImageInfo,
+    channel: &Name,
+    present: Option<&Rollout>,
+    to: NamedVersion,
+) -> anyhow::Result<Option<String>> {
+    if present.is_none_or(|present| to.sequence >= present.version.sequence) {
+        return Ok(None);
+    }
+    let key = context.state()?.publisher_key()?;
+    if key.public() != info.publisher {
+        bail!(
+            "a channel goes back with the publisher's key only: image {} is signed by {}, the key of this machine is {}",
+            info.image,
+            info.publisher,
+            key.public()
+        );
+    }
+    let statement = rollback_statement(&info.image, channel, to.id, info.latest.sequence);
+    Ok(Some(key.sign(&statement).to_string()))
+}
+
+async fn list(context: &Context, remote: &Remote, info: ImageInfo) -> anyhow::Result<()> {
+    let states = match remote.states(&info.image).await {
+        Err(error) if error.code() == Some("forbidden") => None,
+        states => Some(states?),
+    };
+    let channels = Channels { image: info.image, channels: info.rollouts, states };
+    context.printer.result(&channels, |channels| {
+        let rows: Vec<Vec<String>> =
+            channels.channels.iter().map(|(name, rollout)| row(name, rollout)).collect();
+        let mut text = table(&["CHANNEL", "VERSION", "ID", "REACHES", "BEFORE", "MOVED"], &rows);
+        if let Some(states) = channels.states.as_ref().filter(|states| !states.is_empty()) {
+            let rows: Vec<Vec<String>> = states
+                .iter()
+                .map(|states| {
+                    let mut row = vec![states.sequence.to_string(), short(&states.version)];
+                    let counts = [states.desktops, states.good, states.bad, states.reverted];
+                    row.extend(counts.map(|count| count.to_string()));
+                    row.push(states.said.clone().unwrap_or_default());
+                    row
+                })
+                .collect();
+            text.push('\n');
+            text.push_str(&table(&["VERSION", "ID", "DESKTOPS", "GOOD", "BAD", "REVERTED", "SAID"], &rows));
+        }
+        text
+    })?;
+    Ok(())
+}
+
+fn row(name: &str, rollout: &Rollout) -> Vec<String> {
+    vec![
+        name.to_owned(),
+        rollout.version.sequence.to_string(),
+        short(&rollout.version.id),
+        reach(rollout.percent, rollout.paused),
+        rollout.previous.map_or(String::new(), |previous| previous.sequence.to_string()),
+        moment(rollout.moved_ms),
+    ]
+}
+
+fn reach(percent: u8, paused: bool) -> String {
+    format!("{percent} %{}", if paused { ", paused" } else { "" })
+}
+
+fn text(info: &ChannelInfo) -> String {
+    let mut text = table(
+        &["CHANNEL", "VERSION", "ID", "REACHES", "BEFORE", "MOVED"],
+        &[row(info.channel.as_str(), &info.rollout)],
+    );
+    let rows: Vec<Vec<String>> = info
+        .moves
+        .iter()
+        .map(|made| {
+            vec![
+                moment(made.moved_ms),
+                made.sequence.to_string(),
+                short(&made.version),
+                reach(made.percent, made.paused),
+            ]
+        })
+        .collect();
+    if !rows.is_empty() {
+        text.push('\n');
+        text.push_str(&table(&["MOVED", "TO", "ID", "REACHES"], &rows));
+    }
+    text
+}

@@ -1,0 +1,339 @@
+//! What became of a desktop's starts on this machine, by golden version: `starts.json` in the desktop's directory.
+//!
+//! A start is written down, durably, before its machine begins, and counts as bad until somebody calls it good: whatever ends
+//! a machine that does not come up, a power cut included, leaves a start that nobody called good. Whoever changes the file
+//! holds a lock on `starts.lock` beside it; it is replaced as a whole.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use chunk_format::ManifestId;
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+
+use crate::remote::{NamedVersion, Outcome};
+use crate::volume::{DirVolume, Volume};
+
+const FILE_NAME: &str = "starts.json";
+const LOCK_NAME: &str = "starts.lock";
+const VERSION: u32 = 1;
+const MAX_BYTES: usize = 1 << 16;
+/// Golden versions that are remembered, the latest.
+const MAX_VERSIONS: usize = 16;
+
+/// Starts in a row that were not good, after which a version that never was good here is given up.
+pub const BAD_STARTS: u32 = 3;
+
+/// Why starts could not be noted.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {action} {}", path.display())]
+pub struct StartsError {
+    /// What was being done.
+    action: &'static str,
+    /// The file.
+    path: PathBuf,
+    /// What the file system said.
+    #[source]
+    source: io::Error,
+}
+
+/// A desktop's starts on one golden version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GoldenStarts {
+    /// The golden version.
+    #[serde(flatten)]
+    pub golden: NamedVersion,
+    /// Starts begun since the last good one, or since the desktop moved to the version.
+    pub begun: u32,
+    /// Good starts.
+    pub good: u32,
+    /// Whether the desktop went back from it because it did not start.
+    #[serde(default)]
+    pub reverted: bool,
+    /// What of this was told to the server.
+    #[serde(default)]
+    pub told: Option<Outcome>,
+}
+
+impl GoldenStarts {
+    /// Whether the version never was good here and does not seem to become so.
+    pub fn is_bad(&self) -> bool {
+        self.good == 0 && self.begun >= BAD_STARTS
+    }
+
+    /// What became of the latest start, if it is not under way.
+    fn outcome(&self) -> Option<Outcome> {
+        match self {
+            Self { reverted: true, .. } => Some(Outcome::Reverted),
+            Self { begun: 1.., .. } => Some(Outcome::Bad),
+            Self { good: 1.., .. } => Some(Outcome::Good),
+            _ => None,
+        }
+    }
+}
+
+/// A desktop's starts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Starts {
+    version: u32,
+    /// By golden version, the one that was started on last at the end.
+    golden: Vec<GoldenStarts>,
+    /// A golden version that is not taken up as long as the channel names it.
+    skipped: Option<ManifestId>,
+}
+
+impl Default for Starts {
+    fn default() -> Self {
+        Self { version: VERSION, golden: Vec::new(), skipped: None }
+    }
+}
+
+impl Starts {
+    /// What is known. Nothing is, too, when the file cannot be read: it decides about nothing that is kept.
+    pub fn load(directory: &Path) -> Self {
+        let found = DirVolume::open(directory).and_then(|volume| volume.read(FILE_NAME, MAX_BYTES));
+        let bytes = match found {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Self::default(),
+            Err(error) => {
+                tracing::warn!(%error, "what became of earlier starts cannot be read");
+                return Self::default();
+            }
+        };
+        match serde_json::from_slice::<Self>(&bytes) {
+            Ok(starts) if starts.version == VERSION => starts,
+            Ok(_) => Self::default(),
+            Err(error) => {
+                tracing::warn!(%error, "what became of earlier starts cannot be read");
+                Self::default()
+            }
+        }
+    }
+
+    /// The starts on a golden version.
+    pub fn on(&self, golden: ManifestId) -> Option<&GoldenStarts> {
+        self.golden.iter().find(|starts| starts.golden.id == golden)
+    }
+
+    /// The golden version before this one that was good here, the one used last.
+    pub fn last_good_but(&self, bad: ManifestId) -> Option<NamedVersion> {
+        self.golden.iter().rev().find(|starts| starts.good > 0 && starts.golden.id != bad).map(|it| it.golden)
+    }
+
+    /// A golden version that is not taken up as long as the channel names it.
+    pub fn skipped(&self) -> Option<ManifestId> {
+        self.skipped
+    }
+
+    /// What the server was not told yet; of the version that is running now only what is sure.
+    pub fn untold(&self, running: Option<ManifestId>) -> Vec<(NamedVersion, Outcome, u32)> {
+        let outcome = |starts: &GoldenStarts| {
+            let outcome = starts.outcome()?;
+            let is_open = outcome == Outcome::Bad && running == Some(starts.golden.id);
+            (starts.told != Some(outcome) && !is_open).then_some((starts.golden, outcome, starts.begun))
+        };
+        self.golden.iter().filter_map(outcome).collect()
+    }
+
+    /// The entry of a golden version, moved to the end.
+    fn entry(&mut self, golden: NamedVersion) -> &mut GoldenStarts {
+        let at = self.golden.iter().position(|starts| starts.golden.id == golden.id);
+        let entry = match at {
+            Some(at) => self.golden.remove(at),
+            None => GoldenStarts { golden, begun: 0, good: 0, reverted: false, told: None },
+        };
+        self.golden.push(entry);
+        if self.golden.len() > MAX_VERSIONS {
+            self.golden.remove(0);
+        }
+        let last = self.golden.len() - 1;
+        &mut self.golden[last]
+    }
+
+    fn existing(&mut self, golden: ManifestId) -> Option<&mut GoldenStarts> {
+        self.golden.iter_mut().find(|starts| starts.golden.id == golden)
+    }
+}
+
+/// Notes that a machine is about to start on a golden version. Durable when this returns.
+///
+/// # Errors
+/// [`StartsError`].
+pub fn note_begun(directory: &Path, golden: NamedVersion) -> Result<(), StartsError> {
+    change(directory, |starts| {
+        let entry = starts.entry(golden);
+        entry.begun = entry.begun.saturating_add(1);
+    })
+}
+
+/// Takes a start back that was none: its machine could not be made, whatever is on its disks.
+///
+/// # Errors
+/// [`StartsError`].
+pub fn note_not_begun(directory: &Path, golden: ManifestId) -> Result<(), StartsError> {
+    change(directory, |starts| {
+        if let Some(entry) = starts.existing(golden) {
+            entry.begun = entry.begun.saturating_sub(1);
+        }
+    })
+}
+
+/// Notes that the start under way on a golden version is good.
+///
+/// # Errors
+/// [`StartsError`].
+pub fn note_good(directory: &Path, golden: ManifestId) -> Result<(), StartsError> {
+    change(directory, |starts| {
+        if let Some(entry) = starts.existing(golden).filter(|entry| entry.begun > 0) {
+            entry.good = entry.good.saturating_add(1);
+            entry.begun = 0;
+            entry.reverted = false;
+        }
+    })
+}
+
+/// Notes that a desktop has moved to a golden version: its starts there are counted anew.
+///
+/// # Errors
+/// [`StartsError`].
+pub fn note_moved(directory: &Path, golden: NamedVersion) -> Result<(), StartsError> {
+    change(directory, |starts| {
+        let entry = starts.entry(golden);
+        (entry.begun, entry.reverted) = (0, false);
+    })
+}
+
+/// Notes that a desktop has left a golden version, which is not taken up again as long as the channel names it.
+///
+/// # Errors
+/// [`StartsError`].
+pub fn note_left(directory: &Path, golden: ManifestId, reverted: bool) -> Result<(), StartsError> {
+    change(directory, |starts| {
+        starts.skipped = Some(golden);
+        if let Some(entry) = starts.existing(golden) {
+            entry.reverted |= reverted;
+        }
+    })
+}
+
+/// Notes what the server was told.
+///
+/// # Errors
+/// [`StartsError`].
+pub fn note_told(directory: &Path, golden: ManifestId, outcome: Outcome) -> Result<(), StartsError> {
+    change(directory, |starts| {
+        if let Some(entry) = starts.existing(golden) {
+            entry.told = Some(outcome);
+        }
+    })
+}
+
+fn change(directory: &Path, change: impl FnOnce(&mut Starts)) -> Result<(), StartsError> {
+    let failed = |action, name: &str| {
+        let path = directory.join(name);
+        move |source| StartsError { action, path, source }
+    };
+    let _lock = lock(&directory.join(LOCK_NAME)).map_err(failed("lock", LOCK_NAME))?;
+    let mut starts = Starts::load(directory);
+    let before = starts.clone();
+    change(&mut starts);
+    if starts == before {
+        return Ok(());
+    }
+    let bytes =
+        serde_json::to_vec_pretty(&starts).map_err(io::Error::from).map_err(failed("write", FILE_NAME))?;
+    DirVolume::open(directory)
+        .and_then(|volume| volume.replace(FILE_NAME, &bytes))
+        .map_err(failed("write", FILE_NAME))
+}
+
+/// Held for a read and a write of a small file.
+fn lock(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    let file = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    flock(&file, FlockOperation::LockExclusive)?;
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn golden(sequence: u64) -> NamedVersion {
+        NamedVersion { id: ManifestId::of(&sequence.to_le_bytes()), sequence }
+    }
+
+    #[test]
+    fn three_starts_that_nobody_called_good_make_a_version_bad() {
+        let dir = tempfile::tempdir().unwrap();
+        let (old, new) = (golden(1), golden(2));
+        note_begun(dir.path(), old).unwrap();
+        note_good(dir.path(), old.id).unwrap();
+        for expected in [false, false, true] {
+            note_begun(dir.path(), new).unwrap();
+            let starts = Starts::load(dir.path());
+            assert_eq!(starts.on(new.id).unwrap().is_bad(), expected);
+            assert!(!starts.on(old.id).unwrap().is_bad());
+        }
+        let starts = Starts::load(dir.path());
+        assert_eq!(starts.last_good_but(new.id), Some(old));
+        assert_eq!(starts.last_good_but(old.id), None);
+        // One that was good once is never given up by itself.
+        note_good(dir.path(), new.id).unwrap();
+        (0..5).for_each(|_| note_begun(dir.path(), new).unwrap());
+        assert!(!Starts::load(dir.path()).on(new.id).unwrap().is_bad());
+    }
+
+    #[test]
+    fn a_start_without_a_machine_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        note_begun(dir.path(), golden(1)).unwrap();
+        note_not_begun(dir.path(), golden(1).id).unwrap();
+        assert_eq!(Starts::load(dir.path()).on(golden(1).id).unwrap().begun, 0);
+        // Nor is one good that was never begun.
+        note_good(dir.path(), golden(1).id).unwrap();
+        note_good(dir.path(), golden(2).id).unwrap();
+        assert_eq!(Starts::load(dir.path()).last_good_but(golden(3).id), None);
+    }
+
+    #[test]
+    fn the_server_is_told_each_outcome_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let version = golden(1);
+        let untold = |running| {
+            Starts::load(dir.path())
+                .untold(running)
+                .iter()
+                .map(|(_, outcome, _)| *outcome)
+                .collect::<Vec<_>>()
+        };
+        note_begun(dir.path(), version).unwrap();
+        assert_eq!(untold(Some(version.id)), []);
+        assert_eq!(untold(None), [Outcome::Bad]);
+        note_good(dir.path(), version.id).unwrap();
+        assert_eq!(untold(Some(version.id)), [Outcome::Good]);
+        note_told(dir.path(), version.id, Outcome::Good).unwrap();
+        assert_eq!(untold(None), []);
+        note_left(dir.path(), version.id, true).unwrap();
+        assert_eq!(untold(None), [Outcome::Reverted]);
+        assert_eq!(Starts::load(dir.path()).skipped(), Some(version.id));
+        // Moved to again, it has another chance.
+        note_moved(dir.path(), version).unwrap();
+        assert_eq!(Starts::load(dir.path()).on(version.id).unwrap().begun, 0);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_as_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(FILE_NAME), "{").unwrap();
+        assert_eq!(Starts::load(dir.path()), Starts::default());
+        note_begun(dir.path(), golden(1)).unwrap();
+        assert_eq!(Starts::load(dir.path()).on(golden(1).id).unwrap().begun, 1);
+        for sequence in 0..40 {
+            note_begun(dir.path(), golden(sequence)).unwrap();
+        }
+        assert_eq!(Starts::load(dir.path()).golden.len(), MAX_VERSIONS);
+    }
+}

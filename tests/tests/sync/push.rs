@@ -1,0 +1,239 @@
+//! New golden versions under existing desktops: channels that move, for all or for some, and back; modes; versions that do not
+//! start.
+
+use std::path::Path;
+
+use satchel_tests::disk::Content;
+use satchel_tests::model::open_for_writing;
+use satchel_tests::wait::{self, PATIENCE};
+use satchel_tests::{Client, Model, Mount, Publication, require};
+
+use super::story::{HOME_BYTES, IMAGE_BYTES};
+
+const WRITTEN: &[u8] = b"written by the guest";
+
+/// Publishes a version with content of its own; what its disk holds.
+#[track_caller]
+fn push(published: &Publication, seed: u64, options: &[&str]) -> Model {
+    let content = Content::new(seed);
+    content.write_to(&published.disk, IMAGE_BYTES);
+    let disk = published.disk.to_str().expect("UTF-8");
+    let words = ["publish", disk, "--image", "golden"].into_iter().chain(options.iter().copied());
+    let _ = published.publisher.satchel(words).ok();
+    Model::of(content, IMAGE_BYTES)
+}
+
+#[track_caller]
+fn channel(published: &Publication, words: &[&str]) -> serde_json::Value {
+    let words = ["--json", "channel", "golden"].into_iter().chain(words.iter().copied());
+    published.publisher.satchel(words).ok().json()
+}
+
+#[track_caller]
+fn create(machine: &Client, desktop: &str, mode: &str) {
+    let words = ["create", desktop, "--image", "golden", "--home", "16M", "--mode", mode];
+    let _ = machine.satchel(words).ok();
+}
+
+/// Mounts a desktop, looks at what its disks hold, does something with them, and unmounts; what the mount said.
+#[track_caller]
+fn visit(
+    machine: &Client,
+    desktop: &str,
+    (system, home): (&Model, &Model),
+    work: impl FnOnce(&Mount),
+) -> String {
+    let mut mount = machine.mount(desktop);
+    system.assert_in(&mount.system());
+    home.assert_in(&mount.home());
+    work(&mount);
+    let said = mount.process().stderr();
+    mount.unmount();
+    said
+}
+
+fn nothing(_: &Mount) {}
+
+#[track_caller]
+fn write(model: &mut Model, path: &Path, offset: u64) {
+    let disk = open_for_writing(path);
+    model.write(&disk, offset, WRITTEN);
+    disk.sync_all().expect("a disk can be flushed");
+}
+
+/// What a desktop's history says of its versions, the newest first.
+#[track_caller]
+fn notes(machine: &Client, desktop: &str) -> Vec<String> {
+    let history = machine.history(desktop);
+    let versions = history.as_array().expect("a list");
+    versions.iter().map(|version| version["note"].as_str().unwrap_or_default().to_owned()).collect()
+}
+
+#[test]
+fn desktops_take_up_a_new_version_as_their_mode_says() {
+    require!(fuse);
+    let published = Publication::new(60, IMAGE_BYTES);
+    let first = Model::of(published.content, IMAGE_BYTES);
+    let laptop = published.machine("laptop");
+    let mut homes = Vec::new();
+    let mut systems = Vec::new();
+    for mode in ["renew", "keep", "own"] {
+        create(&laptop, mode, mode);
+        let (mut system, mut home) = (first.clone(), Model::zeros(HOME_BYTES));
+        let mount = laptop.mount(mode);
+        write(&mut system, &mount.system(), 70_000);
+        write(&mut home, &mount.home(), 5000);
+        system.assert_in(&mount.system());
+        mount.unmount();
+        // What a desktop that renews writes to its system is no change.
+        let unsynced = laptop.status(mode)["disks"][0]["unsynced_bytes"].as_u64();
+        assert_eq!(unsynced == Some(0), mode == "renew", "{mode}: {unsynced:?}");
+        systems.push(if mode == "renew" { first.clone() } else { system });
+        homes.push(home);
+    }
+    let visits = |systems: &[Model]| -> Vec<String> {
+        let desktops = ["renew", "keep", "own"].iter().zip(systems.iter().zip(&homes));
+        desktops.map(|(desktop, (system, home))| visit(&laptop, desktop, (system, home), nothing)).collect()
+    };
+    let said = visits(&systems);
+    assert!(said.iter().all(|said| !said.contains("renewed")), "{said:?}");
+
+    let second = push(&published, 61, &[]);
+    let said = visits(&[second.clone(), second.clone(), systems[2].clone()]);
+    for said in &said[..2] {
+        assert!(said.contains("is renewed from version 1 of golden to version 2"), "{said}");
+    }
+    assert!(!said[2].contains("renewed"), "{}", said[2]);
+    // The version before it holds what was changed, and so may be gone back to.
+    assert_eq!(notes(&laptop, "renew"), ["renewed to golden@2", "", ""]);
+    assert_eq!(notes(&laptop, "keep"), ["renewed to golden@2", "", ""]);
+    assert_eq!(laptop.history("own").as_array().map(Vec::len), Some(1));
+    for (desktop, mode, base) in [("renew", "renew", 2), ("keep", "keep", 2), ("own", "own", 1)] {
+        let status = laptop.status(desktop);
+        assert_eq!((&status["system_mode"], &status["base"]["sequence"]), (&mode.into(), &base.into()));
+    }
+    // Again, and on another machine, there is nothing to take up.
+    let said = visits(&[second.clone(), second.clone(), systems[2].clone()]);
+    assert!(said.iter().all(|said| !said.contains("renewed")), "{said:?}");
+    let other = published.machine("other");
+    visit(&other, "renew", (&second, &homes[0]), nothing);
+
+    // A desktop of its own moves when it is told to, and back to what it was.
+    let _ = laptop.satchel(["rebase", "own"]).ok();
+    visit(&laptop, "own", (&second, &homes[2]), |mount| write(&mut homes[2].clone(), &mount.home(), 90_000));
+    let mut home = homes[2].clone();
+    home.wrote(90_000, WRITTEN);
+    let _ = laptop.satchel(["rebase", "own", "--undo"]).ok();
+    visit(&laptop, "own", (&systems[2], &home), nothing);
+    // So does one that keeps its changes, and stays there until the channel moves on.
+    let _ = laptop.satchel(["rebase", "keep", "--undo"]).ok();
+    visit(&laptop, "keep", (&systems[1], &homes[1]), nothing);
+    let refused = laptop.satchel(["rebase", "own", "--to", "1"]).exited(1);
+    assert!(refused.stderr.contains("it stands on version 1 of image golden already"), "{}", refused.stderr);
+    let third = push(&published, 62, &[]);
+    visit(&laptop, "keep", (&third, &homes[1]), nothing);
+    published.server.verify();
+}
+
+#[test]
+fn a_channel_moves_for_some_and_back_for_all() {
+    require!(fuse);
+    let published = Publication::new(63, IMAGE_BYTES);
+    let (first, home) = (Model::of(published.content, IMAGE_BYTES), Model::zeros(HOME_BYTES));
+    let laptop = published.machine("laptop");
+    create(&laptop, "work", "keep");
+    visit(&laptop, "work", (&first, &home), nothing);
+
+    // Staged for nobody: who is there stays, and who comes gets what the others have.
+    let second = push(&published, 64, &["--percent", "0"]);
+    visit(&laptop, "work", (&first, &home), nothing);
+    create(&laptop, "new", "renew");
+    visit(&laptop, "new", (&first, &home), nothing);
+    let paused = channel(&published, &["stable", "--percent", "100", "--pause"]);
+    assert_eq!((&paused["percent"], &paused["paused"]), (&100.into(), &true.into()), "{paused}");
+    visit(&laptop, "work", (&first, &home), nothing);
+    channel(&published, &["stable", "--resume"]);
+    visit(&laptop, "work", (&second, &home), nothing);
+
+    // Back, at once; what was seen before is no reason to refuse, since the publisher says so.
+    let back = channel(&published, &["stable", "--rollback"]);
+    assert_eq!(back["version"]["sequence"], 1, "{back}");
+    let said = visit(&laptop, "work", (&first, &home), nothing);
+    assert!(said.contains("from version 2 of golden to version 1"), "{said}");
+    create(&laptop, "third", "renew");
+    visit(&laptop, "third", (&first, &home), nothing);
+    let words = ["channel", "golden", "stable", "--rollback"];
+    let refused = published.publisher.satchel(words).exited(1);
+    assert!(refused.stderr.contains("there is no move of channel stable to take back"), "{}", refused.stderr);
+    // Whoever lacks the publisher's key, or role, moves nothing.
+    let refused = laptop.satchel(["channel", "golden", "stable", "2"]).exited(1);
+    assert!(refused.stderr.contains("may not write image golden"), "{}", refused.stderr);
+    channel(&published, &["stable", "2"]);
+    visit(&laptop, "work", (&second, &home), nothing);
+
+    // A version of another image is none of this one's.
+    Content::new(65).write_to(&published.disk, IMAGE_BYTES);
+    let other = published.publisher.publish(&published.disk, "other");
+    let id = published.publisher.satchel(["--json", "history", "--image", "other"]).ok().json();
+    let id = id[0]["id"].as_str().unwrap_or_else(|| panic!("{}", other.stdout)).to_owned();
+    let refused = published.publisher.satchel(["channel", "golden", "stable", &id]).exited(1);
+    assert!(refused.stderr.contains("image golden has no version"), "{}", refused.stderr);
+}
+
+#[test]
+fn a_version_that_does_not_start_is_left_and_what_comes_next_is_taken_up() {
+    require!(fuse);
+    let published = Publication::new(66, IMAGE_BYTES);
+    let first = Model::of(published.content, IMAGE_BYTES);
+    let laptop = published.machine("laptop");
+    create(&laptop, "work", "renew");
+    let mut home = Model::zeros(HOME_BYTES);
+    visit(&laptop, "work", (&first, &home.clone()), |mount| write(&mut home, &mount.home(), 4096));
+    let base = laptop.status("work")["base"].clone();
+    let second = push(&published, 67, &[]);
+    visit(&laptop, "work", (&second, &home), nothing);
+
+    // As three machines leave it that never came up, after one that did on the version before.
+    let path = laptop.desktop_directory("work").join("starts.json");
+    let bad = laptop.status("work")["base"].clone();
+    let starts = serde_json::json!({"version": 1, "skipped": null, "golden": [
+        {"id": base["id"], "sequence": 1, "begun": 0, "good": 1},
+        {"id": bad["id"], "sequence": 2, "begun": 3, "good": 0},
+    ]});
+    std::fs::write(&path, starts.to_string()).expect("a file can be written");
+    let said = visit(&laptop, "work", (&first, &home), nothing);
+    assert!(said.contains("version 2 of golden did not start three times in a row"), "{said}");
+    // It stays there, and the publisher is told.
+    visit(&laptop, "work", (&first, &home), nothing);
+    assert_eq!(notes(&laptop, "work")[0], "reverted to golden@1: version 2 did not start 3 times");
+    let states = channel(&published, &[])["states"].clone();
+    assert_eq!((&states[0]["sequence"], &states[0]["reverted"]), (&2.into(), &1.into()), "{states}");
+    assert_eq!((&states[1]["desktops"], &states[1]["good"]), (&1.into(), &1.into()), "{states}");
+    let third = push(&published, 68, &[]);
+    visit(&laptop, "work", (&third, &home), nothing);
+}
+
+#[test]
+fn a_push_reaches_a_mounted_desktop_and_waits_for_its_next_start() {
+    require!(fuse);
+    let published = Publication::new(69, IMAGE_BYTES);
+    let (first, home) = (Model::of(published.content, IMAGE_BYTES), Model::zeros(HOME_BYTES));
+    let laptop = published.machine("laptop");
+    create(&laptop, "work", "keep");
+    let mut mount = laptop.mount_with("work", &["--ask-every", "1"]);
+    first.assert_in(&mount.system());
+    let second = push(&published, 70, &[]);
+    wait::until("the next version is ready", PATIENCE, || {
+        mount.process().stderr().contains("version 2 of golden is ready for the next start").then_some(())
+    });
+    first.assert_in(&mount.system());
+    assert_eq!(laptop.status("work")["channel_version"]["version"]["sequence"], 2);
+    let fetched = |machine: &Client| machine.status("work")["live"]["fetched_chunks"].as_u64();
+    mount.unmount();
+    // What was read before is here already.
+    let mount = laptop.mount("work");
+    second.assert_in(&mount.system());
+    assert_eq!(fetched(&laptop), Some(0));
+    home.assert_in(&mount.home());
+    mount.unmount();
+}

@@ -34,6 +34,8 @@ pub enum MachineEvent {
     },
     /// The guest's kernel has panicked.
     Panicked,
+    /// What carries its network has ended; the machine goes on without.
+    NetworkEnded,
 }
 
 /// What the machine's screen is shown on.

@@ -147,6 +147,8 @@ pub enum Event {
     },
     /// The guest's kernel has panicked.
     Panicked,
+    /// What carries the machine's network has ended before the machine.
+    NetworkEnded,
     /// The machine is off.
     Off,
     /// How far the sync is.
@@ -375,6 +377,7 @@ impl<E: Fn(Event)> Supervisor<'_, E> {
                 self.stopped_by_disk = !is_final;
             }
             MachineEvent::Panicked => (self.events)(Event::Panicked),
+            MachineEvent::NetworkEnded => (self.events)(Event::NetworkEnded),
         }
     }
 }

@@ -16,7 +16,7 @@ pub fn command(limit: Duration) -> Command {
     let program = std::env::current_exe().expect("a program has a file");
     let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("lab/run"));
     let limit_s = limit.as_secs().to_string();
-    // One processor: with several, what imitates virtualisation is not always right.
+    // One processor: with two, the inner machine ends in a triple fault now and then (lab/run says how often).
     command.args(["--cpus", "1", "--memory", "3072", "--env", TASK, "--timeout", &limit_s]);
     command.arg("--").arg(program);
     command

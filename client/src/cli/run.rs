@@ -131,6 +131,9 @@ impl Screen {
                 printer.warning("a disk could not answer: the machine is paused and tried again now and then");
             }
             Event::Panicked => printer.warning("the machine's kernel has panicked"),
+            Event::NetworkEnded => printer.warning(
+                "passt has ended: the machine goes on without a network. Its disks are well; it has one again when it is shut down and run again",
+            ),
             Event::Off => printer.message("the machine is off"),
             Event::Syncing(reply) => self.progress(&reply),
             Event::Synced(report) => {

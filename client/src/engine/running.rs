@@ -23,6 +23,8 @@ const LAST_LINES: usize = 20;
 const MAX_LINE_BYTES: usize = 1024;
 /// How long what a dead process said may take to arrive.
 const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a machine may take to end after its network before it counts as one that goes on.
+const NETWORK_PATIENCE: Duration = Duration::from_secs(2);
 /// `SIGSYS`: a system call that its filter does not allow.
 const FILTERED_SIGNAL: i32 = 31;
 
@@ -57,8 +59,8 @@ enum Reins {
 #[derive(Debug)]
 pub struct Running {
     process: Child,
-    /// What carries the network of our own machine.
-    network: Option<Child>,
+    /// What watches over the network of our own machine, which ends with it.
+    network: Option<JoinHandle<()>>,
     reins: Reins,
     last_lines: Arc<Mutex<VecDeque<String>>>,
     reading: Option<JoinHandle<()>>,
@@ -147,10 +149,10 @@ impl Starter {
             Starter::Kvm { programs, line, serial } => {
                 let mut started = kvm::start(programs, machine, line).await?;
                 let (last_lines, reading) = keep_last_lines(started.process.stderr.take());
-                let events = started.control.take_events();
+                let (events, network) = with_network(started.control.take_events(), started.network);
                 let running = Running {
                     process: started.process,
-                    network: Some(started.network),
+                    network: Some(network),
                     reins: Reins::Kvm(started.control),
                     last_lines,
                     reading: Some(reading),
@@ -171,9 +173,8 @@ impl Running {
         if let Some(reading) = self.reading.take() {
             let _ = tokio::time::timeout(LAST_WORDS_TIMEOUT, reading).await;
         }
-        if let Some(network) = &mut self.network {
-            // It ends with its machine; nobody waits for one that does not.
-            let _ = network.start_kill();
+        if let Some(network) = self.network.take() {
+            network.abort();
         }
         let program = if self.is_own { "the machine" } else { "QEMU" };
         let said = joined(&self.last_lines);
@@ -231,6 +232,33 @@ impl Running {
             Reins::Kvm(_) => None,
         }
     }
+}
+
+/// What a machine does by itself, and that what carries its network has ended before it.
+fn with_network(
+    mut said: mpsc::UnboundedReceiver<MachineEvent>,
+    mut network: Child,
+) -> (mpsc::UnboundedReceiver<MachineEvent>, JoinHandle<()>) {
+    let (sender, events) = mpsc::unbounded_channel();
+    // Ended or aborted, it takes the network's process along: that is killed when it is dropped.
+    let watching = tokio::spawn(async move {
+        let mut is_up = true;
+        loop {
+            let event = tokio::select! {
+                event = said.recv() => event,
+                _ = network.wait(), if is_up => {
+                    is_up = false;
+                    // The end of the machine takes it along too, and is told in other words.
+                    tokio::time::sleep(NETWORK_PATIENCE).await;
+                    Some(MachineEvent::NetworkEnded)
+                }
+            };
+            if event.is_none_or(|event| sender.send(event).is_err()) {
+                return;
+            }
+        }
+    });
+    (events, watching)
 }
 
 fn why(status: ExitStatus) -> String {
@@ -292,4 +320,22 @@ fn translated(mut said: mpsc::UnboundedReceiver<qmp::Event>) -> mpsc::UnboundedR
         }
     });
     events
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_network_that_ends_before_its_machine_is_told_of_once() {
+        let (sender, said) = mpsc::unbounded_channel();
+        let mut command = tokio::process::Command::new("true");
+        let network = command.kill_on_drop(true).spawn().unwrap();
+        let (mut events, _watching) = with_network(said, network);
+        assert_eq!(events.recv().await, Some(MachineEvent::NetworkEnded));
+        sender.send(MachineEvent::Panicked).unwrap();
+        assert_eq!(events.recv().await, Some(MachineEvent::Panicked));
+        drop(sender);
+        assert_eq!(events.recv().await, None);
+    }
 }

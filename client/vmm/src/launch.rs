@@ -21,6 +21,7 @@ use crate::machine::{End, Machine, MachineConfig, MachineError};
 use crate::sandbox::{self, Mode, SandboxError};
 use crate::virtio::console::{ConsoleError, Port};
 
+mod callers;
 mod devices;
 mod supervisor;
 

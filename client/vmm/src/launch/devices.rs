@@ -8,11 +8,14 @@ use super::{DiskConfig, LaunchError, NetBackend, NetConfig, VsockConfig, cannot}
 use crate::faults::Faults;
 use crate::virtio::VirtioDevice;
 use crate::virtio::balloon::Balloon;
-use crate::virtio::blk::{Blk, BlkConfig, BlkMetrics, MAX_QUEUES};
+use crate::virtio::blk::{Blk, BlkConfig, BlkMetrics};
 use crate::virtio::console::{Console, Port, Stdio};
 use crate::virtio::net::{Frames, LinkState, Net, Stream, Tap};
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::{Connector, Handle, Vsock};
+
+/// The most queues of a disk. All its threads serve each of them: more would cost descriptors and threads, and bring little.
+const MAX_DISK_QUEUES: u16 = 4;
 
 /// What is kept of the devices while the machine runs.
 pub(super) struct Watched {
@@ -56,7 +59,7 @@ impl Devices {
                 file: disk.file,
                 id: disk.id.clone(),
                 read_only: disk.read_only,
-                queues: queues.clamp(1, MAX_QUEUES),
+                queues: queues.clamp(1, MAX_DISK_QUEUES),
                 faults: Arc::clone(faults),
             };
             let blk = Blk::new(config).map_err(cannot("learn the size of a disk"))?;

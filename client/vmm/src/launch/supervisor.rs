@@ -1,26 +1,20 @@
 //! Answers whoever runs the machine, until it ends.
 
-use std::io::{ErrorKind, Read};
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixStream;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use serde_json::json;
 
+use super::callers::Callers;
 use super::devices::Watched;
 use crate::control::server::Server;
 use crate::control::{self, Command, State, Status};
 use crate::event::Event;
 use crate::faults::{Fault, Faults};
 use crate::machine::{End, Machine};
-
-/// How long somebody who asks for a port of the guest may take to name it.
-const PORT_PATIENCE: Duration = Duration::from_millis(200);
-/// The longest line that names one: `CONNECT 4294967295`.
-const PORT_LINE_BYTES: usize = 20;
 
 /// What is told of the machine besides what it does.
 pub(super) struct About {
@@ -45,6 +39,7 @@ pub(super) struct Supervisor {
     faults: Arc<Faults>,
     told: Told,
     watched: Watched,
+    callers: Callers,
     about: About,
     interrupts: u32,
     paused_by_hand: bool,
@@ -65,6 +60,7 @@ impl Supervisor {
             faults,
             told: Told::default(),
             watched,
+            callers: Callers::default(),
             about,
             interrupts: 0,
             paused_by_hand: false,
@@ -109,8 +105,12 @@ impl Supervisor {
         if let Some((listener, _)) = &self.watched.vsock {
             polled.push(PollFd::from_borrowed_fd(listener.as_fd(), PollFlags::IN));
         }
+        for caller in self.callers.streams() {
+            polled.push(PollFd::new(caller, PollFlags::IN));
+        }
+        let patience = self.callers.patience().and_then(|left| Timespec::try_from(left).ok());
         // It fails only when it is interrupted: then there is nothing to do.
-        let _ = rustix::event::poll(&mut polled, None);
+        let _ = rustix::event::poll(&mut polled, patience.as_ref());
     }
 
     /// Says what happened, and holds the machine while a disk waits.
@@ -212,57 +212,12 @@ impl Supervisor {
     }
 
     /// Connects who asks for a port of the guest.
-    fn connect_ports(&self) {
+    fn connect_ports(&mut self) {
         let Some((listener, handle)) = &self.watched.vsock else { return };
-        while let Ok((stream, _)) = listener.accept() {
-            // Who does not say which is hung up on.
-            if let Some((port, stream)) = asked_port(stream)
-                && let Err(error) = handle.connect(port, stream)
-            {
+        for (port, stream) in self.callers.take(listener) {
+            if let Err(error) = handle.connect(port, stream) {
                 tracing::warn!(port, %error, "a connection to the guest is refused");
             }
-        }
-    }
-}
-
-/// Reads `CONNECT <port>`.
-fn asked_port(mut stream: UnixStream) -> Option<(u32, OwnedFd)> {
-    stream.set_nonblocking(true).ok()?;
-    let until = Instant::now() + PORT_PATIENCE;
-    let mut line = Vec::new();
-    while line.last() != Some(&b'\n') {
-        let left = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())?;
-        let left = Timespec::try_from(left).ok()?;
-        rustix::event::poll(&mut [PollFd::new(&stream, PollFlags::IN)], Some(&left)).ok()?;
-        // Byte by byte: what follows is for the guest.
-        let mut byte = [0];
-        match stream.read(&mut byte) {
-            Ok(1..) if line.len() <= PORT_LINE_BYTES => {}
-            Err(error) if error.kind() == ErrorKind::WouldBlock => continue,
-            _ => return None,
-        }
-        line.push(byte[0]);
-    }
-    let port = std::str::from_utf8(&line).ok()?.trim().strip_prefix("CONNECT ")?.parse().ok()?;
-    Some((port, stream.into()))
-}
-
-#[cfg(test)]
-mod tests {
-    use std::io::Write;
-
-    use super::*;
-
-    #[test]
-    fn who_names_a_port_is_connected_and_who_does_not_is_hung_up_on() {
-        let asked = |said: &[u8]| {
-            let (mut client, stream) = UnixStream::pair().unwrap();
-            client.write_all(said).unwrap();
-            asked_port(stream).map(|(port, _)| port)
-        };
-        assert_eq!(asked(b"CONNECT 1024\nhello"), Some(1024));
-        for said in [&b"CONNECT\n"[..], b"CONNECT 99999999999\n", b"\n", b"CONNECT 1", &[b'x'; 100]] {
-            assert_eq!(asked(said), None);
         }
     }
 }

@@ -225,15 +225,17 @@ interrupted:
     pop rax
     iretq
 
-    // An exception: its mark, its vector, and what is on the stack from RAX on.
+    // An exception: its mark, its vector, CR2, and what is on the stack from RAX on.
 unexpected:
     mov ebx, eax
+    mov rax, cr2
+    push rax
     mov al, {unexpected}
     call send
     mov al, bl
     call send
     mov rdi, rsp
-    mov esi, 6 * 8
+    mov esi, 7 * 8
 2:  mov al, byte ptr [rdi]
     call send
     inc rdi

@@ -228,9 +228,9 @@ impl DiskImage for PastDisk {
     fn data_ranges(&self) -> io::Result<Vec<Range<u64>>> {
         let span = self.base.chunk_size().segment_span_bytes();
         let mut ranges: Vec<Range<u64>> = Vec::new();
-        for (at, segment) in (0..).zip(self.base.segments()).filter(|(_, segment)| !segment.id.is_zero()) {
+        let segments = (0..).zip(self.base.segments()).filter(|(_, segment)| !segment.id.is_zero());
+        for at in segments.map(|(at, _)| at) {
             let (start, end) = (at * span, ((at + 1) * span).min(self.size_bytes()));
-            let _ = segment;
             match ranges.last_mut() {
                 Some(last) if last.end == start => last.end = end,
                 _ => ranges.push(start..end),

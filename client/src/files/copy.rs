@@ -240,6 +240,9 @@ fn is_plain(name: &[u8]) -> bool {
     name.len() <= 4095 && !name.iter().any(|byte| byte.is_ascii_control())
 }
 
+/// A directory that is there, and what belongs into it, by the name it gets.
+type Filling<'a> = (InodeNumber, Vec<(Vec<u8>, &'a Item)>);
+
 /// The file system that is copied into.
 pub struct Target<'a> {
     /// The disk as a file that programs can write to.
@@ -279,7 +282,7 @@ impl Target<'_> {
         let (parent, name, place) = self.place(&fs, staged, path)?;
         check_free(&fs, parent, &name, &staged.item, &place, force)?;
         let mut said = String::new();
-        let mut level = vec![(parent, vec![(name.clone(), &staged.item)])];
+        let mut level: Vec<Filling<'_>> = vec![(parent, vec![(name.clone(), &staged.item)])];
         while !level.is_empty() {
             let fs = self.open()?;
             let mut script = b"set_super_value state 0\n".to_vec();
@@ -347,11 +350,7 @@ impl Target<'_> {
     }
 
     /// The directories of a level that was written, with what belongs into them.
-    fn next_level<'a>(
-        &self,
-        level: &[(InodeNumber, Vec<(Vec<u8>, &'a Item)>)],
-        said: &str,
-    ) -> Result<Vec<(InodeNumber, Vec<(Vec<u8>, &'a Item)>)>, CopyError> {
+    fn next_level<'a>(&self, level: &[Filling<'a>], said: &str) -> Result<Vec<Filling<'a>>, CopyError> {
         let fs = self.open()?;
         let mut next = Vec::new();
         for (directory, items) in level {

@@ -399,7 +399,11 @@ mod tests {
                         .load(std::sync::atomic::Ordering::Relaxed)
                         .wrapping_mul(6_364_136_223_846_793_005);
                     noise.store(next.wrapping_add(kind | 1), std::sync::atomic::Ordering::Relaxed);
-                    if kind.is_multiple_of(3) { b'a' + (at % 20) as u8 } else { (next >> 40) as u8 }
+                    if kind.is_multiple_of(3) {
+                        b'a' + (at % 20).to_le_bytes()[0]
+                    } else {
+                        (next >> 40).to_le_bytes()[0]
+                    }
                 })
                 .collect()
         };

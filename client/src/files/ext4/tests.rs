@@ -1,7 +1,7 @@
 //! File systems made by e2fsprogs, read back.
 
 use std::fs::{self, File};
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -103,12 +103,17 @@ fn assert_same(fs: &FileSystem, inode: &Inode, real: &Path) {
     }
 }
 
+/// The lowest byte of a number.
+fn low(number: usize) -> u8 {
+    number.to_le_bytes()[0]
+}
+
 fn fill(tree: &Path) {
-    let noise = |len: usize| (0..len).map(|at| (at * 7919 + at / 251) as u8).collect::<Vec<u8>>();
+    let noise = |len: usize| (0..len).map(|at| low(at * 7919 + at / 251)).collect::<Vec<u8>>();
     fs::create_dir_all(tree.join("a/b/c")).unwrap();
     fs::create_dir(tree.join("many")).unwrap();
     for number in 0..600 {
-        fs::write(tree.join(format!("many/a file with a long name, number {number:05}")), [number as u8])
+        fs::write(tree.join(format!("many/a file with a long name, number {number:05}")), [low(number)])
             .unwrap();
     }
     fs::write(tree.join("empty"), "").unwrap();
@@ -116,7 +121,6 @@ fn fill(tree: &Path) {
     fs::write(tree.join("a/b/long"), noise(3_000_001)).unwrap();
     fs::set_permissions(tree.join("a/short"), fs::Permissions::from_mode(0o4751)).unwrap();
     let sparse = File::create(tree.join("a/b/c/sparse")).unwrap();
-    use std::os::unix::fs::FileExt;
     for at in 0..40 {
         sparse.write_all_at(&noise(5000), at * 100_000).unwrap();
     }
@@ -164,11 +168,10 @@ fn a_file_with_many_extents_is_read_back() {
     let made = Made::new();
     let mut expected = Vec::new();
     let file = File::create(made.tree().join("holes")).unwrap();
-    use std::os::unix::fs::FileExt;
     // Every other block: more extents than the inode and one block have room for.
-    for at in 0..3000_u64 {
-        file.write_all_at(&[at as u8 | 1; 1024], at * 2048).unwrap();
-        expected.extend_from_slice(&[at as u8 | 1; 1024]);
+    for at in 0..3000 {
+        file.write_all_at(&[low(at) | 1; 1024], at as u64 * 2048).unwrap();
+        expected.extend_from_slice(&[low(at) | 1; 1024]);
         expected.extend_from_slice(&[0; 1024]);
     }
     expected.truncate(expected.len() - 1024);
@@ -248,7 +251,7 @@ fn broken_file_systems_end_in_errors() {
         // Superblock, descriptors, inode tables and the first directories.
         for _ in 0..60 {
             let at = 1024 + random(300 << 10);
-            broken[usize::try_from(at).unwrap()] ^= random(256) as u8;
+            broken[usize::try_from(at).unwrap()] ^= u8::try_from(random(256)).unwrap();
         }
         fs::write(made.disk(), &broken).unwrap();
         // An error, or a tree that ends: never a panic, never without end.

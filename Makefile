@@ -52,6 +52,12 @@ demo-kvm: ## The same with Satchel's own machine, inside a lab where KVM works o
 	cargo build --release --workspace --locked
 	cargo run --release --locked -p satchel-tests --bin demo -- --lab
 
+.PHONY: demo-roaming
+demo-roaming: ## Push a new golden version, work on two machines at once, and see that nothing is lost: ten minutes
+	@tests/install-packages build demo image
+	cargo build --release --workspace --locked
+	cargo run --release --locked -p satchel-tests --bin demo-roaming
+
 .PHONY: bench
 bench: ## Measure against what people use today, for an hour, and write docs/benchmarks.md
 	@tests/install-packages build bench image

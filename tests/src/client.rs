@@ -232,6 +232,9 @@ impl Client {
         if options.offline {
             command.arg("--offline");
         }
+        if options.takes {
+            command.arg("--take");
+        }
         let name = format!("satchel run on {}", self.name);
         let (process, input, output) = Process::start_with_pipes(&name, &mut command);
         Running { process, guest: Guest::attach(output, input) }
@@ -253,6 +256,8 @@ pub struct RunOptions {
     pub syncs: bool,
     /// Whether nobody is contacted.
     pub offline: bool,
+    /// Whether the desktop is taken from a machine that has it in use.
+    pub takes: bool,
 }
 
 impl Default for RunOptions {
@@ -264,6 +269,7 @@ impl Default for RunOptions {
             display: "none".to_owned(),
             syncs: true,
             offline: false,
+            takes: false,
         }
     }
 }

@@ -318,6 +318,11 @@ impl Renewer<'_> {
         // The sync may have made a version.
         let store = session.desktop.store();
         let head = store.version(store.record().head)?;
+        if head.manifest.subject != session.subject {
+            return Err(RenewError::Nowhere(
+                "what was done here has become a fork, which stays as it is".to_owned(),
+            ));
+        }
         head.manifest.check_writable()?;
         let manifest = next_manifest(&head, &now.base, golden, system, (self.syncer.now_ms)(), note);
         let manifest = Manifest { machine: self.syncer.machine.clone(), ..manifest };

@@ -23,7 +23,8 @@ const HOUR_MS: i64 = 60 * 60 * 1000;
 const DAY_MS: i64 = 24 * HOUR_MS;
 
 /// How the notes begin that programs write. What begins otherwise was written by a person.
-const PROGRAM_NOTES: [&str; 3] = ["rolled back to version ", "renewed to ", "adopted "];
+const PROGRAM_NOTES: [&str; 6] =
+    ["rolled back to version ", "renewed to ", "moved to ", "reverted to ", "back to ", "adopted "];
 
 /// Why versions were not pruned. Nothing was changed.
 #[derive(Debug, thiserror::Error)]

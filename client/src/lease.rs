@@ -139,7 +139,7 @@ impl LeaseRecord {
 #[derive(Clone, Debug)]
 pub enum Asked {
     /// This machine holds it.
-    Held(LeaseAnswer),
+    Held(Box<LeaseAnswer>),
     /// Another machine does.
     HeldElsewhere(Box<LeaseInfo>),
 }
@@ -150,7 +150,7 @@ pub enum Asked {
 /// [`RemoteError`], but not that another machine holds it.
 pub async fn ask(remote: &Remote, desktop: &Name, wish: &LeaseWish) -> Result<Asked, RemoteError> {
     match remote.put_lease(desktop, wish).await {
-        Ok(answer) => Ok(Asked::Held(answer)),
+        Ok(answer) => Ok(Asked::Held(Box::new(answer))),
         Err(RemoteError::Refused { code, details, .. }) if code == "lease_held" => {
             let lease = serde_json::from_value(details["lease"].clone());
             let lease = lease.map_err(|error| RemoteError::Unexpected {

@@ -438,7 +438,8 @@ mod tests {
     fn files_are_told_by_path_and_equal_chunks_are_not_read() {
         let made = Made::new();
         let tree = made.tree();
-        let noise: Vec<u8> = (0..8_u64 << 20).map(|at| (at * 2_654_435_761 >> 13).to_le_bytes()[0]).collect();
+        let noise: Vec<u8> =
+            (0..8_u64 << 20).map(|at| ((at * 2_654_435_761) >> 13).to_le_bytes()[0]).collect();
         fs::create_dir_all(tree.join("d/e")).unwrap();
         fs::write(tree.join("large"), &noise).unwrap();
         fs::write(tree.join("d/gone"), "old").unwrap();

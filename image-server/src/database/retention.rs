@@ -99,7 +99,8 @@ pub(crate) async fn kept_versions(
     executor: impl SqliteExecutor<'_>,
     series: SeriesId,
 ) -> Result<Vec<KeptVersion>, DatabaseError> {
-    let rows: Vec<(VersionRowId, Vec<u8>, i64, i64, Option<String>)> = sqlx::query_as(
+    type Stored = (VersionRowId, Vec<u8>, i64, i64, Option<String>);
+    let rows: Vec<Stored> = sqlx::query_as(
         "SELECT id, manifest, sequence, committed_ms, note FROM versions
          WHERE series_id = ? AND pruned_ms IS NULL ORDER BY sequence DESC",
     )

@@ -41,10 +41,14 @@ impl Page {
             let base = row.base;
             let mut version = VersionJson::from(row);
             if let Some(base) = base {
-                if !known.contains_key(&base) {
-                    known.insert(base, golden(connection, base).await?);
-                }
-                version.golden = known.get(&base).cloned().flatten();
+                version.golden = match known.get(&base) {
+                    Some(golden) => golden.clone(),
+                    None => {
+                        let golden = golden(connection, base).await?;
+                        known.insert(base, golden.clone());
+                        golden
+                    }
+                };
             }
             listed.push(version);
         }

@@ -19,7 +19,7 @@ fn run(program: &str, arguments: &[&str], file: &Path) {
 
 /// Makes a file system with the content of a directory on a file or disk.
 fn format(tree: &Path, disk: &Path) {
-    run("mkfs.ext4", &["-q", "-F", "-d", tree.to_str().unwrap()], disk);
+    run("mkfs.ext4", &["-q", "-F", "-d", tree.to_str().expect("a path of the test is text")], disk);
 }
 
 fn noise(len: usize, seed: u32) -> Vec<u8> {
@@ -46,17 +46,17 @@ impl Story {
         let publisher = Client::new("build-machine");
         publisher.login(&server.access("it", "publisher"));
         let tree = publisher.new_directory();
-        fs::create_dir_all(tree.join("etc")).unwrap();
-        fs::create_dir_all(tree.join("var/lib/dpkg")).unwrap();
-        fs::write(tree.join("etc/hostname"), "golden\n").unwrap();
-        fs::write(tree.join("etc/large"), noise(1 << 20, 7)).unwrap();
+        fs::create_dir_all(tree.join("etc")).expect("a file of the test can be made");
+        fs::create_dir_all(tree.join("var/lib/dpkg")).expect("a file of the test can be made");
+        fs::write(tree.join("etc/hostname"), "golden\n").expect("a file of the test can be made");
+        fs::write(tree.join("etc/large"), noise(1 << 20, 7)).expect("a file of the test can be made");
         let package = |name: &str, version: &str| {
             format!(
                 "Package: {name}\nStatus: install ok installed\nArchitecture: amd64\nVersion: {version}\n\n"
             )
         };
         let status = package("bash", "5.2-1") + &package("vim", "9.0");
-        fs::write(tree.join("var/lib/dpkg/status"), status).unwrap();
+        fs::write(tree.join("var/lib/dpkg/status"), status).expect("a file of the test can be made");
         let disk = publisher.directory().join("disk.raw");
         let story = Self { server, publisher, tree, disk };
         story.make_disk();
@@ -65,12 +65,21 @@ impl Story {
 
     fn make_disk(&self) {
         let _ = fs::remove_file(&self.disk);
-        fs::File::create(&self.disk).unwrap().set_len(16 << 20).unwrap();
+        fs::File::create(&self.disk)
+            .expect("a file of the test can be made")
+            .set_len(16 << 20)
+            .expect("a file of the test can be made");
         format(&self.tree, &self.disk);
     }
 
     fn publish(&self, more: &[&str]) -> Value {
-        let arguments = ["--json", "publish", self.disk.to_str().unwrap(), "--image", "golden"];
+        let arguments = [
+            "--json",
+            "publish",
+            self.disk.to_str().expect("a path of the test is text"),
+            "--image",
+            "golden",
+        ];
         self.publisher.satchel(arguments.iter().chain(more)).ok().json()
     }
 }
@@ -91,12 +100,13 @@ fn a_file_of_an_old_version_is_looked_at_compared_and_taken_back() {
     laptop.create("work", "golden", Some("16M"));
 
     let tree = laptop.new_directory();
-    fs::create_dir(tree.join("user")).unwrap();
+    fs::create_dir(tree.join("user")).expect("a file of the test can be made");
     let letter = noise(300_000, 5);
-    fs::write(tree.join("user/letter"), &letter).unwrap();
-    fs::set_permissions(tree.join("user/letter"), fs::Permissions::from_mode(0o640)).unwrap();
-    fs::write(tree.join("user/kept"), "kept").unwrap();
-    symlink("letter", tree.join("user/link")).unwrap();
+    fs::write(tree.join("user/letter"), &letter).expect("a file of the test can be made");
+    fs::set_permissions(tree.join("user/letter"), fs::Permissions::from_mode(0o640))
+        .expect("a file of the test can be made");
+    fs::write(tree.join("user/kept"), "kept").expect("a file of the test can be made");
+    symlink("letter", tree.join("user/link")).expect("a file of the test can be made");
     let mount = laptop.mount("work");
     format(&tree, &mount.home());
     mount.unmount();
@@ -110,20 +120,36 @@ fn a_file_of_an_old_version_is_looked_at_compared_and_taken_back() {
     // Beside the mounted desktop, the old version is there.
     let mut browsed = browse(&laptop, "work@2");
     let file = browsed.directory().join("home/user/letter");
-    assert!(fs::read(&file).unwrap() == letter);
-    let metadata = fs::metadata(&file).unwrap();
-    let expected = fs::metadata(tree.join("user/letter")).unwrap();
+    assert!(fs::read(&file).expect("a file of the test can be made") == letter);
+    let metadata = fs::metadata(&file).expect("a file of the test can be made");
+    let expected = fs::metadata(tree.join("user/letter")).expect("a file of the test can be made");
     assert_eq!((metadata.mode(), metadata.uid()), (expected.mode(), expected.uid()));
     assert_eq!((metadata.mtime(), metadata.len()), (expected.mtime(), 300_000));
-    assert_eq!(fs::read_link(browsed.directory().join("home/user/link")).unwrap(), Path::new("letter"));
-    assert!(fs::read(browsed.directory().join("home/user/link")).unwrap() == letter);
-    assert_eq!(fs::read_to_string(browsed.directory().join("system/etc/hostname")).unwrap(), "golden\n");
-    assert!(fs::read(browsed.directory().join("system/etc/large")).unwrap() == noise(1 << 20, 7));
+    assert_eq!(
+        fs::read_link(browsed.directory().join("home/user/link")).expect("a file of the test can be made"),
+        Path::new("letter")
+    );
+    assert!(
+        fs::read(browsed.directory().join("home/user/link")).expect("a file of the test can be made")
+            == letter
+    );
+    assert_eq!(
+        fs::read_to_string(browsed.directory().join("system/etc/hostname"))
+            .expect("a file of the test can be made"),
+        "golden\n"
+    );
+    assert!(
+        fs::read(browsed.directory().join("system/etc/large")).expect("a file of the test can be made")
+            == noise(1 << 20, 7)
+    );
     assert!(fs::write(browsed.directory().join("home/user/new"), "x").is_err(), "it is read-only");
     assert!(browsed.process().status().is_none());
     browsed.unmount();
     let first = browse(&laptop, "work@1");
-    assert_eq!(fs::read_dir(first.directory().join("home")).unwrap().count(), 0);
+    assert_eq!(
+        fs::read_dir(first.directory().join("home")).expect("a file of the test can be made").count(),
+        0
+    );
     let mut first = first;
     let status = first.process().stop(Signal::INT, Duration::from_secs(60));
     assert!(status.success());
@@ -137,15 +163,19 @@ fn a_file_of_an_old_version_is_looked_at_compared_and_taken_back() {
 
     let changes = |arguments: &[&str]| {
         let difference = laptop.satchel(["--json", "diff"].iter().chain(arguments)).ok().json();
-        difference["disks"].as_array().unwrap().clone()
+        difference["disks"].as_array().expect("a file of the test can be made").clone()
     };
     let disks = changes(&["work@2", "work@3"]);
     assert_eq!(disks[0]["identical"], true, "{disks:?}");
     let told = |disk: &Value| {
-        let changes = disk["changes"].as_array().unwrap().iter();
+        let changes = disk["changes"].as_array().expect("a file of the test can be made").iter();
         changes
             .map(|change| {
-                format!("{} {}", change["fate"].as_str().unwrap(), change["path"].as_str().unwrap())
+                format!(
+                    "{} {}",
+                    change["fate"].as_str().expect("a file of the test can be made"),
+                    change["path"].as_str().expect("a file of the test can be made")
+                )
             })
             .collect::<Vec<_>>()
     };
@@ -176,11 +206,12 @@ fn publishing_tells_what_changed_and_keeps_to_a_budget() {
     let story = Story::new();
     let first = story.publish(&[]);
     assert_eq!(first["summary"], Value::Null);
-    fs::write(story.tree.join("etc/added"), noise(500_000, 9)).unwrap();
-    fs::write(story.tree.join("etc/hostname"), "golden two\n").unwrap();
+    fs::write(story.tree.join("etc/added"), noise(500_000, 9)).expect("a file of the test can be made");
+    fs::write(story.tree.join("etc/hostname"), "golden two\n").expect("a file of the test can be made");
     let status = story.tree.join("var/lib/dpkg/status");
-    let packages = fs::read_to_string(&status).unwrap();
-    fs::write(&status, packages.replace("5.2-1", "5.2-2").replace("vim", "nano")).unwrap();
+    let packages = fs::read_to_string(&status).expect("a file of the test can be made");
+    fs::write(&status, packages.replace("5.2-1", "5.2-2").replace("vim", "nano"))
+        .expect("a file of the test can be made");
     story.make_disk();
     let refused = story.publisher.satchel([
         "publish".as_ref(),
@@ -208,10 +239,10 @@ fn publishing_tells_what_changed_and_keeps_to_a_budget() {
     assert_eq!(packages["added"][0]["package"], "nano", "{second}");
     assert_eq!(packages["removed"][0]["package"], "vim", "{second}");
     assert_eq!(packages["upgraded"][0]["after"], "5.2-2", "{second}");
-    let full = summary["full_bytes"].as_u64().unwrap();
+    let full = summary["full_bytes"].as_u64().expect("a file of the test can be made");
     assert!((500_000..2_000_000).contains(&full), "{full}");
 
-    fs::write(story.tree.join("etc/hostname"), "golden three\n").unwrap();
+    fs::write(story.tree.join("etc/hostname"), "golden three\n").expect("a file of the test can be made");
     story.make_disk();
     assert_eq!(story.publish(&["--no-summary"])["summary"], Value::Null);
 }

@@ -32,13 +32,13 @@ fn a_desktop_goes_back_to_an_earlier_version_and_forward_again_from_any_machine(
     assert!(again["version"].is_null(), "{again}");
 
     // The roll-back can be rolled back; the machine that made the versions takes it up.
-    laptop.satchel(["rollback", "work", "3"]).ok();
+    let _ = laptop.satchel(["rollback", "work", "3"]).ok();
     third.assert_on_another_machine(&published);
     let mount = laptop.mount("work");
     third.assert_in(&mount);
     mount.unmount();
 
-    laptop.satchel(["rollback", "work", "2", "--home-only"]).ok();
+    let _ = laptop.satchel(["rollback", "work", "2", "--home-only"]).ok();
     let mixed = Disks { system: third.system.clone(), home: second.home.clone() };
     mixed.assert_on_another_machine(&published);
     assert_eq!(versions(&laptop), [6, 5, 4, 3, 2, 1]);
@@ -64,10 +64,10 @@ fn going_back_is_refused_while_the_desktop_is_open_or_holds_changes() {
         refused.stderr
     );
     sync(&laptop);
-    laptop.satchel(["rollback", "work", "1"]).ok();
+    let _ = laptop.satchel(["rollback", "work", "1"]).ok();
     let refused = laptop.satchel(["rollback", "work", "9"]).exited(1);
     assert!(refused.stderr.contains("has no version 9"), "{}", refused.stderr);
-    laptop.satchel(["rollback", "work", "2"]).ok();
+    let _ = laptop.satchel(["rollback", "work", "2"]).ok();
     disks.assert_on_another_machine(&published);
 }
 
@@ -83,7 +83,7 @@ fn what_is_pruned_is_deleted_and_what_is_kept_stays_whole() {
         disks.change(&mount, 10, &mut rng);
         mount.unmount();
         let note: &[&str] = if round == 1 { &["-m", "before the upgrade"] } else { &[] };
-        laptop.satchel(["sync", "work"].iter().chain(note)).ok();
+        let _ = laptop.satchel(["sync", "work"].iter().chain(note)).ok();
     }
     let listed = laptop.history("work");
     assert!(listed[0]["stored_bytes"].as_u64().is_some_and(|bytes| bytes > 0), "{listed}");
@@ -110,7 +110,7 @@ fn what_is_pruned_is_deleted_and_what_is_kept_stays_whole() {
     assert_eq!(dry["condemned"], condemned["condemned"]);
     assert!(condemned["condemned"]["segments"].as_u64() > Some(0), "{condemned}");
     assert_eq!(packs(), before, "nothing is deleted that was not condemned before");
-    published.server.run(&["gc"], &["--grace", "0"]).ok();
+    let _ = published.server.run(&["gc"], &["--grace", "0"]).ok();
     assert!(packs() < before);
     published.server.verify();
 

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use chunk_format::Firmware;
 
+pub mod agent;
 pub mod console;
 pub mod kvm;
 pub mod qemu;

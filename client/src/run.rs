@@ -6,7 +6,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use chunk_format::Firmware;
+use chunk_format::{Firmware, ManifestId};
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use crate::control::{Connection, ControlError, Reply, Request};
 use crate::desktop::DesktopStore;
+use crate::engine::agent::{Agent, AgentError};
 use crate::engine::console::{self, Key, RawTerminal};
 use crate::engine::qmp::Qmp;
 use crate::engine::running::{Ended, Running, Starter};
@@ -35,6 +36,8 @@ const FORCED_OFF_PATIENCE: Duration = Duration::from_secs(15);
 const HAND_OVER_PATIENCE: Duration = Duration::from_secs(180);
 /// How often a machine that was stopped by a full disk is told to go on.
 const CONTINUE_INTERVAL: Duration = Duration::from_secs(5);
+/// How often the guest's agent is asked whether it is there, until it is.
+const PING_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Why a desktop could not be run.
 #[derive(Debug, thiserror::Error)]
@@ -120,6 +123,8 @@ pub enum Event {
     },
     /// The guest starts its machine again.
     Restarting,
+    /// The guest's agent answers for the first time since the machine was started: its system is up.
+    GuestAnswers,
     /// Its screen can be seen here.
     Vnc {
         /// `127.0.0.1:PORT`.
@@ -235,6 +240,7 @@ async fn run_machine(
             refuse_at: None,
             stopped_by_disk: false,
             desktop_directory: &request.desktop_directory,
+            golden: golden.map(|golden| golden.id),
             events,
         };
         let ended = supervisor.watch(mount, &mut keys).await?;
@@ -283,6 +289,8 @@ struct Supervisor<'a, E: Fn(Event)> {
     refuse_at: Option<Instant>,
     stopped_by_disk: bool,
     desktop_directory: &'a Path,
+    /// The golden version it stands on: a guest that answers is a good start of it.
+    golden: Option<ManifestId>,
     events: &'a E,
 }
 
@@ -303,6 +311,9 @@ impl<E: Fn(Event)> Supervisor<'_, E> {
         let wanted = await_wanted(self.desktop_directory);
         tokio::pin!(wanted);
         let mut is_wanted = false;
+        let answers = await_agent(self.running.agent.take());
+        tokio::pin!(answers);
+        let mut has_answered = false;
         loop {
             let (left_behind_at, refuse_at) = (self.left_behind_at, self.refuse_at);
             tokio::select! {
@@ -320,6 +331,13 @@ impl<E: Fn(Event)> Supervisor<'_, E> {
                     if !self.asked_to_stop {
                         self.stop().await;
                     }
+                }
+                () = &mut answers, if !has_answered => {
+                    has_answered = true;
+                    if let Some(golden) = self.golden {
+                        noted(starts::note_good(self.desktop_directory, golden));
+                    }
+                    (self.events)(Event::GuestAnswers);
                 }
                 () = tokio::time::sleep_until(refuse_at.unwrap_or_else(Instant::now)), if refuse_at.is_some() => {
                     self.refuse_at = None;
@@ -398,6 +416,18 @@ async fn await_wanted(desktop_directory: &Path) -> String {
             tracing::warn!(%error, "another machine may ask for this desktop, and is not heard");
             std::future::pending().await
         }
+    }
+}
+
+/// Waits until the guest's agent answers; for ever when there is none.
+async fn await_agent(agent: Option<Agent>) {
+    let Some(mut agent) = agent else { return std::future::pending().await };
+    while let Err(error) = agent.ping().await {
+        if matches!(error, AgentError::Connection(_)) {
+            // The machine has ended, or is about to.
+            return std::future::pending().await;
+        }
+        tokio::time::sleep(PING_INTERVAL).await;
     }
 }
 

@@ -106,6 +106,8 @@ impl Screen {
                     printer.message(console::HELP);
                 }
             }
+            // A person sees that for themselves.
+            Event::GuestAnswers => {}
             Event::Vnc { address, password } => {
                 printer.message(&format!("the screen is at vnc://{address}, password {password}"));
             }

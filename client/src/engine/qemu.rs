@@ -9,6 +9,7 @@ use chunk_format::Firmware;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use tokio::process::{Child, Command};
 
+use super::agent::PORT;
 use super::{Display, EngineError, Machine, die_with_parent, find_program, kvm_works};
 
 const PROGRAM: &str = "qemu-system-x86_64";
@@ -25,6 +26,8 @@ pub struct Running {
     pub control: UnixStream,
     /// The machine's serial console.
     pub serial: UnixStream,
+    /// The port of the guest's agent.
+    pub agent: UnixStream,
     /// Whether the processor runs the machine itself, or QEMU imitates one.
     pub accelerated: bool,
 }
@@ -42,15 +45,21 @@ pub fn start(machine: &Machine) -> Result<Running, EngineError> {
     let accelerated = kvm_works();
     let (control, qemu_control) = connection()?;
     let (serial, qemu_serial) = connection()?;
+    let (agent, qemu_agent) = connection()?;
     let mut command = Command::new(&program);
-    command.args(arguments(machine, accelerated, qemu_control.as_raw_fd(), qemu_serial.as_raw_fd())?);
+    let ends = Ends {
+        control: qemu_control.as_raw_fd(),
+        serial: qemu_serial.as_raw_fd(),
+        agent: qemu_agent.as_raw_fd(),
+    };
+    command.args(arguments(machine, accelerated, &ends)?);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     // Its own process group: a Ctrl-C in the terminal is ours to handle.
     die_with_parent(command.process_group(0).kill_on_drop(true));
     let process = command
         .spawn()
         .map_err(|source| EngineError::Start { program: program.display().to_string(), source })?;
-    Ok(Running { process, control, serial, accelerated })
+    Ok(Running { process, control, serial, agent, accelerated })
 }
 
 /// Both ends of a connection; the second is inherited by the process started next, so it must be dropped after.
@@ -72,12 +81,15 @@ fn has_window(program: &Path) -> bool {
         .is_ok_and(|output| String::from_utf8_lossy(&output.stdout).lines().any(|line| line.trim() == "gtk"))
 }
 
-fn arguments(
-    machine: &Machine,
-    accelerated: bool,
+/// QEMU's ends of its connections, as the numbers of descriptors it inherits.
+struct Ends {
     control: i32,
     serial: i32,
-) -> Result<Vec<String>, EngineError> {
+    agent: i32,
+}
+
+fn arguments(machine: &Machine, accelerated: bool, ends: &Ends) -> Result<Vec<String>, EngineError> {
+    let Ends { control, serial, agent } = ends;
     let mut args: Vec<String> = Vec::new();
     let mut add = |flag: &str, value: String| args.extend([flag.to_owned(), value]);
     add("-name", format!("{},process=satchel-{}", escape(&machine.name), escape(&machine.name)));
@@ -123,6 +135,9 @@ fn arguments(
     add("-mon", "chardev=control,mode=control".to_owned());
     add("-chardev", format!("socket,id=serial,fd={serial}"));
     add("-serial", "chardev:serial".to_owned());
+    add("-chardev", format!("socket,id=agent,fd={agent}"));
+    add("-device", "virtio-serial-pci".to_owned());
+    add("-device", format!("virtserialport,chardev=agent,name={PORT}"));
     match machine.display {
         Display::None => add("-display", "none".to_owned()),
         Display::Window => add("-display", "gtk".to_owned()),
@@ -185,13 +200,16 @@ mod tests {
             cpus: 2,
             display: Display::None,
         };
-        let args = arguments(&machine, false, 8, 9).unwrap();
+        let ends = Ends { control: 8, serial: 9, agent: 10 };
+        let args = arguments(&machine, false, &ends).unwrap();
         let disks: Vec<&String> = args.iter().filter(|arg| arg.starts_with("virtio-blk")).collect();
         assert_eq!(disks.len(), 2);
         assert!(disks.iter().all(|disk| disk.contains("rerror=stop,werror=stop")));
         assert!(args.iter().any(|arg| arg.contains("filename=/a,,b/home.raw,")));
         assert!(args.iter().any(|arg| arg == "socket,id=control,fd=8"));
-        let without_home = arguments(&Machine { home: None, ..machine }, true, 8, 9).unwrap();
+        assert!(args.iter().any(|arg| arg == "socket,id=agent,fd=10"));
+        assert!(args.iter().any(|arg| arg == "virtserialport,chardev=agent,name=org.qemu.guest_agent.0"));
+        let without_home = arguments(&Machine { home: None, ..machine }, true, &ends).unwrap();
         assert!(!without_home.iter().any(|arg| arg.contains("home")));
         assert!(without_home.iter().any(|arg| arg == "q35,accel=kvm"));
     }

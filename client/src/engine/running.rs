@@ -13,6 +13,7 @@ use tokio::process::{Child, ChildStderr};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use super::agent::Agent;
 use super::kvm::{self, Programs, SerialLine};
 use super::qmp::{self, Qmp};
 use super::vmm_control::VmmControl;
@@ -66,6 +67,8 @@ pub struct Running {
     reading: Option<JoinHandle<()>>,
     /// What it does by itself.
     pub events: mpsc::UnboundedReceiver<MachineEvent>,
+    /// The guest's agent, where the engine has a port for it. The guest may not run one.
+    pub agent: Option<Agent>,
     /// Whether the processor runs the machine itself, or QEMU imitates one.
     pub accelerated: bool,
     /// Whether it is our own machine.
@@ -141,6 +144,10 @@ impl Starter {
                     last_lines,
                     reading: Some(reading),
                     events: translated(said),
+                    // A machine without its agent is as good a machine.
+                    agent: Agent::open(started.agent)
+                        .inspect_err(|error| tracing::warn!(%error, "the guest's agent cannot be asked"))
+                        .ok(),
                     accelerated: started.accelerated,
                     is_own: false,
                 };
@@ -157,6 +164,7 @@ impl Starter {
                     last_lines,
                     reading: Some(reading),
                     events,
+                    agent: None,
                     accelerated: true,
                     is_own: true,
                 };

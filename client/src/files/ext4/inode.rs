@@ -240,7 +240,7 @@ mod tests {
     #[test]
     fn moments_read_back_over_their_whole_range() {
         for (seconds, nanoseconds) in
-            [(0, 0), (-1, 5), (1_700_000_000, 999_999_999), (1 << 31, 1), (15 << 30, 7)]
+            [(0, 0), (-1, 5), (1_700_000_000, 999_999_999), (1 << 31, 1), ((7 << 31) - 1, 7)]
         {
             let moment = Moment { seconds, nanoseconds };
             let (base, extra) = moment.encode();

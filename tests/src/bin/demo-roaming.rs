@@ -22,7 +22,7 @@ fn main() {
     step("IT publishes a golden Debian; its desktops keep changes to the system until the next version");
     let disk = images::plain();
     let server = TestServer::start();
-    let publisher = Client::new("the publisher");
+    let publisher = Client::new("publisher");
     publisher.login(&server.access("it", "publisher"));
     show(&publisher, &["publish", text(&disk), "--image", "debian", "--mode", "keep"]);
 
@@ -45,7 +45,7 @@ fn main() {
     let mut running = run(&b, RunOptions::default());
     assert_eq!(guest(&mut running, "cat /home/user/letter"), "from A");
     assert_eq!(guest(&mut running, "cat /etc/golden"), "2");
-    assert_eq!(guest(&mut running, "cat /etc/my-setting || echo gone"), "gone");
+    assert_eq!(guest(&mut running, "test -e /etc/my-setting || echo gone"), "gone");
     guest(&mut running, "echo 'from B' > /home/user/reply");
     end(running);
 
@@ -81,6 +81,8 @@ fn main() {
 }
 
 /// The disk with one file more in its root file system.
+///
+/// `directory` has no blanks in its path: the script's words are divided by them.
 fn next_version(disk: &Path, directory: &Path) -> PathBuf {
     let (next, golden) = (directory.join("next.raw"), directory.join("golden"));
     let script = directory.join("script");

@@ -137,7 +137,7 @@ const DAMAGED_DESKTOP: &str = "check the disk that holds the state directory; wh
 
 fn of_remote(error: &RemoteError) -> Option<String> {
     let text = match error {
-        RemoteError::Unreachable { url, .. } => {
+        RemoteError::Unreachable { url, .. } | RemoteError::Stalled { url, .. } => {
             format!("is the server running there, and does the network reach it? (`curl -k {url}/healthz`)")
         }
         RemoteError::OtherCertificate { url, .. } => format!(

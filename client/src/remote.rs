@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 mod api;
 mod channels;
 mod error;
+mod outgoing;
 mod retention;
 mod static_host;
 mod tls;
@@ -35,6 +36,12 @@ const SILENCE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Bytes under way at once: 100 Mbit/s at 150 ms needs 1.9 MB for one stream, 1 Gbit/s at 60 ms 7.5 MB for all.
 const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+/// A connection is looked after so often,
+const PING_INTERVAL: Duration = Duration::from_secs(10);
+/// and is lost when nothing comes back for so long.
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
+/// The same where much is sent: the question queues behind megabytes in the kernel, on a link that may take long for them.
+const SENDING_PING_TIMEOUT: Duration = Duration::from_secs(60);
 /// The longest control-plane answer anyone reads, bytes.
 const MAX_JSON_BYTES: usize = 8 << 20;
 
@@ -72,6 +79,8 @@ pub struct Remote {
     endpoint: Endpoint,
     token: String,
     http: reqwest::Client,
+    /// For what is sent: on connections of its own, so that nothing that is waited for queues behind it.
+    sending: reqwest::Client,
     tls: ClientTls,
 }
 
@@ -88,7 +97,9 @@ impl Remote {
             return Err(RemoteError::BadToken { reason: "none: it holds spaces or signs no token has" });
         }
         let (http, tls) = http_client(&endpoint.trust)?;
-        Ok(Self { endpoint, token, http, tls })
+        // How long it may be silent depends on how much is under way: see `outgoing`.
+        let sending = build(client_builder(&tls).http2_keep_alive_timeout(SENDING_PING_TIMEOUT))?;
+        Ok(Self { endpoint, token, http, sending, tls })
     }
 
     /// Where the server is.
@@ -102,8 +113,16 @@ impl Remote {
     }
 
     fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        self.http
-            .request(method, format!("{}{path}", self.endpoint.url))
+        self.request_by(&self.http, method, path)
+    }
+
+    /// A request that brings a body of some size, for [`send_out`](Self::send_out).
+    fn outgoing(&self, method: Method, path: &str) -> RequestBuilder {
+        self.request_by(&self.sending, method, path)
+    }
+
+    fn request_by(&self, http: &reqwest::Client, method: Method, path: &str) -> RequestBuilder {
+        http.request(method, format!("{}{path}", self.endpoint.url))
             .bearer_auth(&self.token)
             .header(API_HEADER, API_VERSION)
     }
@@ -170,23 +189,27 @@ impl Remote {
 
 /// An HTTP client that trusts as told.
 fn http_client(trust: &Trust) -> Result<(reqwest::Client, ClientTls), RemoteError> {
-    let setup = |reason: String| RemoteError::Setup { reason };
-    let tls = ClientTls::new(trust).map_err(setup)?;
-    let http = reqwest::Client::builder()
+    let tls = ClientTls::new(trust).map_err(|reason| RemoteError::Setup { reason })?;
+    let http = build(client_builder(&tls).read_timeout(SILENCE_TIMEOUT))?;
+    Ok((http, tls))
+}
+
+fn client_builder(tls: &ClientTls) -> reqwest::ClientBuilder {
+    reqwest::Client::builder()
         .tls_backend_preconfigured(tls.config())
         .https_only(true)
         .redirect(reqwest::redirect::Policy::none())
         .connect_timeout(CONNECT_TIMEOUT)
-        .read_timeout(SILENCE_TIMEOUT)
         .tcp_nodelay(true)
         .http2_initial_stream_window_size(STREAM_WINDOW_BYTES)
         .http2_initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .http2_keep_alive_interval(Duration::from_secs(10))
-        .http2_keep_alive_timeout(Duration::from_secs(10))
+        .http2_keep_alive_interval(PING_INTERVAL)
+        .http2_keep_alive_timeout(PING_TIMEOUT)
         .user_agent(concat!("satchel/", env!("CARGO_PKG_VERSION")))
-        .build()
-        .map_err(|error| setup(error::chain(&error)))?;
-    Ok((http, tls))
+}
+
+fn build(builder: reqwest::ClientBuilder) -> Result<reqwest::Client, RemoteError> {
+    builder.build().map_err(|error| RemoteError::Setup { reason: error::chain(&error) })
 }
 
 fn transport_error(url: &str, trust: &Trust, tls: &ClientTls, source: reqwest::Error) -> RemoteError {

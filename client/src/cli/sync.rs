@@ -50,10 +50,11 @@ pub(crate) async fn run(context: &Context, args: SyncArgs) -> anyhow::Result<()>
 /// Whether the server cannot be reached at present; the process that has the desktop mounted says so in words.
 fn is_unreachable(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
-        cause.downcast_ref::<RemoteError>().is_some_and(|error| matches!(error, RemoteError::Unreachable { .. }))
-            || cause.downcast_ref::<ControlError>().is_some_and(|error| {
-                matches!(error, ControlError::Failed { message } if message.starts_with("cannot reach "))
-            })
+        cause.downcast_ref::<RemoteError>().is_some_and(|error| {
+            matches!(error, RemoteError::Unreachable { .. } | RemoteError::Stalled { .. })
+        }) || cause.downcast_ref::<ControlError>().is_some_and(
+            |error| matches!(error, ControlError::Failed { message } if message.starts_with("cannot reach ")),
+        )
     })
 }
 

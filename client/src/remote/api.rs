@@ -4,7 +4,7 @@ use chunk_format::{
     ChunkId, ID_BYTES, ManifestId, Name, Namespace, PackId, PublicKey, SegmentId, Signature, StreamId,
     Subject,
 };
-use reqwest::{Body, Method, RequestBuilder};
+use reqwest::{Method, RequestBuilder};
 use serde::{Deserialize, Serialize};
 
 use super::{Remote, RemoteError, Rollout};
@@ -382,7 +382,7 @@ impl Remote {
         pack: bytes::Bytes,
     ) -> Result<(), RemoteError> {
         let path = format!("/v1/data/{namespace}/packs/{id}");
-        self.send(self.request(Method::PUT, &path).body(Body::from(pack))).await.map(drop)
+        self.send_out(self.outgoing(Method::PUT, &path), pack).await.map(drop)
     }
 
     /// Uploads a framed segment whose chunks are all there.
@@ -396,7 +396,7 @@ impl Remote {
         frame: Vec<u8>,
     ) -> Result<(), RemoteError> {
         let path = format!("/v1/data/{}/segments/{id}", place.namespace);
-        self.send(place.query(self.request(Method::PUT, &path)).body(frame)).await.map(drop)
+        self.send_out(place.query(self.outgoing(Method::PUT, &path)), frame.into()).await.map(drop)
     }
 
     /// Uploads an object of a boot stream; nothing happens when it is already there.
@@ -410,7 +410,7 @@ impl Remote {
         stream: bytes::Bytes,
     ) -> Result<(), RemoteError> {
         let path = format!("/v1/data/{namespace}/streams/{id}");
-        self.send(self.request(Method::PUT, &path).body(Body::from(stream))).await.map(drop)
+        self.send_out(self.outgoing(Method::PUT, &path), stream).await.map(drop)
     }
 
     /// Makes a profile the profile of a version. Its streams are there already.
@@ -425,10 +425,9 @@ impl Remote {
         signature: &Signature,
     ) -> Result<(), RemoteError> {
         let request = self
-            .request(Method::PUT, &format!("/v1/images/{image}/versions/{manifest}/profile"))
-            .header("satchel-signature", signature.to_string())
-            .body(profile);
-        self.send(request).await.map(drop)
+            .outgoing(Method::PUT, &format!("/v1/images/{image}/versions/{manifest}/profile"))
+            .header("satchel-signature", signature.to_string());
+        self.send_out(request, profile.into()).await.map(drop)
     }
 
     /// Takes or renews the lease of a desktop.
@@ -481,17 +480,17 @@ impl Remote {
         signature: &Signature,
     ) -> Result<VersionInfo, RemoteError> {
         let mut request = self
-            .request(Method::POST, &versions_path(subject))
+            .outgoing(Method::POST, &versions_path(subject))
             .header("satchel-signature", signature.to_string())
-            .header("content-type", "application/json")
-            .body(manifest);
+            .header("content-type", "application/json");
         if let Some(channel) = placing.channel {
             request = request.query(&[("channel", channel.as_str())]);
         }
         if let Some(origin) = placing.fork_of {
             request = request.query(&[("fork-of", origin.as_str())]);
         }
-        self.json(request).await
+        let response = self.send_out(request, manifest.into()).await?;
+        self.read_json(response).await
     }
 
     /// Begins to fetch an object of the data plane.

@@ -43,6 +43,14 @@ pub enum RemoteError {
         #[source]
         source: reqwest::Error,
     },
+    /// What was being sent stopped moving.
+    #[error("cannot reach {url}: nothing that was sent to it got on for {seconds} s")]
+    Stalled {
+        /// The server.
+        url: String,
+        /// For how long.
+        seconds: u64,
+    },
     /// The server shows another certificate than the pinned one.
     #[error(
         "{url} shows the certificate {found}, but {expected} is pinned: this may be another server in its place"
@@ -120,7 +128,7 @@ impl RemoteError {
     /// Whether the same request may succeed later without anyone changing anything here.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Unreachable { .. } | Self::Unexpected { .. } => true,
+            Self::Unreachable { .. } | Self::Stalled { .. } | Self::Unexpected { .. } => true,
             Self::Refused { status, code, .. } => {
                 status.is_server_error() || code == "too_slow" || *status == StatusCode::TOO_MANY_REQUESTS
             }

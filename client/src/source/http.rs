@@ -70,7 +70,9 @@ fn classify(error: &RemoteError) -> (FailureKind, Option<Duration>) {
             };
             (kind, retry_after_s.map(Duration::from_secs))
         }
-        RemoteError::Unreachable { .. } | RemoteError::Unexpected { .. } => (FailureKind::Unreachable, None),
+        RemoteError::Unreachable { .. } | RemoteError::Stalled { .. } | RemoteError::Unexpected { .. } => {
+            (FailureKind::Unreachable, None)
+        }
         _ => (FailureKind::Refused, None),
     }
 }

@@ -32,9 +32,9 @@ const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 /// What is kept of one answer until its client takes it.
 const SEND_BUFFER_BYTES: usize = 512 << 10;
 const FRAME_BYTES: u32 = 64 << 10;
-/// Silent peers are asked whether they are there.
+/// Silent peers are asked whether they are there. The answer of one that sends a lot over a slow link queues behind that.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
-const PING_TIMEOUT: Duration = Duration::from_secs(20);
+const PING_TIMEOUT: Duration = Duration::from_secs(60);
 /// Time a peer has to take note that its connection ends, once nothing is in flight. One that sleeps never does.
 const END_GRACE: Duration = Duration::from_secs(1);
 /// What HTTP/1.1 reads at once; a request's head has its own limit below it.

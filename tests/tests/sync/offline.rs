@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use satchel_tests::wait::{self, PATIENCE};
 use satchel_tests::{
-    Class, Client, Event, Fault, FaultyHttps, Link, Output, Policy, Publication, Rng, Rule, Shape, Way,
-    require,
+    Class, Client, Direction, Event, Fault, FaultyHttps, Link, Output, Policy, Publication, Rng, Rule, Shape,
+    Way, require,
 };
 
 use super::story::{Disks, behind_a_proxy, sync, unsynced_bytes, versions};
@@ -215,4 +215,28 @@ fn a_proxy_in_between_that_answers_in_html_is_no_server() {
     proxy.inject(Rule::new(Fault::Status(502)));
     let refused = laptop.satchel(["images"]).exited(1);
     assert!(refused.stderr.starts_with("error: "), "{}", refused.stderr);
+}
+
+#[test]
+fn a_slow_uplink_is_no_lost_one() {
+    require!(fuse);
+    let published = Publication::new(45, 4 << 20);
+    // What is sent takes longer than a server may be silent.
+    let up = Direction { rate_bps: Some(2_000_000), delay: Duration::from_millis(20) };
+    let shape = Shape { up, down: Direction::default() };
+    let link = Link::start(published.server.address(), shape);
+    let laptop = published.machine("laptop");
+    laptop.login(&published.access().through(&link));
+    laptop.create("work", "golden", Some("16M"));
+    let mount = laptop.mount("work");
+    let mut disks = Disks::new(&published);
+    let mut noise = vec![0; 8 << 20];
+    Rng::new(45).fill(&mut noise);
+    disks.home.write(&satchel_tests::model::open_for_writing(&mount.home()), 0, &noise);
+    mount.unmount();
+    let sent_before = link.counts().up_bytes;
+    sync(&laptop);
+    let sent_bytes = link.counts().up_bytes - sent_before;
+    assert!(sent_bytes < 9 << 20, "{sent_bytes} bytes were sent for 8 MiB: some were sent twice");
+    disks.assert_on_another_machine(&published);
 }

@@ -45,7 +45,7 @@ mod sync;
 mod watch;
 
 use output::Printer;
-use quantity::ByteSize;
+use quantity::{ByteSize, Every};
 
 /// Carries your desktop from machine to machine.
 ///
@@ -91,6 +91,8 @@ enum Command {
     Run(RunArgs),
     /// Send a desktop's changes to the server
     Sync(SyncArgs),
+    /// Make a version of a desktop as it is, to come back to; also while its machine runs
+    Checkpoint(CheckpointArgs),
     /// Fetch all of a desktop and keep it, so that it works without a network
     Pin(PinArgs),
     /// Show or change where a desktop's chunks come from beside its server
@@ -306,6 +308,12 @@ struct OpenArgs {
     /// Serve numbers for Prometheus on this loopback address (port 0: any)
     #[arg(long, value_name = "127.0.0.1:PORT")]
     metrics: Option<SocketAddr>,
+    /// Sync by itself so often while it is in use, as 10m, 90s or 2h, or never; without it as the server's operator says, or else every 10m
+    #[arg(long, value_name = "TIME")]
+    sync_every: Option<Every>,
+    /// The most such a sync sends in a second; without it, half of what the link carries
+    #[arg(long, value_name = "SIZE")]
+    sync_rate: Option<ByteSize>,
     /// Seconds between two looks whether the channel names another version
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     ask_every: u64,
@@ -460,6 +468,15 @@ struct SyncArgs {
     /// What to say of this version
     #[arg(long, short, value_name = "TEXT")]
     message: Option<String>,
+}
+
+#[derive(Debug, Args)]
+struct CheckpointArgs {
+    /// The desktop
+    desktop: Name,
+    /// What to say of this version; there is one even if nothing changed
+    #[arg(long, short, value_name = "TEXT")]
+    message: String,
 }
 
 #[derive(Debug, Args)]
@@ -636,6 +653,7 @@ fn run(cli: Cli, printer: Printer) -> anyhow::Result<()> {
             Command::Mount(args) => mount::run(&context, args).await,
             Command::Run(args) => run::run(&context, args).await,
             Command::Sync(args) => interruptible(sync::run(&context, args)).await,
+            Command::Checkpoint(args) => interruptible(sync::checkpoint(&context, args)).await,
             Command::Pin(args) => interruptible(pin::run(&context, args)).await,
             Command::Source(args) => source::run(&context, &args),
             Command::Status(args) if args.watch => {

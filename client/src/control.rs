@@ -46,6 +46,16 @@ pub enum Request {
         /// Why.
         reason: String,
     },
+    /// To say when the disks are about to be frozen, so that a guest can hold still; the replies are `hold_still` and `go_on`,
+    /// in turn, and each `hold_still` is answered by `still`. Of all who ask this, the latest attends to it.
+    AttendFreezes,
+    /// To hear that a guest holds still, or does not.
+    Still {
+        /// Whether it does.
+        held: bool,
+        /// How long it took, milliseconds.
+        took_ms: u64,
+    },
     /// To unmount and end.
     Unmount,
 }
@@ -76,6 +86,10 @@ pub enum Reply {
         /// Whether it was told to stop.
         paused: bool,
     },
+    /// The disks are about to be frozen: the guest is to hold still.
+    HoldStill,
+    /// They are; it goes on.
+    GoOn,
     /// It is done.
     Done {
         /// The result, of the request's own kind.

@@ -11,11 +11,16 @@ use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc, oneshot};
 
+mod freezes;
 mod lease;
 pub(crate) mod point;
+mod trickle;
 
+use freezes::FreezeDesk;
 use lease::{LeaseDesk, LeaseEvent};
 pub use point::{PointError, clean_stale, unmount};
+use trickle::TrickleEvent;
+pub use trickle::{DEFAULT_INTERVAL, Trickle};
 
 use crate::control::{self, Connection, Reply, Request};
 use crate::desktop::OpenDesktop;
@@ -29,7 +34,7 @@ use crate::renew::{self, Ready};
 use crate::session::Session;
 use crate::status::DesktopStatus;
 use crate::sync::{SyncReport, Syncer};
-use crate::upload::UploadProgress;
+use crate::upload::{Pace, UploadProgress};
 
 /// How often the cache's index is written.
 const SAVE_INTERVAL: Duration = Duration::from_secs(5);
@@ -91,17 +96,21 @@ pub enum Event {
         /// The machine.
         machine: String,
     },
-    /// The desktop was synced before it was handed over.
+    /// The desktop was synced: before it was handed over, or by itself.
     Synced {
         /// The desktop.
         desktop: Name,
         /// What the sync did.
         report: Box<SyncReport>,
+        /// Whether by itself: another follows.
+        is_routine: bool,
     },
-    /// The sync before handing over failed.
+    /// That sync failed.
     NotSynced {
         /// Why.
         reason: String,
+        /// Whether it is tried again by itself.
+        is_routine: bool,
     },
     /// Another golden version can be taken up at the next start.
     NextReady(Ready),
@@ -109,6 +118,16 @@ pub enum Event {
     Busy,
     /// Unmounting.
     Unmounting,
+}
+
+/// What is done with a desktop while it is mounted, beside serving its disks.
+pub struct Services {
+    /// How it is synced.
+    pub syncer: Syncer,
+    /// How it is synced by itself.
+    pub trickle: Trickle,
+    /// Where numbers are asked for.
+    pub metrics: Option<TcpListener>,
 }
 
 /// Serves a session's disks on a directory until it is unmounted, a signal arrives, or someone asks over the control
@@ -121,10 +140,10 @@ pub async fn serve(
     desktop_directory: &Path,
     directory: &Path,
     options: &MountOptions,
-    syncer: Syncer,
-    metrics: Option<TcpListener>,
+    services: Services,
     events: impl Fn(Event),
 ) -> Result<(), MountError> {
+    let Services { syncer, trickle, metrics } = services;
     if clean_stale(directory)? {
         events(Event::StaleMountCleared);
     }
@@ -168,13 +187,24 @@ pub async fn serve(
         tokio::spawn(renew::watch(session, desktop_directory.to_owned(), machine, ready_sender))
     });
     let scraping = metrics.map(|listener| tokio::spawn(metrics::serve(listener, Arc::clone(&session))));
+    let freezes = Arc::new(FreezeDesk::default());
+    let pace = Arc::new(Pace::new(trickle.limit_bytes_per_s));
+    let (trickle_sender, mut trickled) = mpsc::unbounded_channel();
+    let trickling = trickle.every.map(|every| {
+        let (session, freezes, pace) = (Arc::clone(&session), Arc::clone(&freezes), Arc::clone(&pace));
+        tokio::spawn(trickle::trickle(session, syncer.clone(), freezes, pace, every, trickle_sender))
+    });
     let answering = tokio::spawn(answer(
         listener,
-        Arc::clone(&session),
-        syncer.clone(),
-        directory.display().to_string(),
-        Arc::clone(&asked),
-        Arc::clone(&desk),
+        Answering {
+            session: Arc::clone(&session),
+            syncer: Syncer { guest: Some(Arc::clone(&freezes) as Arc<_>), ..syncer.clone() },
+            mounted_at: directory.display().to_string(),
+            unmount: Arc::clone(&asked),
+            desk: Arc::clone(&desk),
+            freezes,
+            pace,
+        },
     ));
     events(Event::Mounted);
 
@@ -210,6 +240,16 @@ pub async fn serve(
                         }
                     }
                 }
+                continue;
+            }
+            Some(event) = trickled.recv() => {
+                events(match event {
+                    TrickleEvent::Synced(report) => {
+                        let desktop = session.desktop.store().record().desktop;
+                        Event::Synced { desktop, report, is_routine: true }
+                    }
+                    TrickleEvent::NotSynced { reason } => Event::NotSynced { reason, is_routine: true },
+                });
                 continue;
             }
             Some(next) = ready.recv() => {
@@ -248,13 +288,18 @@ pub async fn serve(
     }
     answering.abort();
     keeping.abort();
+    if let Some(trickling) = trickling {
+        trickling.abort();
+        // What it was in the middle of has ended before the next sync begins.
+        let _ = trickling.await;
+    }
     if is_handing_over {
         match syncer.sync(&session.desktop, None).await {
             Ok(report) => {
                 let desktop = session.desktop.store().record().desktop;
-                events(Event::Synced { desktop, report: Box::new(report) });
+                events(Event::Synced { desktop, report: Box::new(report), is_routine: false });
             }
-            Err(error) => events(Event::NotSynced { reason: explain(&error) }),
+            Err(error) => events(Event::NotSynced { reason: explain(&error), is_routine: false }),
         }
     }
     if let Some(watching) = watching {
@@ -275,22 +320,21 @@ pub async fn serve(
     }
 }
 
-async fn answer(
-    listener: UnixListener,
+/// What answers take.
+#[derive(Clone)]
+struct Answering {
     session: Arc<Session>,
     syncer: Syncer,
     mounted_at: String,
     unmount: Arc<Notify>,
     desk: Arc<LeaseDesk>,
-) {
+    freezes: Arc<FreezeDesk>,
+    pace: Arc<Pace>,
+}
+
+async fn answer(listener: UnixListener, answering: Answering) {
     while let Ok((stream, _)) = listener.accept().await {
-        let (session, syncer, mounted_at, unmount, desk) = (
-            Arc::clone(&session),
-            syncer.clone(),
-            mounted_at.clone(),
-            Arc::clone(&unmount),
-            Arc::clone(&desk),
-        );
+        let Answering { session, syncer, mounted_at, unmount, desk, freezes, pace } = answering.clone();
         tokio::spawn(async move {
             let mut connection = Connection::new(stream);
             let request = match connection.receive::<Request>().await {
@@ -303,7 +347,11 @@ async fn answer(
             };
             let reply = match request {
                 Request::Status => reply_to(DesktopStatus::of_open(&session.desktop, Some(mounted_at))),
-                Request::Sync { note } => sync(&session, &syncer, note, &mut connection).await,
+                Request::Sync { note } => {
+                    // The sync that goes on by itself is in the way until it is through.
+                    let _hurry = pace.hurry();
+                    sync(&session, &syncer, note, &mut connection).await
+                }
                 Request::Pin { pinned: true, limit_bytes_per_s } => {
                     session.desktop.fetcher().limit_background(limit_bytes_per_s);
                     session.desktop.fetcher().pause_background(false);
@@ -323,6 +371,11 @@ async fn answer(
                         // Whoever asked has gone away, and attends to nothing.
                         _ = connection.receive::<Request>() => return,
                     }
+                }
+                Request::AttendFreezes => return freezes.attend(&mut connection).await,
+                Request::Still { .. } => {
+                    let message = "nobody asked whether a guest holds still".to_owned();
+                    Reply::Failed { message }
                 }
                 Request::Refuse { reason } => {
                     desk.refuse(reason);

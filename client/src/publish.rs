@@ -236,6 +236,7 @@ impl Publisher {
             .flat_map(|disk| disk.segments.clone())
             .collect();
         let upload = Upload {
+            pace: None,
             upstream: Arc::new(self.remote.clone()),
             place: PresentIn { namespace: Namespace::Image(image.clone()), also: None },
             chunk_size: ChunkSize::DEFAULT,

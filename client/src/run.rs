@@ -1,6 +1,8 @@
 //! Runs a desktop: mounts it in a process of its own, starts an engine on the disks, and syncs when the machine is
 //! switched off.
 
+mod guest;
+
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -16,7 +18,6 @@ use tokio::time::Instant;
 
 use crate::control::{Connection, ControlError, Reply, Request};
 use crate::desktop::DesktopStore;
-use crate::engine::agent::{Agent, AgentError};
 use crate::engine::console::{self, Key, RawTerminal};
 use crate::engine::qmp::Qmp;
 use crate::engine::running::{Ended, Running, Starter};
@@ -25,6 +26,7 @@ use crate::remote::NamedVersion;
 use crate::starts;
 use crate::sync::SyncReport;
 use crate::volume::DirVolume;
+use guest::GuestDesk;
 
 /// How long a mount may take to appear: it may have to fetch a version over a slow link first.
 const MOUNT_TIMEOUT: Duration = Duration::from_secs(120);
@@ -36,8 +38,6 @@ const FORCED_OFF_PATIENCE: Duration = Duration::from_secs(15);
 const HAND_OVER_PATIENCE: Duration = Duration::from_secs(180);
 /// How often a machine that was stopped by a full disk is told to go on.
 const CONTINUE_INTERVAL: Duration = Duration::from_secs(5);
-/// How often the guest's agent is asked whether it is there, until it is.
-const PING_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Why a desktop could not be run.
 #[derive(Debug, thiserror::Error)]
@@ -311,9 +311,7 @@ impl<E: Fn(Event)> Supervisor<'_, E> {
         let wanted = await_wanted(self.desktop_directory);
         tokio::pin!(wanted);
         let mut is_wanted = false;
-        let answers = await_agent(self.running.agent.take());
-        tokio::pin!(answers);
-        let mut has_answered = false;
+        let mut guest = GuestDesk::open(self.running.agent.take(), self.desktop_directory);
         loop {
             let (left_behind_at, refuse_at) = (self.left_behind_at, self.refuse_at);
             tokio::select! {
@@ -332,8 +330,7 @@ impl<E: Fn(Event)> Supervisor<'_, E> {
                         self.stop().await;
                     }
                 }
-                () = &mut answers, if !has_answered => {
-                    has_answered = true;
+                () = guest.answers() => {
                     if let Some(golden) = self.golden {
                         noted(starts::note_good(self.desktop_directory, golden));
                     }
@@ -416,18 +413,6 @@ async fn await_wanted(desktop_directory: &Path) -> String {
             tracing::warn!(%error, "another machine may ask for this desktop, and is not heard");
             std::future::pending().await
         }
-    }
-}
-
-/// Waits until the guest's agent answers; for ever when there is none.
-async fn await_agent(agent: Option<Agent>) {
-    let Some(mut agent) = agent else { return std::future::pending().await };
-    while let Err(error) = agent.ping().await {
-        if matches!(error, AgentError::Connection(_)) {
-            // The machine has ended, or is about to.
-            return std::future::pending().await;
-        }
-        tokio::time::sleep(PING_INTERVAL).await;
     }
 }
 

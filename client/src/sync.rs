@@ -6,6 +6,7 @@
 //! compare-and-swap moves the head; work that it refuses becomes a fork, with the same steps from the note on. The disks stay in use throughout; the guest waits for the freeze alone. The order
 //! of every durable step is in `docs/semantics.md`.
 
+pub mod guest;
 mod thorough;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -26,8 +27,11 @@ use crate::fetch::Fetcher;
 use crate::fork::{ForkReason, Forked, forked};
 use crate::overlay::{BLOCK_BYTES, BlockIndex, BlockState, Overlay};
 use crate::remote::{Placing, PresentIn, RemoteError, VersionInfo};
-use crate::upload::{Patience, ReadChunk, SegmentDone, SegmentWork, Upload, UploadError, UploadProgress};
+use crate::upload::{
+    Pace, Patience, ReadChunk, SegmentDone, SegmentWork, Upload, UploadError, UploadProgress,
+};
 use crate::upstream::{CommitError, Upstream};
+use guest::Guest;
 
 /// Why a sync did not finish. What was written is safe on this machine, and the next sync goes on.
 #[derive(Debug, thiserror::Error)]
@@ -89,6 +93,10 @@ pub struct Syncer {
     pub patience: Patience,
     /// The time, milliseconds since 1970 UTC, for people.
     pub now_ms: fn() -> u64,
+    /// Whoever runs a guest on the disks.
+    pub guest: Option<Arc<dyn Guest>>,
+    /// How it leaves room for others; none when somebody waits for it.
+    pub pace: Option<Arc<Pace>>,
 }
 
 /// What a sync did.
@@ -102,13 +110,17 @@ pub struct SyncReport {
     pub new_chunks: u64,
     /// Bytes sent.
     pub sent_bytes: u64,
+    /// Whether a guest's file systems were quiet in the instant the version is of.
+    #[serde(default)]
+    pub held_still: bool,
     /// The fork that the work went to, since it may not be the desktop's next version.
     #[serde(default)]
     pub fork: Option<Forked>,
 }
 
 impl Syncer {
-    /// Commits everything that was written to the desktop before the call.
+    /// Commits everything that was written to the desktop before the call. With a note, there is a version that bears it even
+    /// if nothing was written.
     ///
     /// # Errors
     /// [`SyncError`].
@@ -123,10 +135,17 @@ impl Syncer {
         }
         // Left frozen by a sync that did not finish; then what came after it.
         if desktop.store.record().generations.len() > 1 {
-            self.commit_frozen(desktop, note.clone(), &mut report).await?;
+            self.commit_frozen(desktop, None, &mut report).await?;
         }
-        if desktop.has_changes() || desktop.is_head_lost() {
-            desktop.freeze()?;
+        if desktop.has_changes() || desktop.is_head_lost() || note.is_some() {
+            let freezing = desktop.prepare_freeze()?;
+            let still = match &self.guest {
+                Some(guest) => guest.hold_still().await,
+                None => None,
+            };
+            report.held_still = still.is_some();
+            freezing.freeze();
+            drop(still);
             self.commit_frozen(desktop, note, &mut report).await?;
         }
         report.new_chunks = self.progress.new_chunks.load(Ordering::Relaxed);
@@ -200,7 +219,7 @@ impl Syncer {
         let through_generation = *through_generation;
         let done = self.upload(desktop, frozen, work, trust).await?;
         let manifest = self.next_manifest(head, &done, note);
-        if manifest.disks == head.manifest.disks && trust == Trust::Head {
+        if manifest.disks == head.manifest.disks && manifest.note.is_none() && trust == Trust::Head {
             // Written over with what was there before: nothing to commit.
             return fold(desktop, head, &[], Pending { manifest: head.id, through_generation });
         }
@@ -257,6 +276,7 @@ impl Syncer {
             progress: Arc::clone(&self.progress),
             threads: self.threads,
             patience: self.patience,
+            pace: self.pace.clone(),
         };
         let disks = frozen
             .views

@@ -4,7 +4,7 @@
 //! arrived is not sent again, so a broken upload continues where it stopped.
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -13,9 +13,13 @@ use chunk_format::{
 };
 use futures_util::stream::{self, TryStreamExt};
 use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
 
+mod pace;
 mod packer;
 mod worker;
+
+pub use pace::{Hurry, Pace};
 
 use crate::remote::{PresentIn, RemoteError};
 use crate::upstream::{CommitError, Upstream};
@@ -23,6 +27,8 @@ use packer::PackSink;
 
 /// Segments uploaded at once: they are small, so that the round trip dominates.
 const SEGMENT_UPLOADS: usize = 8;
+/// The lowest there is.
+const IDLE_PRIORITY: i32 = 19;
 
 /// Why an upload stopped. What was sent before stays sent.
 #[derive(Debug, thiserror::Error)]
@@ -143,6 +149,8 @@ pub struct Upload {
     pub threads: usize,
     /// How requests that fail are repeated.
     pub patience: Patience,
+    /// How it leaves room for others; none when somebody waits for it.
+    pub pace: Option<Arc<Pace>>,
 }
 
 /// How a request that fails for a passing reason is repeated: with pauses that double.
@@ -226,6 +234,8 @@ struct Shared {
     done: Mutex<Vec<SegmentDone>>,
     /// Chunks some thread has taken upon itself.
     claimed: Mutex<HashSet<ChunkId>>,
+    /// Whether nobody waits for the outcome any more.
+    is_given_up: Arc<AtomicBool>,
     sink: PackSink,
 }
 
@@ -244,6 +254,7 @@ impl Upload {
         self.progress.total_bytes.store(total, Ordering::Relaxed);
         let threads = self.threads.clamp(1, work.len().max(1));
         let (sink, uploads) = PackSink::start(self);
+        let given_up = GivenUp::default();
         let shared = Arc::new(Shared {
             upload: self.clone(),
             reader,
@@ -251,12 +262,14 @@ impl Upload {
             work: Mutex::new(work.into_iter()),
             done: Mutex::default(),
             claimed: Mutex::default(),
+            is_given_up: Arc::clone(&given_up.0),
             sink,
         });
         let workers: Vec<_> = (0..threads)
             .map(|_| {
                 let shared = Arc::clone(&shared);
-                tokio::task::spawn_blocking(move || shared.work_through())
+                let work = move || shared.work_through();
+                if self.pace.is_some() { in_idle_time(work) } else { tokio::task::spawn_blocking(work) }
             })
             .collect();
         let mut outcome = Ok(());
@@ -306,6 +319,33 @@ impl Upload {
             })
             .await
     }
+}
+
+/// Tells the threads of an upload, when it is dropped, that there is nothing left to do for them.
+#[derive(Default)]
+struct GivenUp(Arc<AtomicBool>);
+
+impl Drop for GivenUp {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Runs work in the processor time that nobody else wants.
+fn in_idle_time<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+    // A thread of its own: a lower priority cannot be given back.
+    tokio::task::spawn_blocking(|| {
+        std::thread::scope(|scope| {
+            let worker = scope.spawn(|| {
+                // On Linux this is the thread's own (setpriority(2), "C library/kernel differences").
+                if let Err(error) = rustix::process::setpriority_process(None, IDLE_PRIORITY) {
+                    tracing::debug!(%error, "an upload that nobody waits for runs at full priority");
+                }
+                work()
+            });
+            worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    })
 }
 
 #[cfg(test)]

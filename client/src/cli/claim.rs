@@ -32,6 +32,8 @@ impl OpenArgs {
             read_only: false,
             metrics: None,
             ask_every: ASK_EVERY.as_secs(),
+            sync_every: None,
+            sync_rate: None,
         }
     }
 

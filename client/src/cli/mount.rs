@@ -1,6 +1,7 @@
 //! `satchel mount`
 
 use std::fmt::Write;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use satchel_client::hint;
 use satchel_client::lease::Claim;
 use satchel_client::local::{self, StartNeeds};
 use satchel_client::metrics;
-use satchel_client::mount::{self, Event};
+use satchel_client::mount::{self, Event, Services, Trickle};
 use satchel_client::renew::{Ready, RenewError, Renewed, Renewer};
 use satchel_client::session::{Notice, Session, SessionOptions};
 use satchel_client::state::StateDir;
@@ -22,7 +23,7 @@ use serde::Serialize;
 
 use super::output::Printer;
 use super::progress::while_uploading;
-use super::quantity::ByteSize;
+use super::quantity::{ByteSize, Every};
 use super::{Context, MountArgs, OnMissingArg, OpenArgs, claim, machine_name, now_ms, sync, worker_threads};
 
 /// Threads that answer the kernel: as many requests as can wait for this machine's own disk at once.
@@ -82,8 +83,17 @@ pub(crate) async fn run(context: &Context, args: MountArgs) -> anyhow::Result<()
         None => None,
     };
     let desktop_directory = state.desktop_path(&args.desktop);
-    mount::serve(session, &desktop_directory, &directory, &options, syncer, metrics, events).await?;
+    let services = Services { syncer, trickle: trickle(&args.open), metrics };
+    mount::serve(session, &desktop_directory, &directory, &options, services, events).await?;
     Ok(())
+}
+
+/// How a desktop that is opened so is synced by itself.
+fn trickle(args: &OpenArgs) -> Trickle {
+    Trickle {
+        every: args.sync_every.map_or(Some(mount::DEFAULT_INTERVAL), |Every(every)| every),
+        limit_bytes_per_s: args.sync_rate.and_then(|rate| NonZeroU64::new(rate.0)),
+    }
 }
 
 /// Says what happens to a mount on a directory; `mounted` prints the result once it is there.
@@ -102,8 +112,15 @@ pub(crate) fn say(printer: Printer, directory: &str, event: Event, mounted: impl
         Event::Taken { machine } => printer.warning(&format!(
             "{machine} has taken this desktop: nothing is lost, and what is done here from now on goes to a fork"
         )),
-        Event::Synced { desktop, report } => printer.message(&sync::summary(desktop.as_str(), &report)),
-        Event::NotSynced { reason } => {
+        // A person who works does not want to read so every few minutes; a fork is another matter.
+        Event::Synced { desktop, report, is_routine: true } if report.fork.is_none() => {
+            tracing::info!("{}", sync::summary(desktop.as_str(), &report));
+        }
+        Event::Synced { desktop, report, .. } => printer.message(&sync::summary(desktop.as_str(), &report)),
+        Event::NotSynced { reason, is_routine: true } => printer.warning(&format!(
+            "what was written is kept on this machine, but could not be synced by itself, which is tried again: {reason}"
+        )),
+        Event::NotSynced { reason, is_routine: false } => {
             printer.warning(&format!("what was written is kept on this machine, but was not synced: {reason}"));
         }
         Event::LinkUp => printer.message("the server answers again; waiting reads go on"),
@@ -306,5 +323,7 @@ pub(crate) fn syncer(state: &StateDir, session: &Session) -> anyhow::Result<Sync
         threads: worker_threads(),
         patience: Patience::DEFAULT,
         now_ms,
+        guest: None,
+        pace: None,
     })
 }

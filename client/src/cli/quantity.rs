@@ -1,7 +1,8 @@
-//! Sizes as people write and read them.
+//! Sizes and times as people write and read them.
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 /// A number of bytes: `4096`, `512M`, `32G`, `1.5T`; powers of 1,024.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +54,44 @@ impl fmt::Display for ByteSize {
     }
 }
 
+/// How often something is done: every so many seconds, minutes or hours, a second to a week; or never.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Every(pub(crate) Option<Duration>);
+
+const LONGEST_S: u64 = 7 * 86_400;
+
+impl FromStr for Every {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "never" {
+            return Ok(Self(None));
+        }
+        let (number, unit_s) = match text.split_at_checked(text.len().saturating_sub(1)) {
+            Some((number, "s")) => (number, 1),
+            Some((number, "m")) => (number, 60),
+            Some((number, "h")) => (number, 3600),
+            _ => return Err("give a time with its unit, as 10m, 90s or 2h, or never".to_owned()),
+        };
+        let seconds = number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit_s));
+        match seconds.filter(|seconds| (1..=LONGEST_S).contains(seconds)) {
+            Some(seconds) => Ok(Self(Some(Duration::from_secs(seconds)))),
+            None => Err("it must be a second to a week, or never".to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for Every {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.map(|every| every.as_secs()) {
+            None => f.write_str("never"),
+            Some(seconds) if seconds.is_multiple_of(3600) => write!(f, "{}h", seconds / 3600),
+            Some(seconds) if seconds.is_multiple_of(60) => write!(f, "{}m", seconds / 60),
+            Some(seconds) => write!(f, "{seconds}s"),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -72,6 +111,28 @@ mod tests {
         }
         for bad in ["", "G", "-1", "1.2345G", "1,5G", "99999999999T", "1X", "0x10", "1..2"] {
             assert!(bad.parse::<ByteSize>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn times_are_read_and_shown() {
+        for text in ["10m", "90s", "2h", "never", "1s", "168h"] {
+            assert_eq!(text.parse::<Every>().unwrap().to_string(), text);
+        }
+        assert_eq!("120s".parse::<Every>().unwrap().to_string(), "2m");
+        for text in [
+            "",
+            "10",
+            "0m",
+            "169h",
+            "m",
+            "-1m",
+            "1.5h",
+            "99999999999999999999h",
+            "18446744073709551615h",
+            "10\u{e4}",
+        ] {
+            assert!(text.parse::<Every>().is_err(), "{text}");
         }
     }
 }

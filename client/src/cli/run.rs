@@ -13,6 +13,7 @@ use satchel_client::session;
 
 use super::output::Printer;
 use super::progress::UploadReporter;
+use super::quantity::Every;
 use super::{Context, DisplayArg, EngineArg, OnMissingArg, RunArgs, claim, sync};
 
 pub(crate) async fn run(context: &Context, args: RunArgs) -> anyhow::Result<()> {
@@ -76,6 +77,13 @@ fn mount_command(context: &Context, args: &RunArgs) -> anyhow::Result<Vec<OsStri
     command.extend(args.open.offline.then(|| "--offline".into()));
     command.extend(args.open.take.then(|| "--take".into()));
     command.extend(args.open.read_only.then(|| "--read-only".into()));
+    // Whoever does not want the changes synced at the end does not want them synced before.
+    if let Some(every) = args.open.sync_every.or(args.no_sync.then_some(Every(None))) {
+        command.extend(["--sync-every".into(), every.to_string().into()]);
+    }
+    if let Some(rate) = args.open.sync_rate {
+        command.extend(["--sync-rate".into(), rate.0.to_string().into()]);
+    }
     if let Some(address) = args.open.metrics {
         command.extend(["--metrics".into(), address.to_string().into()]);
     }

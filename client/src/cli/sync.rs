@@ -14,7 +14,7 @@ use serde::Serialize;
 use super::output::short;
 use super::progress::{UploadReporter, while_uploading};
 use super::quantity::ByteSize;
-use super::{Context, OnMissingArg, OpenArgs, SyncArgs, mount, now_ms};
+use super::{CheckpointArgs, Context, OnMissingArg, OpenArgs, SyncArgs, mount, now_ms};
 
 /// A sync alone reads little: what lies below the changes.
 const CACHE_BYTES: u64 = 20 << 30;
@@ -45,6 +45,12 @@ pub(crate) async fn run(context: &Context, args: SyncArgs) -> anyhow::Result<()>
         summary(args.desktop.as_str(), &report)
     })?;
     Ok(())
+}
+
+/// `satchel checkpoint`: a sync that makes a version in any case.
+pub(crate) async fn checkpoint(context: &Context, args: CheckpointArgs) -> anyhow::Result<()> {
+    let CheckpointArgs { desktop, message } = args;
+    run(context, SyncArgs { desktop, wait: false, message: Some(message) }).await
 }
 
 /// Whether the server cannot be reached at present; the process that has the desktop mounted says so in words.

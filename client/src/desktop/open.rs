@@ -17,6 +17,7 @@ use super::store::{DesktopError, DesktopStore, DiskLayout};
 use crate::cache::Cache;
 use crate::disk::{Base, BaseSegment, Disk, DiskError, View};
 use crate::fetch::{BootPlan, FetchError, Fetcher, FillError, FillProgress};
+use crate::overlay::Overlay;
 use crate::profile::{ProfileError, ProfileStore, fetch_profile};
 
 /// Why what a start touches is not known.
@@ -327,16 +328,15 @@ impl OpenDesktop {
         flushed
     }
 
-    /// Freezes all disks at one instant; what is written from now on is in a new generation.
-    pub(crate) fn freeze(&self) -> Result<(), DesktopError> {
+    /// Makes ready to freeze all disks at one instant, so that the instant itself costs next to nothing.
+    pub(crate) fn prepare_freeze(&self) -> Result<Freezing<'_>, DesktopError> {
         let disks: Vec<&Disk> =
             self.disks.iter().map(AsRef::as_ref).filter(|disk| !self.is_volatile(disk)).collect();
         let layouts: Vec<DiskLayout> =
             disks.iter().map(|disk| DiskLayout { role: disk.role(), size: disk.size() }).collect();
         // Durable and named by the record before the first write can reach it.
         let overlays = self.store.add_generation(&layouts)?;
-        Disk::freeze(disks.into_iter().zip(overlays).collect());
-        Ok(())
+        Ok(Freezing { disks: disks.into_iter().zip(overlays).collect() })
     }
 
     /// Puts the disks on a version that holds the generations up to one, and lets go of those. `loaded` are segments
@@ -353,6 +353,25 @@ impl OpenDesktop {
             let folded = if self.is_volatile(disk) { 0 } else { through_generation };
             disk.fold(Arc::new(old.with_segments(changed)), folded);
         }
+    }
+}
+
+/// Disks about to be frozen. The record names their next generation already, and whoever reads it next takes the one below
+/// for frozen: so they are frozen at the latest when this is dropped.
+pub(crate) struct Freezing<'a> {
+    disks: Vec<(&'a Disk, Arc<Overlay>)>,
+}
+
+impl Freezing<'_> {
+    /// Freezes the disks; what is written from now on is in a new generation.
+    pub(crate) fn freeze(self) {
+        drop(self);
+    }
+}
+
+impl Drop for Freezing<'_> {
+    fn drop(&mut self) {
+        Disk::freeze(std::mem::take(&mut self.disks));
     }
 }
 

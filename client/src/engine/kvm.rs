@@ -9,6 +9,7 @@ use std::process::Stdio;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use tokio::process::{Child, Command};
 
+use super::agent;
 use super::vmm_control::VmmControl;
 use super::{EngineError, Machine, die_with_parent, find_program, is_executable};
 
@@ -28,6 +29,8 @@ pub struct Running {
     pub network: Child,
     /// Where it is spoken to.
     pub control: VmmControl,
+    /// Our end of the guest agent's port.
+    pub agent: UnixStream,
 }
 
 /// The programs this engine needs.
@@ -81,6 +84,7 @@ pub async fn start(
 ) -> Result<Running, EngineError> {
     let (control, vmm_control) = connection()?;
     let (passt_net, vmm_net) = connection()?;
+    let (our_agent, vmm_agent) = connection()?;
     let mut network = Command::new(&programs.passt);
     // The guest gets to the network, and not to what listens on this machine's loopback.
     network.args(["--foreground", "--quiet", "--no-map-gw"]);
@@ -111,7 +115,8 @@ pub async fn start(
     command.args(["--serial", &format!("fd={}", serial.as_raw_fd())]);
     command.args(["--control", &format!("fd={}", vmm_control.as_raw_fd())]);
     command.args(["--net", &format!("passt=fd={}", vmm_net.as_raw_fd())]);
-    given.extend([serial, vmm_control, vmm_net]);
+    command.args(["--port", &format!("{}=fd={}", agent::PORT, vmm_agent.as_raw_fd())]);
+    given.extend([serial, vmm_control, vmm_net, vmm_agent]);
     give(&mut command, given);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     // Its own process group: a Ctrl-C in the terminal is ours to handle.
@@ -119,7 +124,7 @@ pub async fn start(
     let process = command.spawn().map_err(|source| not_started(&programs.vmm, source))?;
     // What was given away is closed here with the command: when the machine ends, its connections do.
     drop(command);
-    Ok(Running { process, network, control: VmmControl::open(control)? })
+    Ok(Running { process, network, control: VmmControl::open(control)?, agent: our_agent.into() })
 }
 
 fn not_started(program: &Path, source: std::io::Error) -> EngineError {

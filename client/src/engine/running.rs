@@ -144,10 +144,7 @@ impl Starter {
                     last_lines,
                     reading: Some(reading),
                     events: translated(said),
-                    // A machine without its agent is as good a machine.
-                    agent: Agent::open(started.agent)
-                        .inspect_err(|error| tracing::warn!(%error, "the guest's agent cannot be asked"))
-                        .ok(),
+                    agent: port_of(started.agent),
                     accelerated: started.accelerated,
                     is_own: false,
                 };
@@ -164,7 +161,7 @@ impl Starter {
                     last_lines,
                     reading: Some(reading),
                     events,
-                    agent: None,
+                    agent: port_of(started.agent),
                     accelerated: true,
                     is_own: true,
                 };
@@ -172,6 +169,11 @@ impl Starter {
             }
         }
     }
+}
+
+/// A machine without its agent is as good a machine.
+fn port_of(agent: UnixStream) -> Option<Agent> {
+    Agent::open(agent).inspect_err(|error| tracing::warn!(%error, "the guest's agent cannot be asked")).ok()
 }
 
 impl Running {

@@ -121,8 +121,8 @@ pub(super) fn tags_of(bytes: &[u8]) -> Result<Vec<Tag>, TestCaseError> {
         .collect()
 }
 
-struct World {
-    server: MemoryServer,
+pub(super) struct World {
+    pub(super) server: MemoryServer,
     volume: SimulatedVolume,
     dir: TempDir,
     desktop: Option<OpenDesktop>,
@@ -140,7 +140,7 @@ struct World {
 }
 
 impl World {
-    fn new(choices: Vec<u32>, mode: SystemMode) -> Self {
+    pub(super) fn new(choices: Vec<u32>, mode: SystemMode) -> Self {
         let expected = [Expected::new(SYSTEM_SECTORS, 1000), Expected::new(HOME_SECTORS, 0)];
         let (server, volume, _) = new_desktop(mode);
         let mut world = Self {
@@ -196,7 +196,7 @@ impl World {
         self.golden.as_ref().unwrap_or(&self.expected[0]).now()
     }
 
-    fn desktop(&self) -> &OpenDesktop {
+    pub(super) fn desktop(&self) -> &OpenDesktop {
         self.desktop.as_ref().unwrap()
     }
 
@@ -478,6 +478,8 @@ pub(super) fn syncer(server: &MemoryServer) -> Syncer {
         threads: 2,
         patience: Patience { attempts: 2, first_pause: std::time::Duration::from_micros(10) },
         now_ms: || 0,
+        guest: None,
+        pace: None,
     }
 }
 

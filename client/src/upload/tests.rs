@@ -39,6 +39,7 @@ fn content(chunks: usize) -> Vec<u8> {
 fn upload(server: &MemoryServer) -> Upload {
     let namespace: Namespace = "image/debian".parse().unwrap();
     Upload {
+        pace: None,
         upstream: Arc::new(server.clone()),
         place: PresentIn { namespace, also: None },
         chunk_size: ChunkSize::new(CHUNK as u64).unwrap(),

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 
 use chunk_format::{ChunkId, ChunkIndex, FrameEncoder, PackBuilder, Segment};
 
@@ -68,7 +69,7 @@ impl Shared {
                 return Err(UploadError::Changed { offset: self.offset(index.first_chunk(), at) });
             }
             tools.builder.add(id, &tools.chunk, &mut tools.encoder)?;
-            if tools.builder.is_full() {
+            if self.upload.is_enough(&tools.builder) {
                 let full = std::mem::replace(&mut tools.builder, PackBuilder::new(self.upload.chunk_size));
                 if let Some(pack) = full.seal() {
                     self.sink.send(pack)?;
@@ -110,6 +111,9 @@ impl Shared {
     }
 
     fn read(&self, disk: usize, first: ChunkIndex, at: usize, chunk: &mut [u8]) -> Result<(), UploadError> {
+        if self.is_given_up.load(Ordering::Relaxed) {
+            return Err(UploadError::Stopped);
+        }
         let index = ChunkIndex(first.0 + at as u64);
         self.reader
             .read_chunk(disk, index, chunk)

@@ -11,3 +11,4 @@ mod mounted;
 mod offline;
 mod push;
 mod story;
+mod trickle;

@@ -18,6 +18,7 @@ mod replay;
 mod report;
 mod selection;
 mod stage;
+mod trickle;
 mod update;
 
 use std::process::{Command, ExitCode};
@@ -42,6 +43,7 @@ const SECTIONS: &[(&str, Measure)] = &[
     ("publish", publish::against_casync_and_openssl),
     ("memory", disk::memory_while_streaming),
     ("disk", disk::against_a_raw_file),
+    ("trickle", trickle::under_writes),
 ];
 
 fn main() -> ExitCode {

@@ -144,21 +144,15 @@ pub async fn serve(
     events: impl Fn(Event),
 ) -> Result<(), MountError> {
     let Services { syncer, trickle, metrics } = services;
-    if clean_stale(directory)? {
-        events(Event::StaleMountCleared);
-    }
-    point::check(directory)?;
     let setup = |action| move |source| MountError::Setup { action, source };
-    let listener = control::listen(desktop_directory).map_err(setup("listen for other commands"))?;
     let session = Arc::new(session);
-    let fs = Arc::new(DesktopFs::new(session.desktop.disks()));
-    let fuse = fuse::mount(fs, Handle::current(), directory, options)
-        .map_err(|source| MountError::Fuse { directory: directory.to_owned(), source })?;
-    let (ended, mut unmounted) = oneshot::channel();
-    std::thread::Builder::new()
-        .name("fuse".to_owned())
-        .spawn(move || drop(ended.send(fuse.run())))
-        .map_err(setup("start a thread"))?;
+    let (listener, mut unmounted) = match begin(&session, desktop_directory, directory, options, &events) {
+        Ok(begun) => begun,
+        Err(error) => {
+            session.release_lease((syncer.now_ms)()).await;
+            return Err(error);
+        }
+    };
     let starting = Arc::clone(&session);
     tokio::spawn(async move {
         if starting.offline {
@@ -236,7 +230,10 @@ pub async fn serve(
                         let unmounting = directory.to_owned();
                         match tokio::task::spawn_blocking(move || unmount(&unmounting, false)).await {
                             Ok(Ok(())) => is_handing_over = true,
-                            _ => desk.refuse("its disks are in use".to_owned()),
+                            _ => {
+                                let desk = Arc::clone(&desk);
+                                tokio::spawn(async move { desk.refuse("its disks are in use".to_owned()).await });
+                            }
                         }
                     }
                 }
@@ -299,7 +296,15 @@ pub async fn serve(
                 let desktop = session.desktop.store().record().desktop;
                 events(Event::Synced { desktop, report: Box::new(report), is_routine: false });
             }
-            Err(error) => events(Event::NotSynced { reason: explain(&error), is_routine: false }),
+            Err(error) => {
+                let reason = explain(&error);
+                // Whoever asked waits for nothing.
+                let told = session.renew_lease((syncer.now_ms)(), Some(format!("its sync failed: {error}")));
+                if let Err(error) = told.await {
+                    tracing::info!(%error, "the machine that asks for this desktop was not told that it has to wait");
+                }
+                events(Event::NotSynced { reason, is_routine: false });
+            }
         }
     }
     if let Some(watching) = watching {
@@ -318,6 +323,31 @@ pub async fn serve(
         Ok(closed) => Ok(closed?),
         Err(error) => Err(MountError::Setup { action: "flush the disks", source: error.into() }),
     }
+}
+
+/// Begins to serve; answers where other commands come in, and what tells that the disks are unmounted.
+fn begin(
+    session: &Session,
+    desktop_directory: &Path,
+    directory: &Path,
+    options: &MountOptions,
+    events: &impl Fn(Event),
+) -> Result<(UnixListener, oneshot::Receiver<std::io::Result<()>>), MountError> {
+    if clean_stale(directory)? {
+        events(Event::StaleMountCleared);
+    }
+    point::check(directory)?;
+    let setup = |action| move |source| MountError::Setup { action, source };
+    let listener = control::listen(desktop_directory).map_err(setup("listen for other commands"))?;
+    let fs = Arc::new(DesktopFs::new(session.desktop.disks()));
+    let fuse = fuse::mount(fs, Handle::current(), directory, options)
+        .map_err(|source| MountError::Fuse { directory: directory.to_owned(), source })?;
+    let (ended, unmounted) = oneshot::channel();
+    std::thread::Builder::new()
+        .name("fuse".to_owned())
+        .spawn(move || drop(ended.send(fuse.run())))
+        .map_err(setup("start a thread"))?;
+    Ok((listener, unmounted))
 }
 
 /// What answers take.
@@ -378,7 +408,7 @@ async fn answer(listener: UnixListener, answering: Answering) {
                     Reply::Failed { message }
                 }
                 Request::Refuse { reason } => {
-                    desk.refuse(reason);
+                    desk.refuse(reason).await;
                     Reply::Done { result: serde_json::Value::Null }
                 }
                 Request::Unmount => {

@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::control::{Connection, ControlError, Reply, Request};
-use crate::desktop::DesktopStore;
+use crate::desktop::{DesktopError, DesktopStore};
 use crate::engine::console::{self, Key, RawTerminal};
 use crate::engine::qmp::Qmp;
 use crate::engine::running::{Ended, Running, Starter};
@@ -28,8 +28,6 @@ use crate::sync::SyncReport;
 use crate::volume::DirVolume;
 use guest::GuestDesk;
 
-/// How long a mount may take to appear: it may have to fetch a version over a slow link first.
-const MOUNT_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long the mount's process may take to end after the machine.
 const UNMOUNT_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a machine that was switched off may take to end: a read that waits for the network holds it.
@@ -51,6 +49,9 @@ pub enum RunError {
     /// The mount's process ended while the machine was running.
     #[error("the process that serves the disks ended; the machine was stopped. What it had flushed is safe")]
     MountDied,
+    /// The desktop's files failed.
+    #[error("{0}")]
+    Desktop(#[from] DesktopError),
     /// The engine failed.
     #[error("{0}")]
     Engine(#[from] EngineError),
@@ -94,8 +95,6 @@ pub struct RunRequest {
     pub cpus: u32,
     /// The machine's screen.
     pub display: Display,
-    /// How it boots.
-    pub firmware: Firmware,
     /// Whether to sync after the machine was switched off.
     pub sync: bool,
     /// How long a machine has to run, until its guest switches it off, for its start to be a good one.
@@ -194,21 +193,19 @@ async fn run_machine(
     events: &impl Fn(Event),
 ) -> Result<(), RunError> {
     let setup = |action| move |source| RunError::Setup { action, source };
+    let (golden, firmware) = stands_on(&request.desktop_directory)?;
     let home = mount.directory.join("home.raw");
     let machine = Machine {
         name: request.desktop.clone(),
         system: mount.directory.join("system.raw"),
         home: mount.has_home.then_some(home),
-        firmware: request.firmware,
+        firmware,
         settings: request.desktop_directory.join("uefi-settings.fd"),
         memory_mib: request.memory_mib,
         cpus: request.cpus,
         display: request.display,
     };
-    let golden = golden_below(&request.desktop_directory);
-    if let Some(golden) = golden {
-        noted(starts::note_begun(&request.desktop_directory, golden));
-    }
+    noted(starts::note_begun(&request.desktop_directory, golden));
     let mut began_at = None;
     let terminal = RawTerminal::enter().map_err(setup("set up the terminal"))?;
     let interactive = terminal.is_some();
@@ -216,7 +213,7 @@ async fn run_machine(
     let mut asked_to_stop = false;
     loop {
         let started = starter.start(&machine).await;
-        if let (Err(_), None, Some(golden)) = (&started, began_at, golden) {
+        if let (Err(_), None) = (&started, began_at) {
             // No machine was made: that says nothing of what is on its disks.
             noted(starts::note_not_begun(&request.desktop_directory, golden.id));
         }
@@ -240,13 +237,13 @@ async fn run_machine(
             refuse_at: None,
             stopped_by_disk: false,
             desktop_directory: &request.desktop_directory,
-            golden: golden.map(|golden| golden.id),
+            golden: golden.id,
             events,
         };
         let ended = supervisor.watch(mount, &mut keys).await?;
         asked_to_stop = supervisor.asked_to_stop;
         let by_itself = supervisor.left_behind_at.is_none() && matches!(ended, Ended::Off);
-        if let Some(golden) = golden.filter(|_| by_itself && began_at.elapsed() >= request.good_after) {
+        if by_itself && began_at.elapsed() >= request.good_after {
             noted(starts::note_good(&request.desktop_directory, golden.id));
         }
         match ended {
@@ -265,11 +262,20 @@ async fn run_machine(
     }
 }
 
-/// The golden version that a desktop whose disks are mounted stands on.
-fn golden_below(directory: &Path) -> Option<NamedVersion> {
-    let store = DesktopStore::read_only(Arc::new(DirVolume::open(directory).ok()?)).ok()?;
-    let golden = store.version(store.record().base).ok()?;
-    Some(NamedVersion { id: golden.id, sequence: golden.manifest.sequence })
+/// What a desktop whose disks are mounted stands on: its golden version, and how that boots.
+fn stands_on(directory: &Path) -> Result<(NamedVersion, Firmware), RunError> {
+    let read = || -> Result<_, DesktopError> {
+        let volume = DirVolume::open(directory).map_err(|source| DesktopError::Io {
+            action: "open",
+            file: directory.display().to_string(),
+            source,
+        })?;
+        let store = DesktopStore::read_only(Arc::new(volume))?;
+        let golden = store.version(store.record().base)?;
+        let named = NamedVersion { id: golden.id, sequence: golden.manifest.sequence };
+        Ok((named, store.version(store.record().head)?.manifest.boot.firmware))
+    };
+    Ok(read()?)
 }
 
 /// A start that is not noted is no reason not to start.
@@ -290,7 +296,7 @@ struct Supervisor<'a, E: Fn(Event)> {
     stopped_by_disk: bool,
     desktop_directory: &'a Path,
     /// The golden version it stands on: a guest that answers is a good start of it.
-    golden: Option<ManifestId>,
+    golden: ManifestId,
     events: &'a E,
 }
 
@@ -331,14 +337,13 @@ impl<E: Fn(Event)> Supervisor<'_, E> {
                     }
                 }
                 () = guest.answers() => {
-                    if let Some(golden) = self.golden {
-                        noted(starts::note_good(self.desktop_directory, golden));
-                    }
+                    noted(starts::note_good(self.desktop_directory, self.golden));
                     (self.events)(Event::GuestAnswers);
                 }
                 () = tokio::time::sleep_until(refuse_at.unwrap_or_else(Instant::now)), if refuse_at.is_some() => {
                     self.refuse_at = None;
-                    refuse(self.desktop_directory).await;
+                    let reason = "its machine was asked to shut down, and still runs".to_owned();
+                    refuse(self.desktop_directory, reason).await;
                 }
                 _ = mount_process.wait() => {
                     // Without its disks the machine can only hang.
@@ -417,10 +422,9 @@ async fn await_wanted(desktop_directory: &Path) -> String {
 }
 
 /// Has the machine that asks for the desktop told that it has to wait.
-async fn refuse(desktop_directory: &Path) {
+async fn refuse(desktop_directory: &Path, reason: String) {
     let told = async {
         let mut connection = Connection::open(desktop_directory).await?;
-        let reason = "its machine was asked to shut down, and still runs".to_owned();
         connection.ask(&Request::Refuse { reason }, |_| {}).await
     };
     if let Err(error) = told.await {
@@ -452,11 +456,14 @@ async fn sync(desktop_directory: &Path, events: &impl Fn(Event)) {
         connection.ask(&request, |reply| events(Event::Syncing(reply.clone()))).await
     };
     let report = synced.await.map(serde_json::from_value::<SyncReport>);
-    events(match report {
-        Ok(Ok(report)) => Event::Synced(Box::new(report)),
-        Ok(Err(error)) => Event::NotSynced { reason: error.to_string() },
-        Err(error) => Event::NotSynced { reason: error.to_string() },
-    });
+    let reason = match report {
+        Ok(Ok(report)) => return events(Event::Synced(Box::new(report))),
+        Ok(Err(error)) => error.to_string(),
+        Err(error) => error.to_string(),
+    };
+    // Another machine that asks for the desktop waits for nothing.
+    refuse(desktop_directory, format!("its sync failed: {reason}")).await;
+    events(Event::NotSynced { reason });
 }
 
 /// The process that serves the disks.
@@ -506,9 +513,8 @@ impl Mount {
         }
         let mut ready = String::new();
         let mut stdout = process.stdout.take().map(BufReader::new);
-        let deadline = tokio::time::sleep(MOUNT_TIMEOUT);
-        tokio::pin!(deadline);
         let not_mounted = || RunError::NotMounted { desktop: request.desktop.clone() };
+        // For as long as it takes: what was written here before may have to be sent first.
         loop {
             let Some(stdout) = &mut stdout else { return Err(not_mounted()) };
             tokio::select! {
@@ -523,7 +529,6 @@ impl Mount {
                     return Err(not_mounted());
                 }
                 Some(line) = lines.recv() => events(Event::Mount(line)),
-                () = &mut deadline => return Err(not_mounted()),
             }
         }
         let has_home = std::fs::exists(directory.join("home.raw")).unwrap_or(false);

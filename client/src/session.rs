@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use chunk_format::{ChunkSize, Firmware, ManifestId, Name, PublicKey, Subject};
+use chunk_format::{ChunkSize, ManifestId, Name, PublicKey, Subject};
 use rustix::fs::{FlockOperation, flock};
 use tokio::runtime::Handle;
 
@@ -28,6 +28,9 @@ use crate::volume::{DirVolume, Volume};
 
 /// How long opening waits for the server before it goes on with what is here.
 const REFRESH_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The most that is told of why a desktop is not handed over: any character takes at most 4 of the server's 500 bytes.
+const MAX_REFUSAL_CHARS: usize = 125;
 
 /// How often the server is asked what the image's channel names.
 pub const ASK_EVERY: Duration = Duration::from_secs(30);
@@ -389,41 +392,32 @@ impl Session {
 impl Holder {
     /// What to ask the server for.
     fn wish(&self, version: ManifestId, take: bool, refusal: Option<String>) -> LeaseWish {
+        let refusal = refusal.map(|reason| reason.chars().take(MAX_REFUSAL_CHARS).collect());
         LeaseWish { key: self.key, machine: self.machine.clone(), version, take, refusal }
     }
 }
 
-/// How a desktop boots: from its files on this machine, or as the server says when there are none.
+/// Checks that there is such a desktop, on this machine or on the server.
 ///
 /// # Errors
-/// [`SessionError`].
-pub async fn firmware(
+/// `NoSuchDesktop`; `NotHere`, when nothing of it is here and the server cannot be asked.
+pub async fn check_exists(
     directory: &Path,
     remote: &Remote,
-    subject: &Subject,
-) -> Result<Firmware, SessionError> {
-    let Subject::Desktop { desktop, .. } = subject else { return Ok(Firmware::Bios) };
-    let failed =
-        |source| SessionError::Desktop { desktop: desktop.clone(), path: directory.to_owned(), source };
-    if let Ok(volume) = DirVolume::open(directory) {
-        match DesktopStore::read_only(Arc::new(volume)) {
-            Ok(store) => {
-                let head = store.version(store.record().head).map_err(failed)?;
-                return Ok(head.manifest.boot.firmware);
-            }
-            Err(DesktopError::NotHere) => {}
-            Err(error) => return Err(failed(error)),
-        }
+    desktop: &Name,
+    offline: bool,
+) -> Result<(), SessionError> {
+    if directory.exists() {
+        return Ok(());
     }
-    let info = match remote.desktop(desktop).await {
-        Ok(info) => info,
+    let asked = if offline { Err(RemoteError::Offline) } else { remote.desktop(desktop).await };
+    match asked {
+        Ok(_) => Ok(()),
         Err(error) if error.code() == Some("not_found") => {
-            return Err(SessionError::NoSuchDesktop { desktop: desktop.clone() });
+            Err(SessionError::NoSuchDesktop { desktop: desktop.clone() })
         }
-        Err(source) => return Err(SessionError::NotHere { desktop: desktop.clone(), source }),
-    };
-    let head = fetch_version(remote, subject, info.head.id, &info.head.key).await?;
-    Ok(head.manifest.boot.firmware)
+        Err(source) => Err(SessionError::NotHere { desktop: desktop.clone(), source }),
+    }
 }
 
 /// A desktop on its way to being open.

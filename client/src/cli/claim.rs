@@ -1,6 +1,6 @@
 //! Who may open a desktop: what the flags say, asking its holder to hand over, and what a person is told of it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use chunk_format::Name;
@@ -14,6 +14,8 @@ use super::{Context, OnMissingArg, OpenArgs, machine_name};
 
 /// How often it is looked whether the holder has handed over.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
+/// How often it is asked again: who does not is not waiting any more.
+const ASK_AGAIN_INTERVAL: Duration = Duration::from_secs(20);
 /// How long a holder that was heard of may take: its machine has to shut down and to sync.
 const PATIENCE: Duration = Duration::from_secs(600);
 const DAY_MS: u64 = 86_400_000;
@@ -51,7 +53,7 @@ impl OpenArgs {
 pub(crate) async fn ask(context: &Context, state: &StateDir, desktop: &Name) -> anyhow::Result<()> {
     let (_, remote) = state.remote()?;
     let key = state.machine_key()?.public();
-    let answer = remote.want_lease(desktop, &machine_name()).await?;
+    let answer = remote.want_lease(desktop, &machine_name(), false).await?;
     let Some(held) = answer.lease.filter(|lease| !lease::is_ours(lease, &key)) else { return Ok(()) };
     context.printer.message(&format!(
         "asked {} to hand {desktop} over; it was last heard of {} ago. Waiting until it has synced, interrupt to stop",
@@ -59,9 +61,21 @@ pub(crate) async fn ask(context: &Context, state: &StateDir, desktop: &Name) -> 
         span(answer.now_ms.saturating_sub(held.renewed_ms))
     ));
     let waited = async {
+        let mut asked_at = Instant::now();
         loop {
             tokio::time::sleep(LOOK_INTERVAL).await;
-            let lease = remote.lease(desktop).await?.lease;
+            let answer = match asked_at.elapsed() >= ASK_AGAIN_INTERVAL {
+                true => {
+                    asked_at = Instant::now();
+                    remote.want_lease(desktop, &machine_name(), true).await
+                }
+                false => remote.lease(desktop).await,
+            };
+            let lease = match answer {
+                Ok(answer) => answer.lease,
+                Err(error) if error.is_transient() => continue,
+                Err(error) => return Err(error.into()),
+            };
             match lease.filter(|lease| !lease::is_ours(lease, &key)) {
                 None => return Ok(()),
                 Some(lease) => {

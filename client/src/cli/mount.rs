@@ -41,6 +41,14 @@ struct Mounted {
 pub(crate) async fn run(context: &Context, args: MountArgs) -> anyhow::Result<()> {
     let state = context.state()?;
     let directory = std::path::absolute(&args.dir)?;
+    let metrics = match args.open.metrics {
+        Some(address) => {
+            let listener = metrics::listen(address).await?;
+            context.printer.message(&format!("metrics are at http://{}/metrics", listener.local_addr()?));
+            Some(listener)
+        }
+        None => None,
+    };
     if args.open.ask {
         claim::ask(context, &state, &args.desktop).await?;
     }
@@ -73,14 +81,6 @@ pub(crate) async fn run(context: &Context, args: MountArgs) -> anyhow::Result<()
                 format!("mounted {} (version {}) on {}", mounted.desktop, mounted.version, mounted.mounted_at)
             });
         });
-    };
-    let metrics = match args.open.metrics {
-        Some(address) => {
-            let listener = metrics::listen(address).await?;
-            context.printer.message(&format!("metrics are at http://{}/metrics", listener.local_addr()?));
-            Some(listener)
-        }
-        None => None,
     };
     let desktop_directory = state.desktop_path(&args.desktop);
     let services = Services { syncer, trickle: trickle(&args.open), metrics };
@@ -230,9 +230,11 @@ async fn renewed(
     desktop: &Name,
     session: Session,
 ) -> anyhow::Result<Session> {
-    let (syncer, directory) = (syncer(state, &session)?, state.desktop_path(desktop));
+    let progress = Arc::new(UploadProgress::default());
+    let syncer = Syncer { progress: Arc::clone(&progress), ..syncer(state, &session)? };
+    let directory = state.desktop_path(desktop);
     let renewer = Renewer { state, syncer: &syncer, directory: &directory };
-    match renewer.at_start(&session).await {
+    match while_uploading(progress, renewer.at_start(&session)).await {
         Ok(None) => Ok(session),
         Ok(Some(renewed)) => {
             let text = say_renewed(desktop, &renewed);

@@ -5,7 +5,6 @@ use std::ffi::OsString;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use chunk_format::Subject;
 use satchel_client::control::Reply;
 use satchel_client::engine::{Display, Engine, console};
 use satchel_client::run::{self, Event, RunRequest};
@@ -33,15 +32,14 @@ pub(crate) async fn run(context: &Context, args: RunArgs) -> anyhow::Result<()> 
         bail!("a machine with {} of memory starts no desktop; give at least --memory 512M", args.memory);
     }
     let state = context.state()?;
-    let (login, remote) = state.remote()?;
+    let (_, remote) = state.remote()?;
     let desktop_directory = state.desktop_path(&args.desktop);
+    session::check_exists(&desktop_directory, &remote, &args.desktop, args.open.offline).await?;
     if args.open.ask {
         claim::ask(context, &state, &args.desktop).await?;
     }
-    let subject = Subject::Desktop { owner: login.user, desktop: args.desktop.clone() };
     let request = RunRequest {
         desktop: args.desktop.to_string(),
-        firmware: session::firmware(&desktop_directory, &remote, &subject).await?,
         mount_command: mount_command(context, &args)?,
         desktop_directory,
         engine,

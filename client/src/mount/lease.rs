@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use crate::lease::{self, Asked};
@@ -14,6 +14,8 @@ use crate::session::Session;
 const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 /// How often the lease is renewed: a write on the server, and one here.
 const RENEW_INTERVAL: Duration = Duration::from_secs(60);
+/// How long it may take to tell the server why a desktop is not handed over.
+const REFUSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What happened to the lease.
 #[derive(Clone, Debug)]
@@ -38,11 +40,18 @@ pub(super) struct LeaseDesk {
     /// Commands that attend to it.
     attending: AtomicUsize,
     /// Why it is not handed over, to be told to the server.
-    refusals: mpsc::UnboundedSender<String>,
+    refusals: mpsc::UnboundedSender<Refusal>,
+}
+
+/// Why a desktop is not handed over, and who waits until that is told.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    reason: String,
+    told: oneshot::Sender<()>,
 }
 
 impl LeaseDesk {
-    pub(super) fn new() -> (Arc<Self>, mpsc::UnboundedReceiver<String>) {
+    pub(super) fn new() -> (Arc<Self>, mpsc::UnboundedReceiver<Refusal>) {
         let (refusals, told) = mpsc::unbounded_channel();
         let wanted = watch::channel(None).0;
         (Arc::new(Self { wanted, attending: AtomicUsize::new(0), refusals }), told)
@@ -61,10 +70,13 @@ impl LeaseDesk {
         }
     }
 
-    /// Has the asking machine told why the desktop is not handed over.
-    pub(super) fn refuse(&self, reason: String) {
+    /// Has the asking machine told why the desktop is not handed over; returns when it was, or cannot be.
+    pub(super) async fn refuse(&self, reason: String) {
+        let (told, is_told) = oneshot::channel();
         // Without a task that tells it, the mount is ending.
-        let _ = self.refusals.send(reason);
+        if self.refusals.send(Refusal { reason, told }).is_ok() {
+            let _ = tokio::time::timeout(REFUSE_TIMEOUT, is_told).await;
+        }
     }
 }
 
@@ -87,7 +99,7 @@ impl Drop for Attending<'_> {
 pub(super) async fn keep(
     session: Arc<Session>,
     desk: Arc<LeaseDesk>,
-    mut refusals: mpsc::UnboundedReceiver<String>,
+    mut refusals: mpsc::UnboundedReceiver<Refusal>,
     now_ms: fn() -> u64,
     events: mpsc::UnboundedSender<LeaseEvent>,
 ) {
@@ -106,7 +118,11 @@ pub(super) async fn keep(
         };
         let lease = if refusal.is_some() || renewed_at.elapsed() >= RENEW_INTERVAL {
             renewed_at = Instant::now();
-            match session.renew_lease(now_ms(), refusal).await {
+            let (reason, told) = refusal.map(|Refusal { reason, told }| (reason, told)).unzip();
+            let asked = session.renew_lease(now_ms(), reason).await;
+            // Who waits for it does not wait for another attempt.
+            let _ = told.map(|told| told.send(()));
+            match asked {
                 Ok(Asked::Held(answer)) => answer.lease,
                 Ok(Asked::HeldElsewhere(lease)) => Some(*lease),
                 Err(_) => continue,

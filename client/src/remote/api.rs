@@ -458,13 +458,19 @@ impl Remote {
         self.send(request).await.map(drop)
     }
 
-    /// Asks the holder of a desktop's lease to hand over to the machine of this name.
+    /// Asks the holder of a desktop's lease to hand over to the machine of this name; a wish holds for a minute, so who waits
+    /// asks `again`.
     ///
     /// # Errors
     /// [`RemoteError`].
-    pub async fn want_lease(&self, desktop: &Name, machine: &str) -> Result<LeaseAnswer, RemoteError> {
+    pub async fn want_lease(
+        &self,
+        desktop: &Name,
+        machine: &str,
+        again: bool,
+    ) -> Result<LeaseAnswer, RemoteError> {
         let request = self.request(Method::POST, &format!("/v1/desktops/{desktop}/lease/wanted"));
-        self.json(self.with_json(request, &serde_json::json!({ "machine": machine }))?).await
+        self.json(self.with_json(request, &serde_json::json!({ "machine": machine, "again": again }))?).await
     }
 
     /// Commits a version where `placing` says.

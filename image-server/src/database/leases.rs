@@ -20,7 +20,18 @@ pub(crate) struct LeaseRow {
     pub(crate) refusal: Option<String>,
 }
 
+/// How long a wish for a lease holds: who still waits for it says so more often.
+const WISH_MS: i64 = 60_000;
+
 impl LeaseRow {
+    /// The lease without a wish that nobody has any more.
+    pub(crate) fn as_of(mut self, now_ms: i64) -> Self {
+        if self.wanted_ms.is_none_or(|wanted_ms| wanted_ms.saturating_add(WISH_MS) <= now_ms) {
+            (self.wanted_machine, self.wanted_ms, self.refusal) = (None, None, None);
+        }
+        self
+    }
+
     /// Whether it keeps a machine with this key from writing.
     pub(crate) fn excludes(&self, key: &PublicKey, now_ms: i64) -> bool {
         self.key != *key && self.is_in_force(now_ms)

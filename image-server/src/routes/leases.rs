@@ -50,6 +50,9 @@ struct Wish {
 #[derive(Deserialize)]
 struct Ask {
     machine: String,
+    /// Whether it asked before and waits: what it was told since then stands.
+    #[serde(default)]
+    again: bool,
 }
 
 pub(super) async fn get(
@@ -62,7 +65,8 @@ pub(super) async fn get(
     let mut snapshot = app.database.snapshot().await?;
     let series = desktops::find(&mut snapshot, &caller, &path.get("desktop")?).await?;
     let now = now_ms();
-    let lease = leases::find(&mut *snapshot, series.id).await?.filter(|lease| lease.is_in_force(now));
+    let found = leases::find(&mut *snapshot, series.id).await?;
+    let lease = found.filter(|lease| lease.is_in_force(now)).map(|lease| lease.as_of(now));
     answer(&mut snapshot, &series, lease, now).await
 }
 
@@ -90,7 +94,8 @@ pub(super) async fn put(
     if let Some(held) = found.as_ref().filter(|held| held.excludes(&wish.key, now) && !wish.take) {
         return Err(held_error(&mut tx, &series, held.clone()).await?);
     }
-    let kept = found.filter(|lease| lease.key == wish.key && lease.is_in_force(now));
+    let kept =
+        found.filter(|lease| lease.key == wish.key && lease.is_in_force(now)).map(|lease| lease.as_of(now));
     let lease = LeaseRow {
         key: wish.key,
         machine: machine.to_owned(),
@@ -140,9 +145,11 @@ pub(super) async fn want(
     let mut tx = app.database.begin().await?;
     let series = desktops::find(&mut tx, &caller, &path.get("desktop")?).await?;
     let now = now_ms();
-    let mut lease = leases::find(&mut *tx, series.id).await?.filter(|lease| lease.is_in_force(now));
+    let found = leases::find(&mut *tx, series.id).await?;
+    let mut lease = found.filter(|lease| lease.is_in_force(now)).map(|lease| lease.as_of(now));
     if let Some(held) = &mut lease {
-        (held.wanted_machine, held.wanted_ms, held.refusal) = (Some(machine), Some(now), None);
+        let refusal = held.refusal.take().filter(|_| ask.again);
+        (held.wanted_machine, held.wanted_ms, held.refusal) = (Some(machine), Some(now), refusal);
         leases::put(&mut *tx, series.id, held).await?;
     }
     let response = answer(&mut tx, &series, lease, now).await?;

@@ -150,8 +150,19 @@ async fn a_holder_is_asked_to_hand_over_and_may_say_why_not() {
     refusal["refusal"] = "its disks are in use".into();
     fixture.lease(&refusal).await.done(200);
     assert_eq!(fixture.get(LEASE, alice).await.json()["lease"]["refusal"], "its disks are in use");
+    // Who waits hears it, and who asks anew is answered anew.
+    let again = json!({"machine": "laptop-b", "again": true}).to_string();
+    fixture.post(&wanted, alice, again.as_bytes()).await.done(200);
+    assert_eq!(fixture.get(LEASE, alice).await.json()["lease"]["refusal"], "its disks are in use");
     fixture.post(&wanted, alice, ask.as_bytes()).await.done(200);
     assert_eq!(fixture.get(LEASE, alice).await.json()["lease"]["refusal"], Value::Null);
+    // Who does not ask again does not wait any more.
+    let mut tx = fixture.app.database.begin().await.unwrap();
+    sqlx::query("UPDATE leases SET wanted_ms = wanted_ms - 60000").execute(&mut *tx).await.unwrap();
+    tx.commit().await.unwrap();
+    assert_eq!(fixture.get(LEASE, alice).await.json()["lease"]["wanted"], Value::Null);
+    let renewed = fixture.lease(&fixture.wish(5, "laptop-a")).await.done(200).json();
+    assert_eq!(renewed["lease"]["wanted"], Value::Null);
 }
 
 #[tokio::test]

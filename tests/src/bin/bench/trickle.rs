@@ -17,13 +17,10 @@ const EVERY: &str = "5s";
 /// Workloads of `fio`, on 64 MiB of the home disk: what is written over again and again within ten minutes.
 const WORKLOADS: [(&str, &[&str]); 3] = [
     ("write 4 KiB, random, depth 32", &["--rw=randwrite", "--bs=4k", "--iodepth=32"]),
-    ("read and write 4 KiB, random, depth 4, flushed every 32", &[
-        "--rw=randrw",
-        "--rwmixread=70",
-        "--bs=4k",
-        "--iodepth=4",
-        "--fsync=32",
-    ]),
+    (
+        "read and write 4 KiB, random, depth 4, flushed every 32",
+        &["--rw=randrw", "--rwmixread=70", "--bs=4k", "--iodepth=4", "--fsync=32"],
+    ),
     ("write 256 KiB, sequential, 20 MB/s", &["--rw=write", "--bs=256k", "--iodepth=4", "--rate=20m"]),
 ];
 

@@ -15,7 +15,7 @@ pub mod ext4;
 pub mod packages;
 
 pub use disks::{DiskFiles, FoundFileSystem, Holds};
-pub use ext4::{Entry, FileKind, FileSystem, Inode, InodeNumber, Moment, Run};
+pub use ext4::{Effort, Entry, FileKind, FileSystem, Inode, InodeNumber, Moment, Run};
 
 /// Why a file system or a file cannot be read.
 #[derive(Debug, thiserror::Error)]

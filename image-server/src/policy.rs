@@ -52,21 +52,21 @@ impl std::str::FromStr for AfterExpiry {
 
 /// What holds for leases.
 #[derive(Clone, Copy, Debug, Serialize)]
-pub struct Policy {
+pub struct LeasePolicy {
     /// How long a lease holds after its machine was last heard of, days.
     pub lease_days: u32,
     /// What a machine does when it was not heard of for longer.
     pub after_expiry: AfterExpiry,
 }
 
-impl Policy {
+impl LeasePolicy {
     /// How long a lease holds, milliseconds.
     pub(crate) fn lease_ms(&self) -> i64 {
         i64::from(self.lease_days).saturating_mul(DAY_MS)
     }
 }
 
-impl Default for Policy {
+impl Default for LeasePolicy {
     fn default() -> Self {
         Self { lease_days: 7, after_expiry: AfterExpiry::ReadOnly }
     }
@@ -92,7 +92,7 @@ pub async fn change(
     root: &Path,
     lease_days: Option<u32>,
     after_expiry: Option<AfterExpiry>,
-) -> Result<Policy, PolicyError> {
+) -> Result<LeasePolicy, PolicyError> {
     let dir = DataDir::open(root)?;
     let lock = dir.lock()?;
     let database = Database::open(&dir.database()).await?;
@@ -115,8 +115,8 @@ pub async fn change(
 }
 
 /// The policy in force.
-pub(crate) async fn read(connection: &mut Connection) -> Result<Policy, DatabaseError> {
-    let mut policy = Policy::default();
+pub(crate) async fn read(connection: &mut Connection) -> Result<LeasePolicy, DatabaseError> {
+    let mut policy = LeasePolicy::default();
     if let Some(days) = settings::get(&mut *connection, LEASE_DAYS).await? {
         policy.lease_days = parsed("number of days", &days)?;
     }

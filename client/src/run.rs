@@ -218,7 +218,7 @@ async fn run_machine(
         let started = starter.start(&machine).await;
         if let (Err(_), None, Some(golden)) = (&started, began_at, golden) {
             // No machine was made: that says nothing of what is on its disks.
-            noted(starts::note_not_begun(&request.desktop_directory, golden.id));
+            noted(starts::note_neutral(&request.desktop_directory, golden.id));
         }
         let (mut running, serial) = started?;
         let began_at = *began_at.get_or_insert_with(Instant::now);
@@ -246,8 +246,12 @@ async fn run_machine(
         let ended = supervisor.watch(mount, &mut keys).await?;
         asked_to_stop = supervisor.asked_to_stop;
         let by_itself = supervisor.left_behind_at.is_none() && matches!(ended, Ended::Off);
-        if let Some(golden) = golden.filter(|_| by_itself && began_at.elapsed() >= request.good_after) {
-            noted(starts::note_good(&request.desktop_directory, golden.id));
+        if let Some(golden) = golden.filter(|_| by_itself) {
+            if began_at.elapsed() >= request.good_after {
+                noted(starts::note_good(&request.desktop_directory, golden.id));
+            } else if asked_to_stop {
+                noted(starts::note_neutral(&request.desktop_directory, golden.id));
+            }
         }
         match ended {
             Ended::Off => return Ok(()),
@@ -265,9 +269,13 @@ async fn run_machine(
     }
 }
 
-/// The golden version that a desktop whose disks are mounted stands on.
+/// The golden version that a desktop whose disks are mounted stands on; none when what is written is thrown away at the
+/// end: such a start says nothing of those that are kept.
 fn golden_below(directory: &Path) -> Option<NamedVersion> {
     let store = DesktopStore::read_only(Arc::new(DirVolume::open(directory).ok()?)).ok()?;
+    if store.record().discard_from.is_some() {
+        return None;
+    }
     let golden = store.version(store.record().base).ok()?;
     Some(NamedVersion { id: golden.id, sequence: golden.manifest.sequence })
 }

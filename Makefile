@@ -65,7 +65,8 @@ bench: ## Measure against what people use today, for an hour, and write docs/ben
 	cargo run --release --locked -p satchel-tests --bin bench
 
 .PHONY: fuzz
-fuzz: ## Feed every decoder and device with broken bytes, each for FUZZ_SECONDS (60)
+fuzz: ## Feed every decoder, file system and device with broken bytes, each for FUZZ_SECONDS (60)
 	@tests/install-packages build fuzz
 	chunk-format/fuzz/run $(FUZZ_SECONDS)
+	client/fuzz/run $(FUZZ_SECONDS)
 	client/vmm/fuzz/run $(FUZZ_SECONDS)

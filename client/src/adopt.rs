@@ -17,6 +17,12 @@ use crate::versions::{VersionError, fetch_version};
 /// Why a fork was not adopted.
 #[derive(Debug, thiserror::Error)]
 pub enum AdoptError {
+    /// There is no such desktop.
+    #[error("there is no desktop {desktop} on the server")]
+    NoDesktop {
+        /// Its name.
+        desktop: Name,
+    },
     /// It is no fork.
     #[error("desktop {desktop} is no fork")]
     NoFork {
@@ -73,7 +79,12 @@ impl Adopter {
     /// # Errors
     /// [`AdoptError`]; a repeated adoption goes on where this one stopped.
     pub async fn adopt(&self, fork: &Name) -> Result<Adopted, AdoptError> {
-        let fork_info = self.remote.desktop(fork).await?;
+        let fork_info = match self.remote.desktop(fork).await {
+            Err(error) if error.code() == Some("not_found") => {
+                return Err(AdoptError::NoDesktop { desktop: fork.clone() });
+            }
+            found => found?,
+        };
         let Some(desktop) = fork_info.fork_of.clone() else {
             return Err(AdoptError::NoFork { desktop: fork.clone() });
         };

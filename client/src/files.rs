@@ -7,6 +7,8 @@
 
 use std::io;
 
+use crate::said::misleads;
+
 pub mod browse;
 pub mod copy;
 pub mod diff;
@@ -15,7 +17,7 @@ pub mod ext4;
 pub mod packages;
 
 pub use disks::{DiskFiles, FoundFileSystem, Holds};
-pub use ext4::{Entry, FileKind, FileSystem, Inode, InodeNumber, Moment, Run};
+pub use ext4::{Effort, Entry, FileKind, FileSystem, Inode, InodeNumber, Moment, Run};
 
 /// Why a file system or a file cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -77,7 +79,7 @@ pub fn shown(name: &[u8]) -> String {
     let mut text = String::with_capacity(name.len());
     for part in name.utf8_chunks() {
         for character in part.valid().chars() {
-            if misleads(character) {
+            if character == '\\' || misleads(character) {
                 text.extend(character.escape_default());
             } else {
                 text.push(character);
@@ -88,14 +90,6 @@ pub fn shown(name: &[u8]) -> String {
         }
     }
     text
-}
-
-fn misleads(character: char) -> bool {
-    character.is_control()
-        || matches!(
-            character,
-            '\\' | '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}'
-        )
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ use crate::mount::{MountError, PointError};
 use crate::overlay::OverlayError;
 use crate::publish::PublishError;
 use crate::remote::RemoteError;
+use crate::renew::RenewError;
 use crate::rollback::RollbackError;
 use crate::session::SessionError;
 use crate::source::{FailureKind, SourceError, SourceListError};
@@ -81,8 +82,11 @@ fn hint_of(error: &(dyn Error + 'static)) -> Option<String> {
     if let Some(EngineError::NotInstalled { package, .. }) = error.downcast_ref() {
         return Some(format!("on Debian, `apt-get install {package}` has it"));
     }
-    if let Some(AdoptError::NoFork { .. }) = error.downcast_ref() {
+    if let Some(AdoptError::NoDesktop { .. } | AdoptError::NoFork { .. }) = error.downcast_ref() {
         return Some("`satchel forks` lists the forks there are".to_owned());
+    }
+    if let Some(error) = error.downcast_ref::<RenewError>() {
+        return of_renewal(error);
     }
     let text = if let Some(EngineError::NoKvm { .. }) = error.downcast_ref() {
         "`--engine qemu` runs the desktop all the same, more slowly; for /dev/kvm, be in the group kvm"
@@ -243,6 +247,21 @@ fn of_version(error: &VersionError) -> Option<String> {
     Some(text.to_owned())
 }
 
+fn of_renewal(error: &RenewError) -> Option<String> {
+    let text = match error {
+        RenewError::NoAnswer => "the desktop stays as it is; try again once the server can be reached",
+        RenewError::Unfit { .. } => {
+            "the desktop stays as it is; tell the image's publisher, or name another version: `satchel rebase DESKTOP \
+             --to VERSION`"
+        }
+        RenewError::Nowhere(_) => {
+            "see `satchel status DESKTOP` for where it is, and `satchel history --image IMAGE` for where it can go"
+        }
+        _ => return None,
+    };
+    Some(text.to_owned())
+}
+
 fn of_mount(error: &MountError) -> Option<String> {
     let MountError::Fuse { source, .. } = error else { return None };
     let text = match source.kind() {
@@ -270,6 +289,8 @@ fn of_point(error: &PointError) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use chunk_format::Name;
+
     use super::*;
 
     #[derive(Debug, thiserror::Error)]
@@ -285,5 +306,10 @@ mod tests {
         let transparent = MountError::Point(PointError::NotEmpty { directory: "/x".into() });
         assert_eq!(chain(&transparent), "/x is not an empty directory");
         assert!(hint(&transparent).is_some());
+        let desktop: Name = "nope".parse().unwrap();
+        let adopt = AdoptError::NoDesktop { desktop: desktop.clone() };
+        assert!(hint(&adopt).unwrap().contains("satchel forks"));
+        assert!(hint(&VersionError::NoSuchDesktop { desktop }).unwrap().contains("satchel desktops"));
+        assert!(hint(&RenewError::NoAnswer).is_some());
     }
 }

@@ -46,6 +46,9 @@ pub struct LeaseRecord {
     pub after_expiry: AfterExpiry,
     /// Whether this machine holds the lease, as far as it knows.
     pub is_held: bool,
+    /// How often the operator wants the desktop synced by itself while it is in use, seconds; 0 for never.
+    #[serde(default)]
+    pub sync_every_s: Option<u64>,
 }
 
 /// What may be done without asking the server.
@@ -75,6 +78,7 @@ impl LeaseRecord {
             lease_ms: answer.lease_ms,
             after_expiry: answer.after_expiry,
             is_held,
+            sync_every_s: answer.sync_every_s,
         }
     }
 
@@ -183,6 +187,7 @@ mod tests {
             lease_ms: 7 * DAY_MS,
             after_expiry: AfterExpiry::ReadOnly,
             is_held: true,
+            sync_every_s: None,
         }
     }
 

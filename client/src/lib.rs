@@ -26,6 +26,7 @@ pub mod remote;
 pub mod renew;
 pub mod rollback;
 pub mod run;
+mod said;
 pub mod session;
 pub mod source;
 pub mod starts;

@@ -205,7 +205,9 @@ async fn run_machine(
         cpus: request.cpus,
         display: request.display,
     };
-    noted(starts::note_begun(&request.desktop_directory, golden));
+    if let Some(golden) = golden {
+        noted(starts::note_begun(&request.desktop_directory, golden));
+    }
     let mut began_at = None;
     let terminal = RawTerminal::enter().map_err(setup("set up the terminal"))?;
     let interactive = terminal.is_some();
@@ -213,9 +215,9 @@ async fn run_machine(
     let mut asked_to_stop = false;
     loop {
         let started = starter.start(&machine).await;
-        if let (Err(_), None) = (&started, began_at) {
+        if let (Err(_), None, Some(golden)) = (&started, began_at, golden) {
             // No machine was made: that says nothing of what is on its disks.
-            noted(starts::note_not_begun(&request.desktop_directory, golden.id));
+            noted(starts::note_neutral(&request.desktop_directory, golden.id));
         }
         let (mut running, serial) = started?;
         let began_at = *began_at.get_or_insert_with(Instant::now);
@@ -237,14 +239,18 @@ async fn run_machine(
             refuse_at: None,
             stopped_by_disk: false,
             desktop_directory: &request.desktop_directory,
-            golden: golden.id,
+            golden: golden.map(|golden| golden.id),
             events,
         };
         let ended = supervisor.watch(mount, &mut keys).await?;
         asked_to_stop = supervisor.asked_to_stop;
         let by_itself = supervisor.left_behind_at.is_none() && matches!(ended, Ended::Off);
-        if by_itself && began_at.elapsed() >= request.good_after {
-            noted(starts::note_good(&request.desktop_directory, golden.id));
+        if let Some(golden) = golden.filter(|_| by_itself) {
+            if began_at.elapsed() >= request.good_after {
+                noted(starts::note_good(&request.desktop_directory, golden.id));
+            } else if asked_to_stop {
+                noted(starts::note_neutral(&request.desktop_directory, golden.id));
+            }
         }
         match ended {
             Ended::Off => return Ok(()),
@@ -262,20 +268,20 @@ async fn run_machine(
     }
 }
 
-/// What a desktop whose disks are mounted stands on: its golden version, and how that boots.
-fn stands_on(directory: &Path) -> Result<(NamedVersion, Firmware), RunError> {
-    let read = || -> Result<_, DesktopError> {
-        let volume = DirVolume::open(directory).map_err(|source| DesktopError::Io {
-            action: "open",
-            file: directory.display().to_string(),
-            source,
-        })?;
-        let store = DesktopStore::read_only(Arc::new(volume))?;
-        let golden = store.version(store.record().base)?;
-        let named = NamedVersion { id: golden.id, sequence: golden.manifest.sequence };
-        Ok((named, store.version(store.record().head)?.manifest.boot.firmware))
-    };
-    Ok(read()?)
+/// What a desktop whose disks are mounted stands on: its golden version, and how it boots. No golden version when what is
+/// written is thrown away at the end: such a start says nothing of those that are kept.
+fn stands_on(directory: &Path) -> Result<(Option<NamedVersion>, Firmware), DesktopError> {
+    let volume = DirVolume::open(directory).map_err(|source| DesktopError::Io {
+        action: "open",
+        file: directory.display().to_string(),
+        source,
+    })?;
+    let store = DesktopStore::read_only(Arc::new(volume))?;
+    let record = store.record();
+    let golden = store.version(record.base)?;
+    let named = NamedVersion { id: golden.id, sequence: golden.manifest.sequence };
+    let firmware = store.version(record.head)?.manifest.boot.firmware;
+    Ok((record.discard_from.is_none().then_some(named), firmware))
 }
 
 /// A start that is not noted is no reason not to start.
@@ -296,7 +302,7 @@ struct Supervisor<'a, E: Fn(Event)> {
     stopped_by_disk: bool,
     desktop_directory: &'a Path,
     /// The golden version it stands on: a guest that answers is a good start of it.
-    golden: ManifestId,
+    golden: Option<ManifestId>,
     events: &'a E,
 }
 
@@ -337,7 +343,9 @@ impl<E: Fn(Event)> Supervisor<'_, E> {
                     }
                 }
                 () = guest.answers() => {
-                    noted(starts::note_good(self.desktop_directory, self.golden));
+                    if let Some(golden) = self.golden {
+                        noted(starts::note_good(self.desktop_directory, golden));
+                    }
                     (self.events)(Event::GuestAnswers);
                 }
                 () = tokio::time::sleep_until(refuse_at.unwrap_or_else(Instant::now)), if refuse_at.is_some() => {

@@ -29,8 +29,8 @@ use crate::volume::{DirVolume, Volume};
 /// How long opening waits for the server before it goes on with what is here.
 const REFRESH_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The most that is told of why a desktop is not handed over: any character takes at most 4 of the server's 500 bytes.
-const MAX_REFUSAL_CHARS: usize = 125;
+/// The most that is told of why a desktop is not handed over: any character takes at most 4 of the server's 1,000 bytes.
+const MAX_REFUSAL_CHARS: usize = 250;
 
 /// How often the server is asked what the image's channel names.
 pub const ASK_EVERY: Duration = Duration::from_secs(30);
@@ -350,6 +350,15 @@ impl Session {
         })
     }
 
+    /// How often the operator wants the desktop synced by itself while it is in use; zero for never, none when that was never
+    /// heard.
+    pub fn sync_every(&self) -> Option<Duration> {
+        let record = LeaseRecord::load(self.desktop.store().volume())?;
+        // Whatever a server says: no more than once a minute, and once a week.
+        let seconds = record.sync_every_s?;
+        Some(Duration::from_secs(if seconds == 0 { 0 } else { seconds.clamp(60, 604_800) }))
+    }
+
     /// Renews the lease, and says what the server said.
     ///
     /// # Errors
@@ -392,7 +401,11 @@ impl Session {
 impl Holder {
     /// What to ask the server for.
     fn wish(&self, version: ManifestId, take: bool, refusal: Option<String>) -> LeaseWish {
-        let refusal = refusal.map(|reason| reason.chars().take(MAX_REFUSAL_CHARS).collect());
+        let refusal = refusal.map(|reason| {
+            // The server takes one line.
+            let one_line = reason.chars().map(|char| if char.is_control() { ' ' } else { char });
+            one_line.take(MAX_REFUSAL_CHARS).collect()
+        });
         LeaseWish { key: self.key, machine: self.machine.clone(), version, take, refusal }
     }
 }

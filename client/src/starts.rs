@@ -1,7 +1,8 @@
 //! What became of a desktop's starts on this machine, by golden version: `starts.json` in the desktop's directory.
 //!
 //! A start is written down, durably, before its machine begins, and counts as bad until somebody calls it good: whatever ends
-//! a machine that does not come up, a power cut included, leaves a start that nobody called good. Whoever changes the file
+//! a machine that does not come up, a power cut included, leaves a start that nobody called good. One that the person ended
+//! says nothing either way. Whoever changes the file
 //! holds a lock on `starts.lock` beside it; it is replaced as a whole.
 
 use std::fs::{File, OpenOptions};
@@ -168,11 +169,12 @@ pub fn note_begun(directory: &Path, golden: NamedVersion) -> Result<(), StartsEr
     })
 }
 
-/// Takes a start back that was none: its machine could not be made, whatever is on its disks.
+/// Takes a start back that says nothing of its version: no machine could be made, or the person switched it off before it
+/// could be called good, and the guest obeyed.
 ///
 /// # Errors
 /// [`StartsError`].
-pub fn note_not_begun(directory: &Path, golden: ManifestId) -> Result<(), StartsError> {
+pub fn note_neutral(directory: &Path, golden: ManifestId) -> Result<(), StartsError> {
     change(directory, |starts| {
         if let Some(entry) = starts.existing(golden) {
             entry.begun = entry.begun.saturating_sub(1);
@@ -290,12 +292,33 @@ mod tests {
     fn a_start_without_a_machine_is_none() {
         let dir = tempfile::tempdir().unwrap();
         note_begun(dir.path(), golden(1)).unwrap();
-        note_not_begun(dir.path(), golden(1).id).unwrap();
+        note_neutral(dir.path(), golden(1).id).unwrap();
         assert_eq!(Starts::load(dir.path()).on(golden(1).id).unwrap().begun, 0);
         // Nor is one good that was never begun.
         note_good(dir.path(), golden(1).id).unwrap();
         note_good(dir.path(), golden(2).id).unwrap();
         assert_eq!(Starts::load(dir.path()).last_good_but(golden(3).id), None);
+    }
+
+    #[test]
+    fn starts_that_the_person_ends_are_neither_good_nor_bad() {
+        let dir = tempfile::tempdir().unwrap();
+        let version = golden(1);
+        let starts = || *Starts::load(dir.path()).on(version.id).unwrap();
+        for _ in 0..BAD_STARTS + 1 {
+            note_begun(dir.path(), version).unwrap();
+            note_neutral(dir.path(), version.id).unwrap();
+            assert!(!starts().is_bad());
+            assert!(Starts::load(dir.path()).untold(None).is_empty());
+        }
+        assert_eq!((starts().begun, starts().good), (0, 0));
+        // Bad ones beside them count as ever.
+        (0..BAD_STARTS).for_each(|_| note_begun(dir.path(), version).unwrap());
+        assert!(starts().is_bad());
+        // The guest answered before it was switched off: that stays good.
+        note_good(dir.path(), version.id).unwrap();
+        note_neutral(dir.path(), version.id).unwrap();
+        assert_eq!((starts().begun, starts().good), (0, 1));
     }
 
     #[test]

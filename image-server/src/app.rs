@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use axum::body::Body;
+use axum::http::HeaderMap;
 use bytes::Bytes;
 use chunk_format::PublicKey;
 use tokio::sync::{AcquireError, Semaphore, SemaphorePermit};
@@ -12,7 +14,7 @@ use crate::database::Database;
 use crate::http::auth::TokenUses;
 use crate::http::body::BodyReader;
 use crate::http::error::ApiError;
-use crate::limits::Limits;
+use crate::limits::{Limits, MAX_REQUEST_JSON_BYTES};
 use crate::storage::Storage;
 
 /// One server's state: handles to what is stored, and the limits shared by all requests.
@@ -77,6 +79,22 @@ impl App {
         Ok(WholeBody { bytes: body.read_all().await?, _room: room })
     }
 
+    /// Reads a body that is one JSON value.
+    ///
+    /// # Errors
+    /// As [`App::read_whole`]; `BadRequest`, naming the field.
+    pub(crate) async fn read_json<T: serde::de::DeserializeOwned>(
+        &self,
+        what: &'static str,
+        headers: &HeaderMap,
+        body: Body,
+    ) -> Result<T, ApiError> {
+        let body = BodyReader::new(headers, body, what, MAX_REQUEST_JSON_BYTES, &self.limits)?;
+        let body = self.read_whole(body).await?;
+        serde_json::from_slice(&body.bytes)
+            .map_err(|error| ApiError::BadRequest(format!("the body: {error}")))
+    }
+
     async fn in_turn<'a>(
         &self,
         turn: impl Future<Output = Result<SemaphorePermit<'a>, AcquireError>>,
@@ -107,15 +125,4 @@ pub(crate) struct UploadTurn<'a> {
 pub(crate) struct WholeBody<'a> {
     pub(crate) bytes: Bytes,
     _room: SemaphorePermit<'a>,
-}
-
-impl WholeBody<'_> {
-    /// The body as one JSON value.
-    ///
-    /// # Errors
-    /// `BadRequest`, naming the field.
-    pub(crate) fn json<T: serde::de::DeserializeOwned>(&self) -> Result<T, ApiError> {
-        serde_json::from_slice(&self.bytes)
-            .map_err(|error| ApiError::BadRequest(format!("the body: {error}")))
-    }
 }

@@ -66,7 +66,7 @@ pub(crate) const MAX_ALSO: usize = 8;
 pub(crate) const MAX_REQUEST_JSON_BYTES: usize = 16 << 10;
 /// The longest machine's name, bytes: as in a manifest.
 pub(crate) const MAX_MACHINE_BYTES: usize = 128;
-/// The longest that a client may say of a start, bytes.
+/// The longest that a client may say, of a start or why it does not hand over, bytes.
 pub(crate) const MAX_SAID_BYTES: usize = 1000;
 /// Versions in one listing.
 pub(crate) const MAX_LISTED_VERSIONS: u32 = 100;

@@ -1,5 +1,5 @@
-//! What the operator decided about leases: how long one holds without a word from its machine, and what a machine does
-//! with a desktop when that time is over.
+//! What the operator decided about desktops in use: how long a lease holds without a word from its machine, what a machine
+//! does with a desktop when that time is over, and how often it syncs one by itself.
 
 use std::path::Path;
 
@@ -10,9 +10,12 @@ use crate::layout::{DataDir, LayoutError};
 
 const LEASE_DAYS: &str = "lease_days";
 const AFTER_EXPIRY: &str = "after_expiry";
+const SYNC_EVERY_MINUTES: &str = "sync_every_minutes";
 const DAY_MS: i64 = 86_400_000;
 /// The longest a lease may hold: a year.
 pub const MAX_LEASE_DAYS: u32 = 366;
+/// The longest between two syncs: a week.
+pub const MAX_SYNC_EVERY_MINUTES: u32 = 7 * 24 * 60;
 
 /// What a machine that could not reach the server for as long as a lease holds may do with a desktop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -50,25 +53,27 @@ impl std::str::FromStr for AfterExpiry {
     }
 }
 
-/// What holds for leases.
+/// What holds for desktops in use.
 #[derive(Clone, Copy, Debug, Serialize)]
-pub struct Policy {
+pub struct DesktopPolicy {
     /// How long a lease holds after its machine was last heard of, days.
     pub lease_days: u32,
     /// What a machine does when it was not heard of for longer.
     pub after_expiry: AfterExpiry,
+    /// How often a machine syncs a desktop in use by itself, minutes; 0 for never.
+    pub sync_every_minutes: u32,
 }
 
-impl Policy {
+impl DesktopPolicy {
     /// How long a lease holds, milliseconds.
     pub(crate) fn lease_ms(&self) -> i64 {
         i64::from(self.lease_days).saturating_mul(DAY_MS)
     }
 }
 
-impl Default for Policy {
+impl Default for DesktopPolicy {
     fn default() -> Self {
-        Self { lease_days: 7, after_expiry: AfterExpiry::ReadOnly }
+        Self { lease_days: 7, after_expiry: AfterExpiry::ReadOnly, sync_every_minutes: 10 }
     }
 }
 
@@ -92,7 +97,8 @@ pub async fn change(
     root: &Path,
     lease_days: Option<u32>,
     after_expiry: Option<AfterExpiry>,
-) -> Result<Policy, PolicyError> {
+    sync_every_minutes: Option<u32>,
+) -> Result<DesktopPolicy, PolicyError> {
     let dir = DataDir::open(root)?;
     let lock = dir.lock()?;
     let database = Database::open(&dir.database()).await?;
@@ -105,6 +111,10 @@ pub async fn change(
         if let Some(after) = after_expiry {
             settings::set(&mut *tx, AFTER_EXPIRY, after.as_str()).await?;
         }
+        if let Some(minutes) = sync_every_minutes {
+            let minutes = minutes.min(MAX_SYNC_EVERY_MINUTES);
+            settings::set(&mut *tx, SYNC_EVERY_MINUTES, &minutes.to_string()).await?;
+        }
         let policy = read(&mut tx).await?;
         commit(tx).await?;
         Ok(policy)
@@ -115,13 +125,16 @@ pub async fn change(
 }
 
 /// The policy in force.
-pub(crate) async fn read(connection: &mut Connection) -> Result<Policy, DatabaseError> {
-    let mut policy = Policy::default();
+pub(crate) async fn read(connection: &mut Connection) -> Result<DesktopPolicy, DatabaseError> {
+    let mut policy = DesktopPolicy::default();
     if let Some(days) = settings::get(&mut *connection, LEASE_DAYS).await? {
         policy.lease_days = parsed("number of days", &days)?;
     }
     if let Some(after) = settings::get(&mut *connection, AFTER_EXPIRY).await? {
         policy.after_expiry = parsed("policy", &after)?;
+    }
+    if let Some(minutes) = settings::get(&mut *connection, SYNC_EVERY_MINUTES).await? {
+        policy.sync_every_minutes = parsed("number of minutes", &minutes)?;
     }
     Ok(policy)
 }

@@ -4,14 +4,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use satchel_client::files::DiskFiles;
 use satchel_client::files::copy::{Copied, CopyError, Staged, Target, stage};
+use satchel_client::files::{DiskFiles, FileSystem};
 use satchel_client::fs::DesktopFs;
 use satchel_client::fs::fuse::{self, MountOptions};
 use satchel_client::image::DiskImage;
 use satchel_client::lease::Claim;
 use satchel_client::mount::{clean_stale, unmount};
-use satchel_client::past::{LiveDisk, PastVersion};
+use satchel_client::past::{LiveDisk, Past, PastVersion};
 use satchel_client::session::Session;
 use satchel_client::state::{StateDir, make_private_dir};
 use serde::Serialize;
@@ -32,6 +32,8 @@ struct Report {
 
 pub(crate) async fn run(context: &Context, args: CopyArgs) -> anyhow::Result<()> {
     let state = context.state()?;
+    // What is to be copied first: a path that was mistyped is said before another desktop is opened.
+    let source = Source::find(context, &state, &args).await?;
     let open = OpenArgs::for_command(args.cache_size, OnMissingArg::Fail);
     // Its lock is held from here on: the desktop is not started meanwhile.
     let session = mount::open(context, &state, &args.to.of, &open, Claim::Write).await?;
@@ -41,7 +43,7 @@ pub(crate) async fn run(context: &Context, args: CopyArgs) -> anyhow::Result<()>
     for path in [&directory, &points, &staging] {
         make_private_dir(path)?;
     }
-    let copying = copy(context, &state, &args, &session, &points, &staging);
+    let copying = copy(&args, source, &session, &points, &staging);
     let outcome = tokio::select! {
         outcome = copying => outcome,
         _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!(
@@ -74,18 +76,17 @@ pub(crate) async fn run(context: &Context, args: CopyArgs) -> anyhow::Result<()>
 }
 
 async fn copy(
-    context: &Context,
-    state: &StateDir,
     args: &CopyArgs,
+    source: Source,
     session: &Session,
     points: &Path,
     staging: &Path,
 ) -> anyhow::Result<Report> {
-    let version = PastVersion::find(state, &args.from.of).await?;
-    let staged = staged(context, state, args, &version, staging).await?;
     let role = args.disk.role();
     let disk = session.desktop.disk(role).with_context(|| format!("{} has no {role} disk", args.to.of))?;
     let live: Arc<dyn DiskImage> = Arc::new(LiveDisk { disk: Arc::clone(disk), runtime: Handle::current() });
+    let from_sequence = source.version.version.manifest.sequence;
+    let staged = source.stage(args, staging, live.size_bytes()).await?;
     let options = MountOptions { name: format!("satchel:{}", args.to.of), allow_other: false, threads: 4 };
     let fs = Arc::new(DesktopFs::new(session.desktop.disks()));
     let fuse = fuse::mount(fs, Handle::current(), points, &options)
@@ -110,37 +111,53 @@ async fn copy(
     .await??;
     Ok(Report {
         from: args.from.of.to_string(),
-        from_sequence: version.version.manifest.sequence,
+        from_sequence,
         desktop: args.to.of.to_string(),
         disk: role.to_string(),
         copied: copied??,
     })
 }
 
-/// Fetches what is copied.
-async fn staged(
-    context: &Context,
-    state: &StateDir,
-    args: &CopyArgs,
-    version: &PastVersion,
-    directory: &Path,
-) -> anyhow::Result<Staged> {
-    let past = browse::open(state, &args.from.of.desktop, version)?;
-    let role = args.disk.role();
-    let disk = past.disks(version)?.into_iter().find(|disk| disk.role() == role);
-    let disk: Arc<dyn DiskImage> = disk.with_context(|| format!("{} has no {role} disk", args.from.of))?;
-    let (path, of, directory) = (args.from.path.clone(), args.from.of.to_string(), directory.to_owned());
-    let staging = tokio::task::spawn_blocking(move || {
-        let files = DiskFiles::find(role, &disk)?;
-        let notes = files.notes();
-        let fs = files.largest().ok_or(CopyError::NoFileSystem { role, of })?;
-        Ok::<_, CopyError>((stage(fs, path.as_bytes(), &directory)?, notes))
-    });
-    let fetched = || past.fetcher().stats().fetched_bytes;
-    let (staged, notes) = progress::while_fetching("reading", fetched, staging).await??;
-    past.close();
-    notes.iter().for_each(|note| context.printer.message(note));
-    Ok(staged)
+/// What is copied from.
+struct Source {
+    version: PastVersion,
+    past: Past,
+    fs: Arc<FileSystem>,
+}
+
+impl Source {
+    /// Opens the version's disk and looks whether the file is there.
+    async fn find(context: &Context, state: &StateDir, args: &CopyArgs) -> anyhow::Result<Self> {
+        let version = PastVersion::find(state, &args.from.of).await?;
+        let past = browse::open(state, &args.from.of.desktop, &version)?;
+        let role = args.disk.role();
+        let disk = past.disks(&version)?.into_iter().find(|disk| disk.role() == role);
+        let disk: Arc<dyn DiskImage> =
+            disk.with_context(|| format!("{} has no {role} disk", args.from.of))?;
+        let (path, of) = (args.from.path.clone(), args.from.of.to_string());
+        let finding = tokio::task::spawn_blocking(move || {
+            let files = DiskFiles::find(role, &disk)?;
+            let fs = Arc::clone(files.largest().ok_or(CopyError::NoFileSystem { role, of })?);
+            fs.resolve(path.as_bytes(), true)?;
+            Ok::<_, CopyError>((fs, files.notes()))
+        });
+        let fetched = || past.fetcher().stats().fetched_bytes;
+        let (fs, notes) = progress::while_fetching("looking", fetched, finding).await??;
+        notes.iter().for_each(|note| context.printer.message(note));
+        Ok(Self { version, past, fs })
+    }
+
+    /// Fetches what is copied.
+    async fn stage(self, args: &CopyArgs, directory: &Path, room_bytes: u64) -> anyhow::Result<Staged> {
+        let (path, directory) = (args.from.path.clone(), directory.to_owned());
+        let fs = self.fs;
+        let staging =
+            tokio::task::spawn_blocking(move || stage(&fs, path.as_bytes(), &directory, room_bytes));
+        let fetched = || self.past.fetcher().stats().fetched_bytes;
+        let staged = progress::while_fetching("reading", fetched, staging).await??;
+        self.past.close();
+        Ok(staged)
+    }
 }
 
 /// Removes what an earlier copy has left, be it a dead mount.

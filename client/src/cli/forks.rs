@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use anyhow::bail;
 use satchel_client::adopt::Adopter;
 use satchel_client::remote::DesktopInfo;
+use satchel_client::versions::VersionError;
 
 use super::output::{moment, short, table};
 use super::{AdoptArgs, Context, ForksArgs, machine_name, now_ms};
@@ -15,7 +15,7 @@ pub(crate) async fn list(context: &Context, args: ForksArgs) -> anyhow::Result<(
     if let Some(desktop) = &args.desktop
         && !desktops.iter().any(|info| info.desktop == *desktop)
     {
-        bail!("there is no desktop {desktop} on the server");
+        return Err(VersionError::NoSuchDesktop { desktop: desktop.clone() }.into());
     }
     let is_meant = |info: &&DesktopInfo| match (&info.fork_of, &args.desktop) {
         (Some(origin), Some(desktop)) => origin == desktop,

@@ -83,15 +83,19 @@ pub(crate) async fn run(context: &Context, args: MountArgs) -> anyhow::Result<()
         });
     };
     let desktop_directory = state.desktop_path(&args.desktop);
-    let services = Services { syncer, trickle: trickle(&args.open), metrics };
+    let services = Services { syncer, trickle: trickle(&args.open, &session), metrics };
     mount::serve(session, &desktop_directory, &directory, &options, services, events).await?;
     Ok(())
 }
 
 /// How a desktop that is opened so is synced by itself.
-fn trickle(args: &OpenArgs) -> Trickle {
+fn trickle(args: &OpenArgs, session: &Session) -> Trickle {
+    let by_operator = || session.sync_every().unwrap_or(mount::DEFAULT_INTERVAL);
     Trickle {
-        every: args.sync_every.map_or(Some(mount::DEFAULT_INTERVAL), |Every(every)| every),
+        every: args
+            .sync_every
+            .map_or_else(|| Some(by_operator()), |Every(every)| every)
+            .filter(|every| !every.is_zero()),
         limit_bytes_per_s: args.sync_rate.and_then(|rate| NonZeroU64::new(rate.0)),
     }
 }

@@ -19,7 +19,7 @@ use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
-use super::{DiskFiles, FileKind, FileSystem, FilesError, Inode, InodeNumber, Moment};
+use super::{DiskFiles, Entry, FileKind, FileSystem, FilesError, Inode, InodeNumber, Moment};
 use crate::fetch::LinkState;
 use crate::mount::point::{self, PointError, clean_stale, unmount};
 use crate::mount::{Event, MountError};
@@ -31,6 +31,10 @@ const THREADS: usize = 4;
 /// The root directory; what is Satchel's own follows it, and each file system has 2^32 numbers from there.
 const ROOT: u64 = 1;
 const BLOCK_BYTES: u32 = 4096;
+/// Names of a directory that are taken at a time.
+const LISTED: usize = 256;
+/// What is listed before the names of a directory: itself and its parent.
+const DOTS: u64 = 2;
 
 /// A directory of Satchel's own.
 #[derive(Debug)]
@@ -53,6 +57,16 @@ struct System {
     fs: Arc<FileSystem>,
     /// The folder its root is in.
     parent: u64,
+}
+
+/// A name in a directory.
+#[derive(Debug)]
+struct Listed {
+    name: OsString,
+    inode: u64,
+    kind: FileType,
+    /// Where the next one is listed from.
+    next: u64,
 }
 
 /// What an inode number stands for.
@@ -155,33 +169,43 @@ impl Tree {
         }
     }
 
-    /// Names, inodes and kinds of a directory, itself and its parent first.
-    fn list(&self, number: u64) -> Result<Vec<(OsString, u64, FileType)>, Errno> {
-        let dots = |parent| {
-            vec![
-                (OsString::from("."), number, FileType::Directory),
-                ("..".into(), parent, FileType::Directory),
-            ]
+    /// Some names of a directory from an offset on, itself and its parent first; none at its end.
+    fn list(&self, number: u64, offset: u64) -> Result<Vec<Listed>, Errno> {
+        let folder = |name: &OsStr, inode, next| Listed {
+            name: name.to_owned(),
+            inode,
+            kind: FileType::Directory,
+            next,
         };
-        match self.node(number).ok_or(Errno::ENOENT)? {
-            Node::Folder(folder) => {
-                let mut list = dots(folder.parent);
-                list.extend(
-                    folder.entries.iter().map(|(name, inode)| (name.clone(), *inode, FileType::Directory)),
-                );
-                Ok(list)
+        let node = self.node(number).ok_or(Errno::ENOENT)?;
+        if offset < DOTS {
+            // Who walks up passes the kernel's own memory of the tree; the number is for show.
+            let parent = match &node {
+                Node::Folder(folder) => folder.parent,
+                Node::File(_, system, _) => system.parent,
+            };
+            let dots = [folder(".".as_ref(), number, 1), folder("..".as_ref(), parent, DOTS)];
+            return Ok(dots.into_iter().filter(|dot| dot.next > offset).collect());
+        }
+        match node {
+            Node::Folder(found) => {
+                let entries = (DOTS + 1..).zip(&found.entries).filter(|(next, _)| *next > offset);
+                Ok(entries.map(|(next, (name, inode))| folder(name, *inode, next)).collect())
             }
             Node::File(base, system, inode) => {
                 let directory = directory(&system.fs, inode)?;
-                // Who walks up passes the kernel's own memory of the tree; the number is for show.
-                let mut list = dots(system.parent);
-                for entry in system.fs.entries(&directory).map_err(errno)? {
+                let found = system.fs.entries_from(&directory, offset - DOTS, LISTED).map_err(errno)?;
+                let listed = |(entry, next): (Entry, u64)| {
                     let told =
                         entry.kind.or_else(|| system.fs.inode(entry.inode).ok().map(|inode| inode.kind));
-                    let kind = told.map_or(FileType::RegularFile, kind);
-                    list.push((OsString::from_vec(entry.name), base | u64::from(entry.inode.0), kind));
-                }
-                Ok(list)
+                    Listed {
+                        name: OsString::from_vec(entry.name),
+                        inode: base | u64::from(entry.inode.0),
+                        kind: told.map_or(FileType::RegularFile, kind),
+                        next: next.saturating_add(DOTS),
+                    }
+                };
+                Ok(found.into_iter().map(listed).collect())
             }
         }
     }
@@ -335,17 +359,22 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        self.spawn(move |tree| match tree.list(inode.0) {
-            Ok(list) => {
-                let skipped = usize::try_from(offset).unwrap_or(usize::MAX);
-                for ((name, inode, kind), next) in list.into_iter().zip(1..).skip(skipped) {
-                    if reply.add(INodeNo(inode), next, kind, name) {
-                        break;
-                    }
+        self.spawn(move |tree| {
+            let mut at = offset;
+            loop {
+                let listed = match tree.list(inode.0, at) {
+                    Ok(listed) => listed,
+                    Err(error) => return reply.error(error),
+                };
+                let is_end = listed.is_empty();
+                let is_full = listed.into_iter().any(|Listed { name, inode, kind, next }| {
+                    at = next;
+                    reply.add(INodeNo(inode), next, kind, name)
+                });
+                if is_end || is_full {
+                    return reply.ok();
                 }
-                reply.ok();
             }
-            Err(error) => reply.error(error),
         });
     }
 
@@ -437,4 +466,43 @@ pub async fn serve(
     }
     past.close();
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use chunk_format::DiskRole;
+
+    use super::*;
+    use crate::files::ext4::tests::Made;
+
+    #[test]
+    fn a_long_directory_is_listed_in_parts_without_a_name_lost_or_told_twice() {
+        let made = Made::new();
+        fs::create_dir(made.tree().join("many")).unwrap();
+        for number in 0..1000 {
+            fs::write(made.tree().join(format!("many/{number}")), "").unwrap();
+        }
+        if !made.make(16 << 20, &["-b", "1024"]) {
+            return;
+        }
+        let tree = Tree::new(&[DiskFiles::find(DiskRole::Home, &made.image()).unwrap()], 0);
+        let home = tree.lookup(ROOT, b"home").unwrap();
+        let many = tree.lookup(home.ino.0, b"many").unwrap();
+        for (number, count) in [(ROOT, 1), (many.ino.0, 1000)] {
+            // One name an answer, as a kernel with a tiny buffer would take them.
+            let (mut names, mut at) = (Vec::new(), 0);
+            while let Some(listed) = tree.list(number, at).unwrap().into_iter().next() {
+                assert!(listed.next > at);
+                (at, names) = (listed.next, [names, vec![listed.name]].concat());
+            }
+            assert_eq!(names[..2], [".", ".."]);
+            names.sort();
+            names.dedup();
+            assert_eq!(names.len(), count + 2);
+        }
+        assert!(tree.list(ROOT, u64::MAX).unwrap().is_empty());
+        assert!(tree.list(many.ino.0, u64::MAX).unwrap().is_empty());
+    }
 }

@@ -8,16 +8,16 @@
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::Arc;
 
 use chunk_format::DiskRole;
 use serde::Serialize;
 
-use super::{DiskFiles, Entry, FileKind, FileSystem, FilesError, Inode, InodeNumber, shown};
+use super::{DiskFiles, Effort, Entry, FileKind, FileSystem, FilesError, Inode, InodeNumber, shown};
 use crate::image::DiskImage;
 
 /// The deepest directory that is copied.
@@ -25,6 +25,11 @@ const MAX_DEPTH: usize = 256;
 /// Files of one copy.
 const MAX_ITEMS: usize = 1 << 20;
 const STEP_BYTES: usize = 1 << 20;
+/// The longest line that `debugfs` is given. It reads so many bytes at a time (`BUFSIZ`, 1,024 with musl) and takes what
+/// is left of a longer line for a command of its own, among them `!`, which is the shell's.
+const MAX_LINE_BYTES: usize = 1000;
+/// Bytes that are kept of what a program says.
+const MAX_SAID_BYTES: usize = 2000;
 /// Where the programs may be beside the places of ordinary users.
 const MORE_PATHS: &str = "/usr/sbin:/sbin";
 
@@ -32,7 +37,7 @@ const MORE_PATHS: &str = "/usr/sbin:/sbin";
 #[derive(Debug, thiserror::Error)]
 pub enum CopyError {
     /// One of the file systems cannot be read, or has no such file.
-    #[error("{0}")]
+    #[error(transparent)]
     Files(#[from] FilesError),
     /// There is no file system to copy out of, or into.
     #[error("the {role} disk of {of} has no file system that can be used")]
@@ -137,19 +142,26 @@ struct Stager<'a> {
     copied: Copied,
     items: usize,
     seen: HashSet<InodeNumber>,
+    /// Bytes there is room for.
+    room_bytes: u64,
 }
 
-/// Takes a file or directory out of a file system into an empty directory of this machine.
+/// Takes a file or directory out of a file system into an empty directory of this machine. What has more bytes than
+/// `room_bytes`, the size of the disk it is for, is refused.
 ///
 /// # Errors
 /// `Files`, `Uncopyable`, `Staging`.
-pub fn stage(fs: &FileSystem, path: &[u8], directory: &Path) -> Result<Staged, CopyError> {
+pub fn stage(fs: &FileSystem, path: &[u8], directory: &Path, room_bytes: u64) -> Result<Staged, CopyError> {
     let inode = fs.resolve(path, true)?;
+    let refused = |reason| CopyError::Uncopyable { path: shown(path), reason };
     let name = path.split(|byte| *byte == b'/').rfind(|name| !name.is_empty()).unwrap_or(b"root").to_vec();
-    let mut stager = Stager { fs, directory, copied: Copied::default(), items: 0, seen: HashSet::new() };
+    if matches!(name.as_slice(), b"." | b"..") {
+        return Err(refused("its path does not end in a name"));
+    }
+    let (copied, seen) = (Copied::default(), HashSet::new());
+    let mut stager = Stager { fs, directory, copied, items: 0, seen, room_bytes };
     let item = stager.take(name, inode, &mut path.to_vec(), 0)?;
-    let item = item
-        .ok_or(CopyError::Uncopyable { path: shown(path), reason: "it is neither a file nor a directory" })?;
+    let item = item.ok_or_else(|| refused("it is neither a file nor a directory"))?;
     Ok(Staged { item, copied: stager.copied })
 }
 
@@ -163,7 +175,6 @@ impl Stager<'_> {
         depth: usize,
     ) -> Result<Option<Item>, CopyError> {
         let refused = |reason| Err(CopyError::Uncopyable { path: shown(path), reason });
-        self.items += 1;
         if depth > MAX_DEPTH || self.items > MAX_ITEMS {
             return refused("it is too deep, or there are too many files");
         }
@@ -172,16 +183,22 @@ impl Stager<'_> {
         }
         let content = match inode.kind {
             FileKind::File => {
-                let staged = self.directory.join(self.items.to_string());
-                self.write(&inode, &staged)?;
+                let staged = self.directory.join(self.copied.files.to_string());
+                if !fits_line(&write_line(&staged, &name)) {
+                    return refused("the path to where Satchel keeps its state is too long for debugfs");
+                }
+                self.write(&inode, &staged, path)?;
                 self.copied.files += 1;
-                self.copied.bytes += inode.size_bytes;
+                self.copied.bytes = self.copied.bytes.saturating_add(inode.size_bytes);
                 Content::File(staged)
             }
             FileKind::Symlink => {
                 let target = self.fs.target(&inode)?;
                 if !is_plain(&target) {
                     return refused("it leads to a name with control characters");
+                }
+                if !fits_line(&link_line(&name, &target)) {
+                    return refused("the path it leads to is too long for debugfs");
                 }
                 self.copied.links += 1;
                 Content::Link(target)
@@ -192,7 +209,12 @@ impl Stager<'_> {
                 }
                 self.copied.directories += 1;
                 let mut children = Vec::new();
-                for Entry { name, inode, .. } in self.fs.entries(&inode)? {
+                let entries = self.fs.entries(&inode)?;
+                self.items += entries.len();
+                if self.items > MAX_ITEMS {
+                    return refused("it has too many files");
+                }
+                for Entry { name, inode, .. } in entries {
                     let len = path.len();
                     path.push(b'/');
                     path.extend_from_slice(&name);
@@ -210,15 +232,17 @@ impl Stager<'_> {
     }
 
     /// Writes a file's bytes, without its holes.
-    fn write(&self, inode: &Inode, path: &Path) -> Result<(), CopyError> {
-        let failed = |source| CopyError::Staging { path: path.to_owned(), source };
-        let file = File::create_new(path).map_err(failed)?;
+    fn write(&mut self, inode: &Inode, staged: &Path, path: &[u8]) -> Result<(), CopyError> {
+        let failed = |source| CopyError::Staging { path: staged.to_owned(), source };
+        let file = File::create_new(staged).map_err(failed)?;
         file.set_len(inode.size_bytes).map_err(failed)?;
         let (mut at, mut buf) = (0, vec![0; STEP_BYTES]);
+        let mut effort = Effort::of(&[self.fs]);
         while at < inode.size_bytes {
             if let Some(run) = self.fs.run_in_place(inode, at)?
                 && run.physical.is_none()
             {
+                effort.spend(inode, self.fs.block_bytes())?;
                 at = (run.logical + run.blocks).saturating_mul(self.fs.block_bytes());
                 continue;
             }
@@ -228,6 +252,10 @@ impl Stager<'_> {
             if read == 0 {
                 break;
             }
+            self.room_bytes = self.room_bytes.checked_sub(read as u64).ok_or_else(|| {
+                CopyError::Uncopyable { path: shown(path), reason: "there is no room for it on the disk" }
+            })?;
+            effort.spend(inode, read as u64)?;
             file.write_all_at(&buf[..read], at).map_err(failed)?;
             at += read as u64;
         }
@@ -235,9 +263,28 @@ impl Stager<'_> {
     }
 }
 
-/// A line of `debugfs` holds it.
+/// No line of `debugfs` ends in it.
 fn is_plain(name: &[u8]) -> bool {
-    name.len() <= 4095 && !name.iter().any(|byte| byte.is_ascii_control())
+    !name.iter().any(|byte| byte.is_ascii_control())
+}
+
+/// `debugfs` takes it for one command.
+fn fits_line(line: &[u8]) -> bool {
+    line.len() <= MAX_LINE_BYTES && is_plain(line)
+}
+
+/// A word of a line of `debugfs`.
+fn quoted(text: &[u8]) -> Vec<u8> {
+    let inner = text.iter().flat_map(|byte| if *byte == b'"' { b"\"\"".to_vec() } else { vec![*byte] });
+    [b"\"".to_vec(), inner.collect(), b"\"".to_vec()].concat()
+}
+
+fn write_line(staged: &Path, name: &[u8]) -> Vec<u8> {
+    [b"write".to_vec(), quoted(staged.as_os_str().as_encoded_bytes()), quoted(name)].join(&b' ')
+}
+
+fn link_line(name: &[u8], target: &[u8]) -> Vec<u8> {
+    [b"symlink".to_vec(), quoted(name), quoted(target)].join(&b' ')
 }
 
 /// A directory that is there, and what belongs into it, by the name it gets.
@@ -274,14 +321,14 @@ impl Target<'_> {
         if area.start > 0 {
             device.push(format!("?offset={}", area.start));
         }
-        let checked = run("e2fsck", &["-p"], &device)?;
+        let checked = check(&["-p"], &device)?;
         if checked.code.is_none_or(|code| code > 1) {
             return Err(CopyError::Tool { program: "e2fsck", said: checked.said });
         }
         let fs = self.open()?;
         let (parent, name, place) = self.place(&fs, staged, path)?;
         check_free(&fs, parent, &name, &staged.item, &place, force)?;
-        let mut said = String::new();
+        let mut outcome = Ok(());
         let mut level: Vec<Filling<'_>> = vec![(parent, vec![(name.clone(), &staged.item)])];
         while !level.is_empty() {
             let fs = self.open()?;
@@ -294,22 +341,25 @@ impl Target<'_> {
             let commands = scripts.join("commands");
             let failed = |source| CopyError::Staging { path: commands.clone(), source };
             File::create(&commands).and_then(|mut file| file.write_all(&script)).map_err(failed)?;
-            let mut flag = OsString::from("-f");
-            flag.push(&commands);
-            said = run_with("debugfs", &["-w".into(), flag], &device)?.said;
-            level = self.next_level(&level, &said)?;
+            let done = edit(&commands, &device)?;
+            if done.code != Some(0) || !done.said.is_empty() {
+                outcome = Err(CopyError::NotWritten { path: place.clone(), said: done.said });
+                break;
+            }
+            level = self.next_level(&level)?;
         }
         // Not `-p` alone, which believes the file system when it says that it is in order.
-        let mended = run("e2fsck", &["-f", "-p"], &device)?;
-        let looked = run("e2fsck", &["-f", "-n"], &device)?;
+        let mended = check(&["-f", "-p"], &device)?;
+        let looked = check(&["-f", "-n"], &device)?;
         if mended.code.is_none_or(|code| code > 1) || looked.code != Some(0) {
             return Err(CopyError::Tool {
                 program: "e2fsck",
                 said: format!("{}{}", mended.said, looked.said),
             });
         }
+        outcome?;
         let fs = self.open()?;
-        verify(&fs, parent, &name, &staged.item, &said)?;
+        verify(&fs, parent, &name, &staged.item)?;
         Ok(Copied { path: place, ..staged.copied.clone() })
     }
 
@@ -350,16 +400,16 @@ impl Target<'_> {
     }
 
     /// The directories of a level that was written, with what belongs into them.
-    fn next_level<'a>(&self, level: &[Filling<'a>], said: &str) -> Result<Vec<Filling<'a>>, CopyError> {
+    fn next_level<'a>(&self, level: &[Filling<'a>]) -> Result<Vec<Filling<'a>>, CopyError> {
         let fs = self.open()?;
         let mut next = Vec::new();
         for (directory, items) in level {
             let directory = fs.inode(*directory)?;
             for (name, item) in items {
                 let Content::Directory(children) = &item.content else { continue };
-                let written = fs.lookup(&directory, name)?.ok_or_else(|| not_written(name, said))?;
+                let written = fs.lookup(&directory, name)?.ok_or_else(|| not_written(name))?;
                 if fs.inode(written)?.kind != FileKind::Directory {
-                    return Err(not_written(name, said));
+                    return Err(not_written(name));
                 }
                 if !children.is_empty() {
                     next.push((written, children.iter().map(|child| (child.name.clone(), child)).collect()));
@@ -370,8 +420,8 @@ impl Target<'_> {
     }
 }
 
-fn not_written(name: &[u8], said: &str) -> CopyError {
-    CopyError::NotWritten { path: shown(name), said: said.to_owned() }
+fn not_written(name: &[u8]) -> CopyError {
+    CopyError::NotWritten { path: shown(name), said: "it is not there as it should be".to_owned() }
 }
 
 /// Refuses before anything is written what would have to be replaced.
@@ -413,60 +463,55 @@ fn instruct(
     script: &mut Vec<u8>,
 ) -> Result<(), CopyError> {
     let there = fs.lookup(&fs.inode(directory)?, name)?.map(|there| fs.inode(there)).transpose()?;
-    let mut say = |words: &[&[u8]]| {
-        script.extend_from_slice(&words.join(&b' '));
+    let mut say = |line: &[u8]| {
+        if !fits_line(line) {
+            let reason = "debugfs cannot be given such a name";
+            return Err(CopyError::Uncopyable { path: shown(name), reason });
+        }
+        script.extend_from_slice(line);
         script.push(b'\n');
+        Ok(())
     };
-    let quoted = |text: &[u8]| {
-        let inner = text.iter().flat_map(|byte| if *byte == b'"' { b"\"\"".to_vec() } else { vec![*byte] });
-        [b"\"".to_vec(), inner.collect(), b"\"".to_vec()].concat()
-    };
-    let (bare, here) = (quoted(name), quoted(&[b"./", name].concat()));
-    say(&[b"cd", format!("<{directory}>").as_bytes()]);
+    let here = quoted(&[b"./", name].concat());
+    say(format!("cd <{directory}>").as_bytes())?;
     let is_directory = matches!(item.content, Content::Directory(_));
     let stays = is_directory && there.as_ref().is_some_and(|there| there.kind == FileKind::Directory);
     if there.is_some() && !stays {
-        say(&[b"rm", &here]);
+        say(&[b"rm ", here.as_slice()].concat())?;
     }
     let kind: u16 = match &item.content {
         Content::File(staged) => {
-            say(&[b"write", &quoted(staged.as_os_str().as_encoded_bytes()), &bare]);
+            say(&write_line(staged, name))?;
             0o100_000
         }
         Content::Link(target) => {
-            say(&[b"symlink", &bare, &quoted(target)]);
+            say(&link_line(name, target))?;
             0o120_000
         }
         Content::Directory(_) if stays => return Ok(()),
         Content::Directory(_) => {
-            say(&[b"mkdir", &bare]);
+            say(&[b"mkdir ", here.as_slice()].concat())?;
             0o040_000
         }
     };
     let inode = &item.inode;
     let mut set = |field: &str, value: String| {
-        say(&[b"set_inode_field", &here, field.as_bytes(), value.as_bytes()]);
+        say(&[b"set_inode_field", here.as_slice(), field.as_bytes(), value.as_bytes()].join(&b' '))
     };
-    set("mode", format!("0{:o}", kind | inode.permissions));
-    set("uid", inode.uid.to_string());
-    set("gid", inode.gid.to_string());
+    set("mode", format!("0{:o}", kind | inode.permissions))?;
+    set("uid", inode.uid.to_string())?;
+    set("gid", inode.gid.to_string())?;
     for (field, moment) in [("atime", inode.accessed), ("mtime", inode.modified), ("ctime", inode.changed)] {
         let (base, extra) = moment.encode();
-        set(field, format!("@{base}"));
-        set(&format!("{field}_extra"), extra.to_string());
+        set(field, format!("@{base}"))?;
+        set(&format!("{field}_extra"), extra.to_string())?;
     }
     Ok(())
 }
 
 /// Looks whether all is there as it was staged.
-fn verify(
-    fs: &FileSystem,
-    directory: InodeNumber,
-    name: &[u8],
-    item: &Item,
-    said: &str,
-) -> Result<(), CopyError> {
-    let wrong = || not_written(name, said);
+fn verify(fs: &FileSystem, directory: InodeNumber, name: &[u8], item: &Item) -> Result<(), CopyError> {
+    let wrong = || not_written(name);
     let number = fs.lookup(&fs.inode(directory)?, name)?.ok_or_else(wrong)?;
     let written = fs.inode(number)?;
     let is_same = written.kind == item.inode.kind
@@ -474,12 +519,13 @@ fn verify(
             Content::File(staged) => {
                 written.size_bytes == item.inode.size_bytes
                     && written.permissions == item.inode.permissions
+                    && (written.uid, written.gid) == (item.inode.uid, item.inode.gid)
                     && same_bytes(fs, &written, staged)?
             }
             Content::Link(target) => fs.target(&written)? == *target,
             Content::Directory(children) => {
                 for child in children {
-                    verify(fs, number, &child.name, child, said)?;
+                    verify(fs, number, &child.name, child)?;
                 }
                 true
             }
@@ -491,9 +537,25 @@ fn same_bytes(fs: &FileSystem, written: &Inode, staged: &Path) -> Result<bool, C
     let failed = |source| CopyError::Staging { path: staged.to_owned(), source };
     let file = File::open(staged).map_err(failed)?;
     let (mut left, mut right) = (vec![0; STEP_BYTES], vec![0; STEP_BYTES]);
-    let mut at = 0;
+    let (mut at, mut effort) = (0, Effort::of(&[fs]));
     while at < written.size_bytes {
+        // Where neither has bytes there is nothing to compare.
+        let hole = fs.run_in_place(written, at)?.filter(|run| run.physical.is_none());
+        if let Some(hole) = hole {
+            let end = (hole.logical + hole.blocks).saturating_mul(fs.block_bytes());
+            let data = match rustix::fs::seek(&file, rustix::fs::SeekFrom::Data(at)) {
+                Ok(data) => data,
+                Err(rustix::io::Errno::NXIO) => written.size_bytes,
+                Err(error) => return Err(failed(error.into())),
+            };
+            if data > at {
+                effort.spend(written, fs.block_bytes())?;
+                at = end.min(data);
+                continue;
+            }
+        }
         let read = fs.read(written, at, &mut left)?;
+        effort.spend(written, read as u64)?;
         file.read_exact_at(&mut right[..read], at).map_err(failed)?;
         if read == 0 || left[..read] != right[..read] {
             return Ok(false);
@@ -509,38 +571,93 @@ struct Outcome {
     said: String,
 }
 
-fn run(program: &'static str, options: &[&str], device: &OsString) -> Result<Outcome, CopyError> {
-    let options: Vec<OsString> = options.iter().map(OsString::from).collect();
-    run_with(program, &options, device)
+/// Runs `e2fsck`; it says most on its standard output, and why it gives up at the end.
+fn check(options: &[&str], device: &OsString) -> Result<Outcome, CopyError> {
+    let mut command = Command::new("e2fsck");
+    command.args(options).arg(device);
+    let mut said = Vec::new();
+    let status = run("e2fsck", command, true, |part| {
+        said.extend_from_slice(part);
+        said.drain(..said.len().saturating_sub(MAX_SAID_BYTES));
+    })?;
+    Ok(Outcome { code: status.code(), said: lines(&said) })
 }
 
-fn run_with(program: &'static str, options: &[OsString], device: &OsString) -> Result<Outcome, CopyError> {
+/// Runs a script of `debugfs`. It goes on after a command that failed, and ends well: that it said something on its
+/// standard error beside its name is the only sign. What it said first tells why.
+fn edit(commands: &Path, device: &OsString) -> Result<Outcome, CopyError> {
+    let mut flag = OsString::from("-f");
+    flag.push(commands);
+    let mut command = Command::new("debugfs");
+    command.arg("-w").arg(flag).arg(device);
+    let mut said = Vec::new();
+    let status = run("debugfs", command, false, |part| {
+        let room = MAX_SAID_BYTES.saturating_sub(said.len()).min(part.len());
+        said.extend_from_slice(&part[..room]);
+    })?;
+    Ok(Outcome { code: status.code(), said: lines(&said) })
+}
+
+/// Runs a program, and hands out what it says on its standard error, and its standard output if that counts.
+fn run(
+    program: &'static str,
+    mut command: Command,
+    output_counts: bool,
+    mut hear: impl FnMut(&[u8]),
+) -> Result<ExitStatus, CopyError> {
+    let failed = |source| CopyError::NoTool { program, source };
     let path = std::env::var("PATH").unwrap_or_default();
-    let output = Command::new(program)
-        .args(options)
-        .arg(device)
+    let (mut said, speaker) = io::pipe().map_err(failed)?;
+    let output = if output_counts { speaker.try_clone().map_err(failed)?.into() } else { Stdio::null() };
+    let command = command
         .env("PATH", format!("{path}:{MORE_PATHS}"))
         .env("LC_ALL", "C")
         .env("DEBUGFS_PAGER", "cat")
         .stdin(Stdio::null())
-        .output()
-        .map_err(|source| CopyError::NoTool { program, source })?;
-    let said = [output.stdout, output.stderr].concat();
-    // The end of it says why.
-    let said = &said[said.len().saturating_sub(2000)..];
-    let lines =
-        said.split(|byte| *byte == b'\n').filter(|line| !line.is_empty() && !line.starts_with(b"debugfs"));
-    let said = lines.map(shown).collect::<Vec<_>>().join("; ");
-    Ok(Outcome { code: output.status.code(), said })
+        .stdout(output)
+        .stderr(speaker);
+    let mut child = command.spawn().map_err(failed)?;
+    // Else it would never end: this program would still have its other end.
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut part = [0; 4096];
+    loop {
+        match said.read(&mut part) {
+            Ok(0) => break,
+            Ok(read) => hear(&part[..read]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => {
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(failed(error));
+            }
+        }
+    }
+    child.wait().map_err(failed)
+}
+
+/// What a program said in one line, without its name and version.
+fn lines(said: &[u8]) -> String {
+    let lines = said.split(|byte| *byte == b'\n');
+    let lines = lines.filter(|line| !line.is_empty() && !is_banner(line));
+    lines.map(shown).collect::<Vec<_>>().join("; ")
+}
+
+/// Whether a line is the one by which a program of e2fsprogs begins: `debugfs 1.47.0 (5-Feb-2023)`.
+fn is_banner(line: &[u8]) -> bool {
+    let rest = line.strip_prefix(b"debugfs ").or_else(|| line.strip_prefix(b"e2fsck "));
+    rest.is_some_and(|rest| rest.first().is_some_and(u8::is_ascii_digit) && rest.ends_with(b")"))
 }
 
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::os::unix::ffi::OsStrExt;
     use std::os::unix::fs::{PermissionsExt, symlink};
 
     use super::*;
     use crate::files::ext4::tests::Made;
+
+    const ROOM: u64 = 64 << 20;
 
     fn target(made: &Made, device: &Path) -> Target<'static> {
         let device: &'static Path = Box::leak(device.to_owned().into_boxed_path());
@@ -564,7 +681,7 @@ mod tests {
         from.debugfs("set_inode_field /d/link uid 77777\nset_inode_field /d/<2>/e/f mtime @1700000000\n");
         let source = from.open().unwrap().unwrap();
         let work = tempfile::tempdir().unwrap();
-        let staged = stage(&source, b"/d", work.path()).unwrap();
+        let staged = stage(&source, b"/d", work.path(), ROOM).unwrap();
         let disk = to.disk();
         let target = target(&to, &disk);
         let scripts = tempfile::tempdir().unwrap();
@@ -586,12 +703,131 @@ mod tests {
         let again = target.write(&staged, b"/home", false, scripts.path()).unwrap_err();
         assert!(matches!(again, CopyError::Exists { .. }), "{again}");
         target.write(&staged, b"/home", true, scripts.path()).unwrap();
-        assert!(stage(&source, b"/d", work.path()).is_err(), "staged over what was staged");
+        assert!(stage(&source, b"/d", work.path(), ROOM).is_err(), "staged over what was staged");
     }
 
     #[test]
     fn what_cannot_be_written_down_is_refused() {
         assert!(is_plain(b"a name") && is_plain("Łódź".as_bytes()));
         assert!(!is_plain(b"a\nname") && !is_plain(b"\x1b[2J"));
+    }
+
+    /// A disk whose tree a test has filled, what of it is staged, and a disk to copy to.
+    fn copied(from: &Made, path: &[u8]) -> Option<Result<(Made, Copied), CopyError>> {
+        let to = Made::new();
+        if !from.make(16 << 20, &["-b", "4096"]) || !to.make(16 << 20, &["-b", "1024"]) {
+            return None;
+        }
+        let work = tempfile::tempdir().unwrap();
+        let source = from.open().unwrap().unwrap();
+        let disk = to.disk();
+        let copied = stage(&source, path, work.path(), ROOM)
+            .and_then(|staged| target(&to, &disk).write(&staged, b"/", false, work.path()));
+        Some(copied.map(|copied| (to, copied)))
+    }
+
+    #[test]
+    fn names_that_mean_something_to_debugfs_are_names() {
+        let names: [&[u8]; 12] = [
+            b"-p",
+            b"#x",
+            b"!touch owned",
+            b" blanks ",
+            b"%s",
+            b"~",
+            b"back\\slash",
+            b"'q'",
+            b"\"",
+            b"<2>",
+            b"\xff\xfe",
+            &[b'"'; 255],
+        ];
+        let from = Made::new();
+        fs::create_dir(from.tree().join("d")).unwrap();
+        for name in names {
+            let name = std::ffi::OsStr::from_bytes(name);
+            fs::create_dir(from.tree().join("d").join(name)).unwrap();
+            fs::write(from.tree().join("d").join(name).join(name), name.as_bytes()).unwrap();
+            fs::create_dir(from.tree().join("d").join(name).join("links")).unwrap();
+            symlink(name, from.tree().join("d").join(name).join("links/link")).unwrap();
+        }
+        let Some(copied) = copied(&from, b"/d") else { return };
+        let (to, copied) = copied.unwrap();
+        assert_eq!((copied.files, copied.directories, copied.links), (12, 25, 12));
+        let fs = to.open().unwrap().unwrap();
+        for name in names {
+            let file = fs.resolve(&[b"/d/", name, b"/", name].concat(), false).unwrap();
+            assert_eq!(fs.read_whole(&file, 1000).unwrap(), name);
+            let link = fs.resolve(&[b"/d/", name, b"/links/link"].concat(), false).unwrap();
+            assert_eq!(fs.target(&link).unwrap(), name);
+        }
+    }
+
+    #[test]
+    fn a_line_too_long_for_debugfs_is_refused_and_nothing_of_it_is_run() {
+        let from = Made::new();
+        let owned = from.directory.path().join("owned");
+        let name = "n".repeat(255);
+        let command = format!("!touch {} #", owned.display());
+        // With 8,192 or 1,024 bytes a read, the rest begins with the command.
+        for buffer_bytes in [8192, 1024] {
+            let room = buffer_bytes - 1 - "symlink \"\" \"".len() - name.len();
+            let fill = format!("{}{}", "\"".repeat(room / 2), "x".repeat(room % 2));
+            let tree = from.tree().join(buffer_bytes.to_string());
+            fs::create_dir(&tree).unwrap();
+            symlink(format!("{fill}{command}"), tree.join(&name)).unwrap();
+        }
+        for path in [&b"/8192"[..], b"/1024"] {
+            let Some(copied) = copied(&from, path) else { return };
+            let error = copied.err().unwrap();
+            assert!(matches!(error, CopyError::Uncopyable { .. }), "{error}");
+            assert!(!owned.exists());
+        }
+    }
+
+    #[test]
+    fn what_debugfs_says_is_an_error_though_it_ends_well() {
+        let made = Made::new();
+        if !made.make(16 << 20, &["-b", "1024"]) {
+            return;
+        }
+        let script = made.directory.path().join("script");
+        let device = made.disk().into_os_string();
+        fs::write(&script, "mkdir a\n").unwrap();
+        assert_eq!(edit(&script, &device).unwrap().said, "");
+        fs::write(&script, "mkdir a\nmkdir b\n").unwrap();
+        let done = edit(&script, &device).unwrap();
+        assert_eq!(done.code, Some(0));
+        assert!(done.said.contains("already exists"), "{}", done.said);
+        assert!(is_banner(b"debugfs 1.47.0 (5-Feb-2023)") && !is_banner(b"debugfs: no such file"));
+    }
+
+    #[test]
+    fn a_disk_without_room_says_so() {
+        let from = Made::new();
+        fs::write(from.tree().join("large"), vec![1; 5 << 20]).unwrap();
+        let to = Made::new();
+        if !from.make(16 << 20, &["-b", "1024"]) || !to.make(4 << 20, &["-b", "1024"]) {
+            return;
+        }
+        let source = from.open().unwrap().unwrap();
+        let (work, disk) = (tempfile::tempdir().unwrap(), to.disk());
+        let error = stage(&source, b"/large", work.path(), 4 << 20).unwrap_err();
+        assert!(error.to_string().contains("no room"), "{error}");
+        let work = tempfile::tempdir().unwrap();
+        let staged = stage(&source, b"/large", work.path(), ROOM).unwrap();
+        let error = target(&to, &disk).write(&staged, b"/", false, work.path()).unwrap_err();
+        assert!(matches!(error, CopyError::NotWritten { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_path_without_a_name_and_a_deep_tree_are_refused() {
+        let from = Made::new();
+        fs::create_dir_all(from.tree().join(["d"; MAX_DEPTH + 2].join("/"))).unwrap();
+        for path in [&b"/d/.."[..], b"/d/.", b"/d"] {
+            let Some(copied) = copied(&from, path) else { return };
+            let error = copied.err().unwrap();
+            assert!(matches!(error, CopyError::Uncopyable { .. }), "{error}");
+        }
     }
 }

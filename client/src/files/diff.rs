@@ -11,13 +11,25 @@ use std::sync::Arc;
 use chunk_format::ChunkIndex;
 use serde::Serialize;
 
-use super::{DiskFiles, Entry, FileKind, FileSystem, FilesError, FoundFileSystem, Inode, InodeNumber, shown};
+use super::{
+    DiskFiles, Effort, Entry, FileKind, FileSystem, FilesError, FoundFileSystem, Inode, InodeNumber, shown,
+};
 use crate::past::ChunkedDisk;
 
 /// The deepest directory that is looked into.
-const MAX_DEPTH: usize = 512;
+const MAX_DEPTH: usize = 256;
+/// The longest path that is looked at: what Linux takes.
+const MAX_PATH_BYTES: usize = 4096;
 /// Differences that are told one by one.
 const MAX_CHANGES: usize = 1 << 20;
+/// The text of all that is told, bytes.
+const MAX_TOLD_BYTES: usize = 256 << 20;
+/// Paths that are told when they cannot be compared.
+const MAX_UNREADABLE: usize = 10_000;
+/// Names that are looked at on either side: several times those of a full desktop.
+const MAX_NAMES: usize = 16 << 20;
+/// Names of the directories on the way to where the comparison is that are kept.
+const MAX_HELD_NAMES: usize = 4 << 20;
 /// Bytes that are compared at a time.
 const STEP_BYTES: usize = 256 << 10;
 
@@ -70,25 +82,14 @@ pub struct Difference {
     pub changed: u64,
     /// That were removed.
     pub removed: u64,
-    /// Paths that could not be compared, and why.
+    /// Paths that could not be compared, and why; no more than ten thousand.
     pub unreadable: Vec<String>,
 }
 
 impl Difference {
     /// Whether all is the same.
     pub fn is_empty(&self) -> bool {
-        self.changes.is_empty() && self.unreadable.is_empty()
-    }
-
-    fn note(&mut self, change: Change) {
-        match change.fate {
-            Fate::Added => self.added += 1,
-            Fate::Changed => self.changed += 1,
-            Fate::Removed => self.removed += 1,
-        }
-        if self.changes.len() < MAX_CHANGES {
-            self.changes.push(change);
-        }
+        self.added + self.changed + self.removed == 0 && self.unreadable.is_empty()
     }
 }
 
@@ -98,11 +99,21 @@ impl Difference {
 /// # Errors
 /// `Disk`; what is damaged or cannot be read is told in the result.
 pub fn compare(before: Option<&Side>, after: Option<&Side>) -> Result<Difference, FilesError> {
-    let mut walk = Walk { difference: Difference::default(), seen: [HashSet::new(), HashSet::new()] };
+    compare_further(before, after, &mut 0)
+}
+
+/// Compares two file systems after so many bytes were told of others.
+fn compare_further(
+    before: Option<&Side>,
+    after: Option<&Side>,
+    told_bytes: &mut usize,
+) -> Result<Difference, FilesError> {
+    let mut walk = Walk { told_bytes: *told_bytes, ..Walk::default() };
     let root = |side: Option<&Side>| side.map(|side| side.fs.root()).transpose();
     let (old, new) = (root(before)?, root(after)?);
     let sides = Sides { before, after };
     walk.directories(&sides, &mut Vec::new(), old.as_ref(), new.as_ref(), 0)?;
+    *told_bytes = walk.told_bytes;
     Ok(walk.difference)
 }
 
@@ -132,10 +143,11 @@ pub fn compare_disks(before: Option<&DiskSide>, after: Option<&DiskSide>) -> Res
     if before.len() <= 1 && after.len() <= 1 {
         return compare(before.values().next(), after.values().next());
     }
-    let mut all = Difference::default();
+    let (mut all, mut told_bytes) = (Difference::default(), 0);
     let numbers: BTreeSet<u32> = before.keys().chain(after.keys()).copied().collect();
     for number in numbers {
-        let part = compare(before.remove(&number).as_ref(), after.remove(&number).as_ref())?;
+        let (before, after) = (before.remove(&number), after.remove(&number));
+        let part = compare_further(before.as_ref(), after.as_ref(), &mut told_bytes)?;
         all.added += part.added;
         all.changed += part.changed;
         all.removed += part.removed;
@@ -147,18 +159,46 @@ pub fn compare_disks(before: Option<&DiskSide>, after: Option<&DiskSide>) -> Res
     Ok(all)
 }
 
+/// What is in a directory, in the order of the names.
+type Names = BTreeMap<Vec<u8>, InodeNumber>;
+
 struct Sides<'a> {
     before: Option<&'a Side>,
     after: Option<&'a Side>,
 }
 
+#[derive(Default)]
 struct Walk {
     difference: Difference,
+    told_bytes: usize,
     /// Directories that were looked into, on either side: a directory has one name.
     seen: [HashSet<InodeNumber>; 2],
+    /// Names that were looked at, on either side.
+    names: [usize; 2],
+    held_names: usize,
 }
 
 impl Walk {
+    fn note(&mut self, change: Change) {
+        let difference = &mut self.difference;
+        match change.fate {
+            Fate::Added => difference.added += 1,
+            Fate::Changed => difference.changed += 1,
+            Fate::Removed => difference.removed += 1,
+        }
+        if difference.changes.len() < MAX_CHANGES && self.told_bytes < MAX_TOLD_BYTES {
+            self.told_bytes += change.path.len() + size_of::<Change>();
+            difference.changes.push(change);
+        }
+    }
+
+    fn pass_over(&mut self, path: &[u8], why: &str) {
+        let unreadable = &mut self.difference.unreadable;
+        if unreadable.len() < MAX_UNREADABLE {
+            unreadable.push(format!("{}: {why}", shown(path)));
+        }
+    }
+
     /// Compares two directories of one path; at least one is there.
     fn directories(
         &mut self,
@@ -168,12 +208,28 @@ impl Walk {
         new: Option<&Inode>,
         depth: usize,
     ) -> Result<(), FilesError> {
-        if depth > MAX_DEPTH {
-            self.difference.unreadable.push(format!("{}: too deep", shown(path)));
+        if depth > MAX_DEPTH || path.len() > MAX_PATH_BYTES {
+            self.pass_over(path, "too deep");
             return Ok(());
         }
         let old = self.names(0, sides.before, old, path)?;
         let new = self.names(1, sides.after, new, path)?;
+        let held = old.len() + new.len();
+        self.held_names += held;
+        self.merge(sides, path, &old, &new, depth)?;
+        self.held_names -= held;
+        Ok(())
+    }
+
+    /// Compares what two directories have, name by name.
+    fn merge(
+        &mut self,
+        sides: &Sides<'_>,
+        path: &mut Vec<u8>,
+        old: &Names,
+        new: &Names,
+        depth: usize,
+    ) -> Result<(), FilesError> {
         let (mut old, mut new) = (old.iter().peekable(), new.iter().peekable());
         loop {
             let order = match (old.peek(), new.peek()) {
@@ -200,13 +256,18 @@ impl Walk {
         side: Option<&Side>,
         directory: Option<&Inode>,
         path: &[u8],
-    ) -> Result<BTreeMap<Vec<u8>, InodeNumber>, FilesError> {
-        let (Some(side), Some(directory)) = (side, directory) else { return Ok(BTreeMap::new()) };
+    ) -> Result<Names, FilesError> {
+        let (Some(side), Some(directory)) = (side, directory) else { return Ok(Names::new()) };
         if !self.seen[at].insert(directory.number) {
-            self.difference.unreadable.push(format!("{}: a directory in a circle", shown(path)));
-            return Ok(BTreeMap::new());
+            self.pass_over(path, "a directory in a circle");
+            return Ok(Names::new());
         }
         let entries = self.readable(path, side.fs.entries(directory))?.unwrap_or_default();
+        self.names[at] += entries.len();
+        if self.names[at] > MAX_NAMES || self.held_names + entries.len() > MAX_HELD_NAMES {
+            self.pass_over(path, "too many files");
+            return Ok(Names::new());
+        }
         Ok(entries.into_iter().map(|Entry { name, inode, .. }| (name, inode)).collect())
     }
 
@@ -216,7 +277,7 @@ impl Walk {
             Ok(value) => Ok(Some(value)),
             Err(error @ FilesError::Disk { .. }) => Err(error),
             Err(error) => {
-                self.difference.unreadable.push(format!("{}: {error}", shown(path)));
+                self.pass_over(path, &error.to_string());
                 Ok(None)
             }
         }
@@ -249,7 +310,7 @@ impl Walk {
                 FileKind::Directory => 0,
                 _ => inode.size_bytes,
             };
-            self.difference.note(Change {
+            self.note(Change {
                 path: shown(path),
                 fate,
                 kind: inode.kind.as_str(),
@@ -312,11 +373,12 @@ impl Walk {
 fn content_differs(before: &Side, old: &Inode, after: &Side, new: &Inode) -> Result<bool, FilesError> {
     let size = new.size_bytes;
     let (mut left, mut right) = (vec![0; STEP_BYTES], vec![0; STEP_BYTES]);
+    let mut effort = Effort::of(&[&before.fs, &after.fs]);
     let mut at = 0;
     while at < size {
-        let same = same_chunks(before, old, after, new, at)?;
-        if same > 0 {
-            at = at.saturating_add(same);
+        if let Some(Same { len, cost }) = same_chunks(before, old, after, new, at)? {
+            effort.spend(new, cost)?;
+            at = at.saturating_add(len);
             continue;
         }
         let step = STEP_BYTES.min(usize::try_from(size - at).unwrap_or(STEP_BYTES));
@@ -324,6 +386,7 @@ fn content_differs(before: &Side, old: &Inode, after: &Side, new: &Inode) -> Res
         let block_bytes =
             usize::try_from(before.fs.block_bytes().max(after.fs.block_bytes())).unwrap_or(STEP_BYTES);
         let step = step.min(block_bytes - usize::try_from(at).unwrap_or(0) % block_bytes);
+        effort.spend(new, step as u64)?;
         let (left, right) = (&mut left[..step], &mut right[..step]);
         before.fs.read(old, at, left)?;
         after.fs.read(new, at, right)?;
@@ -335,26 +398,41 @@ fn content_differs(before: &Side, old: &Inode, after: &Side, new: &Inode) -> Res
     Ok(false)
 }
 
-/// How many bytes of two files from an offset on are the same without looking: both zeros, or in the same chunks.
-fn same_chunks(before: &Side, old: &Inode, after: &Side, new: &Inode, at: u64) -> Result<u64, FilesError> {
-    let (Some(old), Some(new)) = (place(before, old, at)?, place(after, new, at)?) else { return Ok(0) };
+/// Bytes that two files have in common.
+struct Same {
+    /// How many.
+    len: u64,
+    /// What they count for an [`Effort`].
+    cost: u64,
+}
+
+/// The bytes of two files from an offset on that are the same without looking: both zeros, or in the same chunks.
+fn same_chunks(
+    before: &Side,
+    old: &Inode,
+    after: &Side,
+    new: &Inode,
+    at: u64,
+) -> Result<Option<Same>, FilesError> {
+    let (Some(old), Some(new)) = (place(before, old, at)?, place(after, new, at)?) else { return Ok(None) };
     let len = old.len.min(new.len);
     match (old.disk_offset, new.disk_offset) {
-        (None, None) => Ok(len),
+        (None, None) => Ok(Some(Same { len, cost: len.min(after.fs.block_bytes()) })),
         (Some(left), Some(right)) if before.disk.chunk_size() == after.disk.chunk_size() => {
             let size = before.disk.chunk_size();
             let within = left % size.bytes_u64();
             if within != right % size.bytes_u64() {
-                return Ok(0);
+                return Ok(None);
             }
             let id = |side: &Side, offset: u64| {
                 let chunk = ChunkIndex::containing(offset, size);
                 side.disk.chunk_id(chunk).map_err(|source| FilesError::Disk { offset, source })
             };
             let is_same = id(before, left)? == id(after, right)?;
-            Ok(if is_same { len.min(size.bytes_u64() - within) } else { 0 })
+            let len = len.min(size.bytes_u64() - within);
+            Ok(is_same.then_some(Same { len, cost: len }))
         }
-        _ => Ok(0),
+        _ => Ok(None),
     }
 }
 
@@ -478,5 +556,35 @@ mod tests {
         let all = compare(None, Some(&after)).unwrap();
         assert_eq!((all.added, all.changed, all.removed), (8, 0, 0), "{:?}", told(&all));
         assert!(compare(Some(&before), Some(&before)).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_tree_without_end_and_a_file_without_end_are_passed_over() {
+        let made = Made::new();
+        fs::create_dir_all(made.tree().join(["d"; MAX_DEPTH + 9].join("/"))).unwrap();
+        if !crate::files::ext4::tests::make_loop(&made) {
+            return;
+        }
+        let (side, _) = side(&made);
+        let difference = compare(Some(&side), Some(&side)).unwrap();
+        assert!(difference.changes.is_empty());
+        let [deep, long] = difference.unreadable.as_slice() else { panic!("{:?}", difference.unreadable) };
+        assert!(deep.ends_with("/d: too deep"), "{deep}");
+        assert!(long.starts_with("/loop: ") && long.ends_with("more bytes than its file system"), "{long}");
+    }
+
+    #[test]
+    fn what_is_told_is_bounded() {
+        let mut walk = Walk { told_bytes: MAX_TOLD_BYTES, ..Walk::default() };
+        for number in 0..MAX_UNREADABLE + 1 {
+            walk.pass_over(&number.to_le_bytes(), "damaged");
+        }
+        let (path, kind) = ("/a".to_owned(), "file");
+        let (before_bytes, after_bytes, what) = (None, Some(1), Vec::new());
+        walk.note(Change { path, fate: Fate::Added, kind, before_bytes, after_bytes, what });
+        let difference = walk.difference;
+        assert_eq!(difference.unreadable.len(), MAX_UNREADABLE);
+        assert_eq!((difference.added, difference.changes.len()), (1, 0));
+        assert!(!difference.is_empty());
     }
 }

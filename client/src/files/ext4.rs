@@ -20,7 +20,7 @@ mod superblock;
 pub(super) mod tests;
 
 pub use directory::Entry;
-pub use extents::Run;
+pub use extents::{Effort, Run};
 pub use inode::{FileKind, Inode, InodeNumber, Moment};
 use journal::Journal;
 use superblock::Superblock;
@@ -57,15 +57,30 @@ impl FileSystem {
     /// `Disk`, `Damaged`, or `Unsupported` naming what this program does not read.
     pub fn open(disk: Arc<dyn DiskImage>, area: Range<u64>) -> Result<Option<Self>, FilesError> {
         let mut bytes = vec![0; superblock::BYTES];
+        let area_bytes = area.end.saturating_sub(area.start);
+        if area_bytes < superblock::PLACE + superblock::BYTES as u64 {
+            return Ok(None);
+        }
         read_disk(&*disk, &area, superblock::PLACE, &mut bytes)?;
-        let Some(superblock) = Superblock::decode(&bytes, area.end.saturating_sub(area.start))? else {
+        let Some(superblock) = Superblock::decode(&bytes, area_bytes)? else {
             return Ok(None);
         };
         let mut fs = Self { disk, area, superblock, journal: Journal::default() };
         if fs.superblock.needs_recovery {
             fs.journal = Journal::load(&fs)?;
+            fs.superblock = fs.journaled_superblock(bytes, area_bytes)?;
         }
         Ok(Some(fs))
+    }
+
+    /// The superblock as the journal has it: that of a file system which has just grown is there only.
+    fn journaled_superblock(&self, mut bytes: Vec<u8>, area_bytes: u64) -> Result<Superblock, FilesError> {
+        let block_bytes = self.superblock.block_bytes;
+        self.read_blocks(superblock::PLACE / block_bytes, superblock::PLACE % block_bytes, &mut bytes)?;
+        let decoded =
+            Superblock::decode(&bytes, area_bytes)?.filter(|found| found.block_bytes == block_bytes);
+        let decoded = decoded.ok_or_else(|| FilesError::damaged("its journal replaces its superblock"))?;
+        Ok(Superblock { needs_recovery: true, ..decoded })
     }
 
     /// Bytes of the file system.
@@ -157,9 +172,9 @@ impl FileSystem {
     /// Where a symbolic link leads.
     ///
     /// # Errors
-    /// `Damaged` when it is none, or longer than Linux allows.
+    /// `Damaged` when it is none, or its target is empty or longer than Linux allows.
     pub fn target(&self, inode: &Inode) -> Result<Vec<u8>, FilesError> {
-        if inode.kind != FileKind::Symlink || inode.size_bytes > MAX_TARGET_BYTES {
+        if inode.kind != FileKind::Symlink || !(1..=MAX_TARGET_BYTES).contains(&inode.size_bytes) {
             return Err(FilesError::damaged(format!("inode {} is no symbolic link", inode.number)));
         }
         if let Some(target) = inode.short_target() {
@@ -174,9 +189,9 @@ impl FileSystem {
     /// As [`FileSystem::entries`].
     pub fn lookup(&self, directory: &Inode, name: &[u8]) -> Result<Option<InodeNumber>, FilesError> {
         let mut found = None;
-        self.each_entry(directory, |entry, inode, _| {
-            if entry == name {
-                found = Some(inode);
+        self.each_entry(directory, 0, |entry| {
+            if entry.name == name {
+                found = Some(entry.inode);
             }
             found.is_none()
         })?;

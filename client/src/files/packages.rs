@@ -7,8 +7,12 @@ use serde::Serialize;
 use super::{FileSystem, FilesError, shown};
 
 const STATUS_PATH: &[u8] = b"/var/lib/dpkg/status";
-/// The longest list of packages that is read: ten times that of a large desktop.
-const MAX_STATUS_BYTES: u64 = 128 << 20;
+/// The longest list of packages that is read: several times that of a large desktop.
+const MAX_STATUS_BYTES: u64 = 32 << 20;
+/// The longest value that counts: names and versions have some dozen bytes.
+const MAX_VALUE_BYTES: usize = 256;
+/// The most packages that are kept: more than any archive has.
+const MAX_PACKAGES: usize = 200_000;
 
 /// The installed packages and their versions; `NAME:ARCHITECTURE` where one is installed for several.
 pub type Packages = BTreeMap<String, String>;
@@ -69,19 +73,22 @@ pub fn installed(fs: &FileSystem) -> Result<Option<Packages>, FilesError> {
         Err(FilesError::NotFound { .. } | FilesError::NotADirectory { .. }) => return Ok(None),
         inode => inode?,
     };
-    Ok(Some(parse(&fs.read_whole(&inode, MAX_STATUS_BYTES)?)))
+    Ok(Some(parse(&fs.read_whole(&inode, MAX_STATUS_BYTES)?, MAX_PACKAGES)))
 }
 
-fn parse(status: &[u8]) -> Packages {
+fn parse(status: &[u8], limit: usize) -> Packages {
     let mut packages: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
     let (mut name, mut version, mut architecture, mut is_installed) = Default::default();
     // An empty line ends a package, also the last one.
     for line in status.split(|byte| *byte == b'\n').chain([b"".as_slice()]) {
-        let field = |field: &[u8]| line.strip_prefix(field).map(|value| shown(value.trim_ascii()));
+        let field = |field: &[u8]| {
+            let value = line.strip_prefix(field)?.trim_ascii();
+            (value.len() <= MAX_VALUE_BYTES).then(|| shown(value))
+        };
         if line.is_empty() {
             let found: (String, String, String) =
                 (std::mem::take(&mut name), std::mem::take(&mut version), std::mem::take(&mut architecture));
-            if std::mem::take(&mut is_installed) && !found.0.is_empty() {
+            if std::mem::take(&mut is_installed) && !found.0.is_empty() && packages.len() < limit {
                 packages.entry(found.0).or_default().insert(found.2, found.1);
             }
         } else if let Some(value) = field(b"Package:") {
@@ -117,12 +124,21 @@ mod tests {
         Package: old\nStatus: install ok installed\nVersion: 1.0\n";
 
     #[test]
+    fn a_list_made_to_fill_the_memory_is_cut_short() {
+        let long = "x".repeat(MAX_VALUE_BYTES + 1);
+        let status = format!("Package: {long}\nStatus: install ok installed\n\n");
+        assert!(parse(status.as_bytes(), 10).is_empty());
+        let many = (0..19).map(|number| format!("Package: {number}\nStatus: x installed\n\n"));
+        assert_eq!(parse(many.collect::<String>().as_bytes(), 10).len(), 10);
+    }
+
+    #[test]
     fn packages_are_compared_by_name_and_version() {
-        let before = parse(BEFORE.as_bytes());
+        let before = parse(BEFORE.as_bytes(), MAX_PACKAGES);
         let names: Vec<&str> = before.keys().map(String::as_str).collect();
         assert_eq!(names, ["bash", "libc6:amd64", "libc6:i386", "old"]);
         let after = BEFORE.replace("5.2-1", "5.2-2").replace("Package: old", "Package: new");
-        let changes = PackageChanges::between(&before, &parse(after.as_bytes()));
+        let changes = PackageChanges::between(&before, &parse(after.as_bytes(), MAX_PACKAGES));
         let upgraded =
             Upgraded { package: "bash".to_owned(), before: "5.2-1".to_owned(), after: "5.2-2".to_owned() };
         assert_eq!(changes.upgraded, [upgraded]);

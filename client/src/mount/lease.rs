@@ -142,8 +142,7 @@ pub(super) async fn keep(
             continue;
         }
         taken_by = None;
-        let machine =
-            lease.wanted.filter(|_| lease.refusal.is_none()).map(|wanted| printable(&wanted.machine));
+        let machine = lease.wanted.filter(|_| lease.refusal.is_none()).map(|wanted| wanted.machine);
         let is_news = desk.wanted.send_if_modified(|known| {
             let is_news = *known != machine;
             known.clone_from(&machine);
@@ -155,9 +154,4 @@ pub(super) async fn keep(
             let _ = events.send(LeaseEvent::Wanted { machine });
         }
     }
-}
-
-/// A machine's name as a terminal may show it.
-fn printable(text: &str) -> String {
-    text.chars().map(|char| if char.is_control() { '\u{fffd}' } else { char }).collect()
 }

@@ -8,6 +8,7 @@ use reqwest::{Method, RequestBuilder};
 use serde::{Deserialize, Serialize};
 
 use super::{Remote, RemoteError, Rollout};
+use crate::said::{said, said_if_any};
 
 /// Ids in one question; the server's limit.
 const MAX_IDS_PER_QUESTION: usize = 65_536;
@@ -18,10 +19,12 @@ pub struct ServerInfo {
     /// The server's identity: outlives its certificates.
     pub server: PublicKey,
     /// Its program version, for people.
+    #[serde(deserialize_with = "said")]
     pub version: String,
     /// The user the token stands for.
     pub user: Name,
     /// The token's role.
+    #[serde(deserialize_with = "said")]
     pub role: String,
     /// When the token expires, milliseconds since 1970 UTC.
     pub expires_ms: Option<u64>,
@@ -41,8 +44,10 @@ pub struct VersionInfo {
     /// When the server committed it.
     pub committed_ms: u64,
     /// The machine it was made on.
+    #[serde(deserialize_with = "said")]
     pub machine: String,
     /// What its maker says of it.
+    #[serde(default, deserialize_with = "said_if_any")]
     pub note: Option<String>,
     /// The key that signed it.
     pub key: PublicKey,
@@ -141,6 +146,7 @@ pub struct LeaseInfo {
     /// The key of the machine that holds it.
     pub key: PublicKey,
     /// What that machine is called.
+    #[serde(deserialize_with = "said")]
     pub machine: String,
     /// Since when, milliseconds since 1970 UTC by the server's clock, as all times here.
     pub since_ms: u64,
@@ -153,6 +159,7 @@ pub struct LeaseInfo {
     /// Who asks it to hand over.
     pub wanted: Option<WantedInfo>,
     /// Why it does not.
+    #[serde(default, deserialize_with = "said_if_any")]
     pub refusal: Option<String>,
 }
 
@@ -160,6 +167,7 @@ pub struct LeaseInfo {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct WantedInfo {
     /// What the asking machine is called.
+    #[serde(deserialize_with = "said")]
     pub machine: String,
     /// Since when.
     pub since_ms: u64,
@@ -188,6 +196,10 @@ pub struct LeaseAnswer {
     pub lease_ms: u64,
     /// What a machine does after that.
     pub after_expiry: AfterExpiry,
+    /// How often a machine syncs a desktop in use by itself, seconds; 0 for never; a server that does not say leaves it to
+    /// the client.
+    #[serde(default)]
+    pub sync_every_s: Option<u64>,
 }
 
 /// What a machine asks for when it takes or renews a lease.

@@ -6,6 +6,7 @@ use reqwest::{Method, StatusCode};
 use serde::{Deserialize, Serialize};
 
 use super::{ImageInfo, Remote, RemoteError};
+use crate::said::said_if_any;
 
 /// A version as a channel names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -130,6 +131,7 @@ pub struct States {
     /// Those that went back.
     pub reverted: u64,
     /// What the latest one it did not work for said.
+    #[serde(default, deserialize_with = "said_if_any")]
     pub said: Option<String>,
 }
 

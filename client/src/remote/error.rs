@@ -6,6 +6,7 @@ use reqwest::{Response, StatusCode};
 use serde::Deserialize;
 
 use super::tls::Fingerprint;
+use crate::said::printable;
 
 /// What went wrong between client and server.
 #[derive(Debug, thiserror::Error)]
@@ -166,11 +167,6 @@ impl RemoteError {
             },
         }
     }
-}
-
-/// A server's sentence as a terminal may show it.
-fn printable(text: &str) -> String {
-    text.chars().map(|char| if char.is_control() { '\u{fffd}' } else { char }).collect()
 }
 
 /// An error and its causes in one line.

@@ -8,7 +8,8 @@ use image_server::policy::{self, AfterExpiry};
 
 use super::output;
 
-/// Change how long a machine may work on a desktop without reaching the server; print what holds. Works while a server runs
+/// Change how long a machine may work on a desktop without reaching the server, and how often it syncs by itself; print what
+/// holds. Works while a server runs
 #[derive(Args)]
 pub(crate) struct Policy {
     /// The server's directory
@@ -19,6 +20,9 @@ pub(crate) struct Policy {
     /// What a machine may do with a desktop after that: `read-only` or `refuse`
     #[arg(long, value_name = "WHAT")]
     after_expiry: Option<AfterExpiry>,
+    /// How often a machine syncs a desktop in use by itself, unless its person says otherwise; 0 for never
+    #[arg(long, value_name = "MINUTES", value_parser = clap::value_parser!(u32).range(0..=i64::from(policy::MAX_SYNC_EVERY_MINUTES)))]
+    sync_every: Option<u32>,
     /// Print one JSON value
     #[arg(long)]
     json: bool,
@@ -26,7 +30,7 @@ pub(crate) struct Policy {
 
 impl Policy {
     pub(crate) async fn run(self) -> anyhow::Result<ExitCode> {
-        let policy = policy::change(&self.dir, self.lease_days, self.after_expiry).await?;
+        let policy = policy::change(&self.dir, self.lease_days, self.after_expiry, self.sync_every).await?;
         if self.json {
             output::json(&policy)?;
         } else {
@@ -34,7 +38,10 @@ impl Policy {
                 AfterExpiry::ReadOnly => "read-only",
                 AfterExpiry::Refuse => "refuse",
             };
-            output::data(&format!("lease-days {}\nafter-expiry {after}", policy.lease_days))?;
+            output::data(&format!(
+                "lease-days {}\nafter-expiry {after}\nsync-every {}",
+                policy.lease_days, policy.sync_every_minutes
+            ))?;
         }
         Ok(ExitCode::SUCCESS)
     }

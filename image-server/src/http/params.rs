@@ -1,5 +1,6 @@
 //! Path and query parameters, checked on the way in.
 
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use axum::extract::{FromRequestParts, Query, RawPathParams};
@@ -127,4 +128,21 @@ impl QueryParams {
         }
         Ok(also)
     }
+}
+
+/// Checks the length of a text that others are shown, in bytes, and that it cannot drive their terminals.
+///
+/// # Errors
+/// `BadRequest`, naming the field.
+pub(crate) fn check_text(
+    field: &str,
+    text: &str,
+    allowed_bytes: RangeInclusive<usize>,
+) -> Result<(), ApiError> {
+    if !allowed_bytes.contains(&text.len()) || text.chars().any(char::is_control) {
+        let (least, most) = (allowed_bytes.start(), allowed_bytes.end());
+        let expected = format!("{least} to {most} bytes without control characters");
+        return Err(ApiError::BadRequest(format!("`{field}` must have {expected}")));
+    }
+    Ok(())
 }

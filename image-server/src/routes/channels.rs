@@ -20,10 +20,8 @@ use crate::database::channels::{self, ChannelMove, ChannelRow, Rollback};
 use crate::database::versions::{self, SeriesRow, VersionRow};
 use crate::database::{Connection, commit as end_transaction};
 use crate::http::auth::Caller;
-use crate::http::body::BodyReader;
 use crate::http::error::ApiError;
 use crate::http::params::{PathParams, QueryParams};
-use crate::limits::MAX_REQUEST_JSON_BYTES;
 use crate::routes::json::fresh;
 
 /// Where a channel is to point.
@@ -82,8 +80,7 @@ pub(super) async fn put(
     query.only(&[])?;
     let (image, channel): (Name, Name) = (path.get("image")?, path.get("channel")?);
     caller.check_write(&app.database, &Namespace::Image(image.clone())).await?;
-    let body = BodyReader::new(&headers, body, "a move", MAX_REQUEST_JSON_BYTES, &app.limits)?;
-    let wish: Wish = app.read_whole(body).await?.json()?;
+    let wish: Wish = app.read_json("a move", &headers, body).await?;
     let work = make_move(app.clone(), caller, image, channel, wish);
     Ok(fresh(app.to_the_end(work).await?))
 }

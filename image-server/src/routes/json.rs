@@ -192,7 +192,7 @@ pub(crate) struct WantedJson {
     pub(crate) since_ms: i64,
 }
 
-/// What is answered about a desktop's lease, and what holds for leases.
+/// What is answered about a desktop's lease, and what holds for desktops in use.
 #[derive(Serialize)]
 pub(crate) struct LeaseAnswerJson {
     pub(crate) lease: Option<LeaseJson>,
@@ -203,6 +203,8 @@ pub(crate) struct LeaseAnswerJson {
     /// How long a lease holds after its machine was last heard of.
     pub(crate) lease_ms: i64,
     pub(crate) after_expiry: AfterExpiry,
+    /// How often a machine syncs a desktop in use by itself; 0 for never.
+    pub(crate) sync_every_s: u64,
 }
 
 /// `GET /v1/desktops`.

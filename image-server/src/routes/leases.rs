@@ -13,7 +13,6 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use chunk_format::{ManifestId, Name, Namespace, PublicKey};
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 
 use super::desktops;
 use crate::app::App;
@@ -22,15 +21,11 @@ use crate::database::leases::{self, LeaseRow};
 use crate::database::versions::{self, SeriesRow};
 use crate::database::{Connection, DatabaseError, commit};
 use crate::http::auth::Caller;
-use crate::http::body::BodyReader;
 use crate::http::error::ApiError;
-use crate::http::params::{PathParams, QueryParams};
-use crate::policy::{self, Policy};
+use crate::http::params::{PathParams, QueryParams, check_text};
+use crate::limits::{MAX_MACHINE_BYTES, MAX_SAID_BYTES};
+use crate::policy::{self, DesktopPolicy};
 use crate::routes::json::{LeaseAnswerJson, LeaseJson, WantedJson, fresh};
-
-const MAX_BODY_BYTES: usize = 4096;
-const MAX_MACHINE_BYTES: usize = 128;
-const MAX_REFUSAL_BYTES: usize = 500;
 
 /// The body of a `PUT`: takes the lease, or renews it.
 #[derive(Deserialize)]
@@ -79,9 +74,11 @@ pub(super) async fn put(
     body: Body,
 ) -> Result<Response, ApiError> {
     query.only(&[])?;
-    let wish: Wish = read(&app, &headers, body).await?;
-    let machine = text("machine", &wish.machine, MAX_MACHINE_BYTES)?;
-    let refusal = wish.refusal.as_deref().map(|said| text("refusal", said, MAX_REFUSAL_BYTES)).transpose()?;
+    let wish: Wish = app.read_json("what is asked of a lease", &headers, body).await?;
+    check_text("machine", &wish.machine, 1..=MAX_MACHINE_BYTES)?;
+    if let Some(refusal) = &wish.refusal {
+        check_text("refusal", refusal, 1..=MAX_SAID_BYTES)?;
+    }
     let desktop: Name = path.get("desktop")?;
     let mut tx = app.database.begin().await?;
     let series = desktops::find(&mut tx, &caller, &desktop).await?;
@@ -98,14 +95,14 @@ pub(super) async fn put(
         found.filter(|lease| lease.key == wish.key && lease.is_in_force(now)).map(|lease| lease.as_of(now));
     let lease = LeaseRow {
         key: wish.key,
-        machine: machine.to_owned(),
+        machine: wish.machine,
         version: version.row,
         since_ms: kept.as_ref().map_or(now, |lease| lease.since_ms),
         renewed_ms: now,
         expires_ms: now.saturating_add(policy.lease_ms()),
         wanted_machine: kept.as_ref().and_then(|lease| lease.wanted_machine.clone()),
         wanted_ms: kept.as_ref().and_then(|lease| lease.wanted_ms),
-        refusal: refusal.map(str::to_owned).or_else(|| kept.and_then(|lease| lease.refusal)),
+        refusal: wish.refusal.or_else(|| kept.and_then(|lease| lease.refusal)),
     };
     leases::put(&mut *tx, series.id, &lease).await?;
     let response = answer_with(&mut tx, &series, Some(lease), now, &policy).await?;
@@ -140,15 +137,15 @@ pub(super) async fn want(
     body: Body,
 ) -> Result<Response, ApiError> {
     query.only(&[])?;
-    let ask: Ask = read(&app, &headers, body).await?;
-    let machine = text("machine", &ask.machine, MAX_MACHINE_BYTES)?.to_owned();
+    let Ask { machine, again } = app.read_json("what is asked of a lease", &headers, body).await?;
+    check_text("machine", &machine, 1..=MAX_MACHINE_BYTES)?;
     let mut tx = app.database.begin().await?;
     let series = desktops::find(&mut tx, &caller, &path.get("desktop")?).await?;
     let now = now_ms();
     let found = leases::find(&mut *tx, series.id).await?;
     let mut lease = found.filter(|lease| lease.is_in_force(now)).map(|lease| lease.as_of(now));
     if let Some(held) = &mut lease {
-        let refusal = held.refusal.take().filter(|_| ask.again);
+        let refusal = held.refusal.take().filter(|_| again);
         (held.wanted_machine, held.wanted_ms, held.refusal) = (Some(machine), Some(now), refusal);
         leases::put(&mut *tx, series.id, held).await?;
     }
@@ -205,7 +202,7 @@ async fn answer_with(
     series: &SeriesRow,
     lease: Option<LeaseRow>,
     now_ms: i64,
-    policy: &Policy,
+    policy: &DesktopPolicy,
 ) -> Result<Response, ApiError> {
     let lease = match lease {
         Some(lease) => Some(json(connection, lease).await?),
@@ -219,21 +216,6 @@ async fn answer_with(
         now_ms,
         lease_ms: policy.lease_ms(),
         after_expiry: policy.after_expiry,
+        sync_every_s: u64::from(policy.sync_every_minutes) * 60,
     }))
-}
-
-async fn read<T: DeserializeOwned>(app: &App, headers: &HeaderMap, body: Body) -> Result<T, ApiError> {
-    let body = BodyReader::new(headers, body, "the request", MAX_BODY_BYTES, &app.limits)?;
-    let body = app.read_whole(body).await?;
-    serde_json::from_slice(&body.bytes).map_err(|error| ApiError::BadRequest(format!("body: {error}")))
-}
-
-/// A text that others are shown.
-fn text<'a>(field: &str, text: &'a str, limit_bytes: usize) -> Result<&'a str, ApiError> {
-    if text.is_empty() || text.len() > limit_bytes || text.chars().any(char::is_control) {
-        return Err(ApiError::BadRequest(format!(
-            "`{field}` must have 1 to {limit_bytes} bytes, without control characters"
-        )));
-    }
-    Ok(text)
 }

@@ -12,14 +12,10 @@ use super::desktops;
 use crate::app::App;
 use crate::database::{commit, retention};
 use crate::http::auth::Caller;
-use crate::http::body::BodyReader;
 use crate::http::error::ApiError;
 use crate::http::params::{PathParams, QueryParams};
 use crate::retention::Policy;
 use crate::routes::json::fresh;
-
-/// A policy is a line of JSON.
-const MAX_POLICY_BYTES: usize = 1024;
 
 /// The policy in force.
 #[derive(Serialize)]
@@ -55,10 +51,7 @@ pub(super) async fn put(
     body: Body,
 ) -> Result<Response, ApiError> {
     query.only(&[])?;
-    let body = BodyReader::new(&headers, body, "a policy", MAX_POLICY_BYTES, &app.limits)?;
-    let body = app.read_whole(body).await?;
-    let policy: Policy = serde_json::from_slice(&body.bytes)
-        .map_err(|error| ApiError::BadRequest(format!("the policy cannot be read: {error}")))?;
+    let policy = app.read_json("a policy", &headers, body).await?;
     set(&app, &caller, &path, Some(policy)).await
 }
 

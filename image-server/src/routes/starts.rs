@@ -15,10 +15,9 @@ use crate::clock::now_ms;
 use crate::database::starts::{self, Outcome, Start, States};
 use crate::database::{commit as end_transaction, versions};
 use crate::http::auth::Caller;
-use crate::http::body::BodyReader;
 use crate::http::error::ApiError;
-use crate::http::params::{PathParams, QueryParams};
-use crate::limits::{MAX_MACHINE_BYTES, MAX_REQUEST_JSON_BYTES, MAX_SAID_BYTES};
+use crate::http::params::{PathParams, QueryParams, check_text};
+use crate::limits::{MAX_MACHINE_BYTES, MAX_SAID_BYTES};
 use crate::routes::json::fresh;
 
 /// What became of a start.
@@ -47,21 +46,11 @@ pub(super) async fn note(
 ) -> Result<StatusCode, ApiError> {
     query.only(&[])?;
     let desktop: Name = path.get("desktop")?;
-    let body =
-        BodyReader::new(&headers, body, "what became of a start", MAX_REQUEST_JSON_BYTES, &app.limits)?;
-    let noted: Noted = app.read_whole(body).await?.json()?;
-    check_text("machine", &noted.machine, MAX_MACHINE_BYTES)?;
-    check_text("said", noted.said.as_deref().unwrap_or_default(), MAX_SAID_BYTES)?;
+    let noted: Noted = app.read_json("what became of a start", &headers, body).await?;
+    check_text("machine", &noted.machine, 0..=MAX_MACHINE_BYTES)?;
+    check_text("said", noted.said.as_deref().unwrap_or_default(), 0..=MAX_SAID_BYTES)?;
     app.to_the_end(store(app.clone(), caller, desktop, noted)).await?;
     Ok(StatusCode::NO_CONTENT)
-}
-
-fn check_text(field: &str, text: &str, limit_bytes: usize) -> Result<(), ApiError> {
-    if text.len() > limit_bytes || text.chars().any(char::is_control) {
-        let expected = format!("at most {limit_bytes} bytes without control characters");
-        return Err(ApiError::BadRequest(format!("`{field}` must be {expected}")));
-    }
-    Ok(())
 }
 
 async fn store(app: Arc<App>, caller: Caller, desktop: Name, noted: Noted) -> Result<(), ApiError> {

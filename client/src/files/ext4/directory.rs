@@ -4,7 +4,7 @@ use super::{FileKind, FileSystem, Inode, InodeNumber, u16_at, u32_at};
 use crate::files::FilesError;
 
 /// The longest directory that is read, bytes: millions of names.
-const MAX_BYTES: u64 = 1 << 30;
+const MAX_BYTES: u64 = 256 << 20;
 /// Names of one directory that are kept in memory.
 const MAX_ENTRIES: usize = 4 << 20;
 /// An entry without its name.
@@ -21,6 +21,21 @@ pub struct Entry {
     pub kind: Option<FileKind>,
 }
 
+/// A name as [`FileSystem::each_entry`] finds it.
+pub(super) struct Named<'a> {
+    pub(super) name: &'a [u8],
+    pub(super) inode: InodeNumber,
+    kind: u8,
+    /// Where in the directory what follows it begins, bytes.
+    next: u64,
+}
+
+impl Named<'_> {
+    fn entry(&self) -> Entry {
+        Entry { name: self.name.to_vec(), inode: self.inode, kind: entry_kind(self.kind) }
+    }
+}
+
 impl FileSystem {
     /// The names in a directory, without `.` and `..`.
     ///
@@ -28,8 +43,8 @@ impl FileSystem {
     /// `Disk`, `Damaged`, or `Unsupported` when there are more than anyone keeps.
     pub fn entries(&self, directory: &Inode) -> Result<Vec<Entry>, FilesError> {
         let mut entries = Vec::new();
-        self.each_entry(directory, |name, inode, kind| {
-            entries.push(Entry { name: name.to_vec(), inode, kind: entry_kind(kind) });
+        self.each_entry(directory, 0, |named| {
+            entries.push(named.entry());
             entries.len() <= MAX_ENTRIES
         })?;
         if entries.len() > MAX_ENTRIES {
@@ -41,24 +56,43 @@ impl FileSystem {
         Ok(entries)
     }
 
-    /// Tells each name until `wants_more` says no. A name that no path can have is left out.
+    /// So many names of a directory from one of its bytes on, each with the byte to go on from; none at its end.
+    ///
+    /// # Errors
+    /// As [`FileSystem::entries`].
+    pub fn entries_from(
+        &self,
+        directory: &Inode,
+        from: u64,
+        count: usize,
+    ) -> Result<Vec<(Entry, u64)>, FilesError> {
+        let mut entries = Vec::new();
+        self.each_entry(directory, from, |named| {
+            entries.push((named.entry(), named.next));
+            entries.len() < count
+        })?;
+        Ok(entries)
+    }
+
+    /// Tells each name that begins at a byte of the directory or after it, until `wants_more` says no. A name that no path can have is left out.
     pub(super) fn each_entry(
         &self,
         directory: &Inode,
-        mut wants_more: impl FnMut(&[u8], InodeNumber, u8) -> bool,
+        from: u64,
+        mut wants_more: impl FnMut(Named<'_>) -> bool,
     ) -> Result<(), FilesError> {
         let broken = |what: &str| FilesError::damaged(format!("directory {} {what}", directory.number));
         if directory.kind != FileKind::Directory {
             return Err(broken("is none"));
         }
         directory.inline_data()?;
-        if directory.size_bytes > MAX_BYTES {
+        if directory.size_bytes > MAX_BYTES.min(self.size_bytes()) {
             return Err(broken("is longer than any that is made"));
         }
         let block_bytes = self.superblock.block_bytes;
         let blocks = directory.size_bytes / block_bytes;
         let mut block = vec![0; usize::try_from(block_bytes).unwrap_or(0)];
-        let mut logical = 0;
+        let mut logical = from / block_bytes;
         while logical < blocks {
             let run = self.run(directory, logical)?;
             let Some(physical) = run.physical else {
@@ -68,6 +102,7 @@ impl FileSystem {
             for at in 0..run.blocks.min(blocks - logical) {
                 self.read_blocks(physical + at, 0, &mut block)?;
                 let mut rest = block.as_slice();
+                let mut next = (logical + at) * block_bytes;
                 while rest.len() >= HEAD_BYTES {
                     let len = entry_bytes(u16_at(rest, 4), block.len());
                     if len < HEAD_BYTES || !len.is_multiple_of(4) || len > rest.len() {
@@ -78,10 +113,14 @@ impl FileSystem {
                         .get(HEAD_BYTES..HEAD_BYTES + name_bytes)
                         .filter(|_| HEAD_BYTES + name_bytes <= len);
                     let name = name.ok_or_else(|| broken("has a broken entry"))?;
-                    if inode != 0 && is_name(name) && !wants_more(name, InodeNumber(inode), rest[7]) {
+                    let (begins, kind) = (next, rest[7]);
+                    (rest, next) = (&rest[len..], next + len as u64);
+                    if inode == 0 || begins < from || !is_name(name) {
+                        continue;
+                    }
+                    if !wants_more(Named { name, inode: InodeNumber(inode), kind, next }) {
                         return Ok(());
                     }
-                    rest = &rest[len..];
                 }
             }
             logical = logical.saturating_add(run.blocks);

@@ -23,6 +23,31 @@ pub struct Run {
     pub physical: Option<u64>,
 }
 
+/// Ends the way through a file whose map names the same blocks again and again: no sound file has more blocks, or more
+/// holes between them, than its file system.
+#[derive(Debug)]
+pub struct Effort {
+    left_bytes: u64,
+}
+
+impl Effort {
+    /// What any file of these file systems may cost.
+    pub fn of(systems: &[&FileSystem]) -> Self {
+        let sizes = systems.iter().map(|fs| fs.size_bytes().saturating_mul(2));
+        Self { left_bytes: sizes.fold(0, u64::saturating_add) }
+    }
+
+    /// Notes bytes of a file that were looked at; of a hole, one block.
+    ///
+    /// # Errors
+    /// `Damaged` when they were too many.
+    pub fn spend(&mut self, inode: &Inode, bytes: u64) -> Result<(), FilesError> {
+        let left = self.left_bytes.checked_sub(bytes);
+        self.left_bytes = left.ok_or_else(|| damaged(inode, "has more bytes than its file system"))?;
+        Ok(())
+    }
+}
+
 impl FileSystem {
     /// The blocks of a file from one on.
     ///
@@ -108,21 +133,34 @@ impl FileSystem {
             let mut block = in_inode(DIRECT + level);
             // What one entry of the list at hand stands for.
             let mut span = spans / per_list;
-            for _ in 0..=level {
+            loop {
                 if block == 0 {
-                    let left = span.saturating_mul(per_list) - within;
-                    return run(left.max(1), None);
+                    return run((span * per_list - within).max(1), None);
                 }
-                let mut entry = [0; 4];
-                self.read_blocks(block, within / span * 4, &mut entry)?;
-                block = u64::from(u32_at(&entry, 0));
+                let at = within / span;
+                let mut list = vec![0; usize::try_from((per_list - at) * 4).unwrap_or(4)];
+                self.read_blocks(block, at * 4, &mut list)?;
+                block = u64::from(u32_at(&list, 0));
+                if block == 0 || span == 1 {
+                    return run(following(&list) * span - within % span, found(block));
+                }
                 within %= span;
-                span = (span / per_list).max(1);
+                span /= per_list;
             }
-            return run(1, found(block));
         }
         Err(damaged(inode, "is longer than its blocks can be"))
     }
+}
+
+/// How many entries of a list go on as the first one: blocks that follow one another, or none.
+fn following(list: &[u8]) -> u64 {
+    let first = u64::from(u32_at(list, 0));
+    let entries = (0_u64..).zip(list.as_chunks::<4>().0);
+    let goes_on = |&(at, entry): &(u64, &[u8; 4])| {
+        let expected = if first == 0 { 0 } else { first + at };
+        u64::from(u32::from_le_bytes(*entry)) == expected
+    };
+    entries.take_while(goes_on).count() as u64
 }
 
 fn damaged(inode: &Inode, what: &str) -> FilesError {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::superblock::PLACE;
 use super::{FileSystem, u16_at, u32_at, u64_of};
 use crate::files::FilesError;
 
@@ -224,7 +225,7 @@ impl FileSystem {
         let (group, at) = (index / superblock.group_inodes, index % superblock.group_inodes);
         let mut descriptor = vec![0; usize::try_from(superblock.descriptor_bytes).unwrap_or(32)];
         let table = u64::from(group) * superblock.descriptor_bytes;
-        self.read_blocks(superblock.first_block + 1, table, &mut descriptor)?;
+        self.read_blocks(PLACE / superblock.block_bytes + 1, table, &mut descriptor)?;
         let high = if superblock.is_64bit { u32_at(&descriptor, 40) } else { 0 };
         let within = u64::from(at) * superblock.inode_bytes;
         let block = u64_of(u32_at(&descriptor, 8), high).checked_add(within / superblock.block_bytes);

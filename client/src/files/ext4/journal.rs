@@ -13,6 +13,8 @@ use crate::files::FilesError;
 const MAGIC: [u8; 4] = [0xc0, 0x3b, 0x39, 0x98];
 /// Blocks of a journal: 1 GiB of 1 KiB blocks; `mke2fs` makes none longer.
 const MAX_BLOCKS: u32 = 1 << 20;
+/// Blocks that one journal revokes: more than a machine revokes between two checkpoints.
+const MAX_REVOKED: usize = 4 << 20;
 const HEAD_BYTES: usize = 12;
 
 const DESCRIPTOR: u32 = 1;
@@ -172,14 +174,22 @@ impl<'a> Log<'a> {
                     }
                     sequence = sequence.wrapping_add(1);
                 }
-                REVOKE => pending_revoked.extend(self.revoked(&block)),
+                REVOKE => {
+                    pending_revoked.extend(self.revoked(&block));
+                    if pending_revoked.len() + revoked.len() > MAX_REVOKED {
+                        return Err(FilesError::unsupported("its journal revokes too many blocks"));
+                    }
+                }
                 _ => break,
             }
         }
+        let area = &self.fs.area;
+        // Not what the superblock says: a newer one may be in the journal.
+        let blocks = (area.end - area.start) / self.fs.superblock.block_bytes;
         let mut journal = Journal::default();
         for Logged { sequence, target, copy } in logged {
             let is_revoked = revoked.get(&target).is_some_and(|by| !is_later(sequence, *by));
-            if target < self.fs.superblock.blocks && !is_revoked {
+            if target < blocks && !is_revoked {
                 journal.copies.insert(target, copy);
             }
         }

@@ -34,7 +34,6 @@ const MAX_LOG_BLOCK: u32 = 6;
 pub(super) struct Superblock {
     pub(super) block_bytes: u64,
     pub(super) blocks: u64,
-    pub(super) first_block: u64,
     pub(super) inodes: u32,
     pub(super) group_inodes: u32,
     pub(super) inode_bytes: u64,
@@ -68,7 +67,6 @@ impl Superblock {
         let superblock = Self {
             block_bytes: 1024 << log_block,
             blocks: u64_of(u32_at(bytes, 4), if is_64bit { u32_at(bytes, 336) } else { 0 }),
-            first_block: u64::from(u32_at(bytes, 20)),
             inodes: u32_at(bytes, 0),
             group_inodes: u32_at(bytes, 40),
             inode_bytes: if old_revision { 128 } else { u64::from(u16_at(bytes, 88)) },
@@ -83,9 +81,10 @@ impl Superblock {
             return Err(FilesError::damaged("it does not fit its partition"));
         }
         let is_sound = superblock.group_inodes > 0
-            && superblock.first_block <= 1
             && superblock.inode_bytes.is_power_of_two()
             && (128..=superblock.block_bytes).contains(&superblock.inode_bytes)
+            // So it ends, however many names lead to inodes.
+            && u64::from(superblock.inodes) * superblock.inode_bytes <= area_bytes
             && superblock.descriptor_bytes.is_power_of_two()
             && (32..=1024).contains(&superblock.descriptor_bytes)
             && (!is_64bit || superblock.descriptor_bytes >= 64);

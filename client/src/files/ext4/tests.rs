@@ -234,6 +234,97 @@ fn what_is_in_the_journal_is_read_as_if_it_were_in_place() {
 }
 
 #[test]
+fn a_superblock_in_the_journal_counts() {
+    let made = Made::new();
+    if !made.make(16 << 20, &["-b", "1024"]) {
+        return;
+    }
+    let grown = made.open().unwrap().unwrap().size_bytes();
+    let mut superblock = fs::read(made.disk()).unwrap()[1024..2048].to_vec();
+    superblock[120..128].copy_from_slice(b"journal\0");
+    let content = made.directory.path().join("superblock");
+    fs::write(&content, superblock).unwrap();
+    made.debugfs(&format!("jo\njw -b 1 {}\njc\n", content.display()));
+    // The disk says that it is smaller, as before it grew.
+    let file = File::options().write(true).open(made.disk()).unwrap();
+    file.write_all_at(&8193_u32.to_le_bytes(), 1024 + 4).unwrap();
+    let fs = made.open().unwrap().unwrap();
+    assert!(fs.was_in_use());
+    assert_eq!(fs.size_bytes(), grown);
+}
+
+/// A file `/loop` of 16 GiB whose map names one block again and again; false on a machine without e2fsprogs.
+pub(in crate::files) fn make_loop(made: &Made) -> bool {
+    fs::write(made.tree().join("loop"), [1; 1024]).unwrap();
+    fs::write(made.tree().join("map"), [2; 1024]).unwrap();
+    if !made.make(2 << 20, &["-b", "1024", "-O", "^extents,^64bit,^metadata_csum,^has_journal"]) {
+        return false;
+    }
+    let fs = made.open().unwrap().unwrap();
+    let map = fs.run(&fs.resolve(b"/map", true).unwrap(), 0).unwrap().physical.unwrap();
+    let number = u32::try_from(map).unwrap().to_le_bytes();
+    let file = File::options().write(true).open(made.disk()).unwrap();
+    file.write_all_at(&number.repeat(256), map * 1024).unwrap();
+    made.debugfs(&format!(
+        "set_inode_field /loop block[TIND] {map}\nset_inode_field /loop size {}\n",
+        16_u64 << 30
+    ))
+}
+
+#[test]
+fn a_file_is_not_read_on_past_what_its_file_system_has() {
+    let made = Made::new();
+    if !make_loop(&made) {
+        return;
+    }
+    let fs = made.open().unwrap().unwrap();
+    let inode = fs.resolve(b"/loop", true).unwrap();
+    let mut effort = Effort::of(&[&fs]);
+    let (mut at, mut steps) = (0, 0);
+    let ended = loop {
+        let run = fs.run(&inode, at).unwrap();
+        at += run.blocks;
+        steps += 1;
+        if let Err(error) = effort.spend(&inode, 1024) {
+            break error;
+        }
+    };
+    assert!(matches!(ended, FilesError::Damaged { .. }), "{ended}");
+    assert!(steps < 40_000);
+}
+
+#[test]
+fn holes_of_listed_blocks_are_passed_over_at_once() {
+    let made = Made::new();
+    let sparse = File::create(made.tree().join("sparse")).unwrap();
+    sparse.write_all_at(&[1; 1024], 20 << 20).unwrap();
+    if !made.make(32 << 20, &["-b", "1024", "-O", "^extents,^64bit,^metadata_csum"]) {
+        return;
+    }
+    let fs = made.open().unwrap().unwrap();
+    let inode = fs.resolve(b"/sparse", true).unwrap();
+    let (mut at, mut runs) = (0, Vec::new());
+    while at * 1024 < inode.size_bytes {
+        let run = fs.run(&inode, at).unwrap();
+        at += run.blocks;
+        runs.push(run);
+    }
+    // Twelve in the inode, one of the single list, two up to the block in the lists of lists, the block.
+    assert!(runs.len() <= 16, "{runs:?}");
+    assert_eq!(runs.iter().filter(|run| run.physical.is_some()).count(), 1);
+    assert_eq!(at * 1024, inode.size_bytes);
+}
+
+#[test]
+fn an_area_too_small_for_a_superblock_has_none() {
+    let made = Made::new();
+    fs::write(made.disk(), [0; 4096]).unwrap();
+    for bytes in [1, 1024, 2047] {
+        assert!(FileSystem::open(made.image(), 1024..1024 + bytes).unwrap().is_none());
+    }
+}
+
+#[test]
 fn broken_file_systems_end_in_errors() {
     let made = Made::new();
     fill(&made.tree());

@@ -47,6 +47,7 @@ async fn one_machine_holds_a_lease_and_others_are_told_which() {
     assert_eq!(fixture.get(LEASE, alice).await.json()["lease"], Value::Null);
     let taken = fixture.lease(&fixture.wish(5, "laptop-a")).await.done(200).json();
     assert_eq!(taken["lease"]["machine"], "laptop-a");
+    assert_eq!(taken["sync_every_s"], 600);
     assert_eq!(taken["after_expiry"], "read_only");
     let term_ms = taken["lease"]["expires_ms"].as_i64().unwrap() - taken["now_ms"].as_i64().unwrap();
     assert_eq!(term_ms, taken["lease_ms"].as_i64().unwrap());

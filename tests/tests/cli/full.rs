@@ -8,6 +8,15 @@ use satchel_tests::{Client, Model, Publication, Rng, SmallDisk, TestServer, disk
 
 use super::assert_refused;
 
+/// Makes a file that leaves no room for another byte.
+fn fill(path: &std::path::Path) {
+    let filler = std::fs::File::create(path).unwrap();
+    let mut at = 0;
+    while filler.write_all_at(&[1; 512], at).is_ok() {
+        at += 512;
+    }
+}
+
 #[test]
 fn a_cache_without_room_is_only_slower() {
     require!(root, fuse);
@@ -68,6 +77,18 @@ fn a_full_disk_under_a_desktop_loses_nothing_and_says_so() {
     assert!(said.contains("no space left") && said.contains("free some space"), "{said}");
     super::assert_clean(&said);
 
+    // Nor does a freeze find room, to the last byte.
+    fill(&small.join("filler"));
+    let head = laptop.status("work")["head"].clone();
+    for _ in 0..2 {
+        let unsynced = laptop.satchel(["sync", "work"]).exited(1).stderr;
+        super::assert_clean(&unsynced);
+        assert!(unsynced.contains("pace"), "{unsynced}");
+    }
+    model.assert_in(&mount.home());
+    assert_eq!(laptop.status("work")["head"], head);
+    std::fs::remove_file(small.join("filler")).unwrap();
+
     // With room again it goes on as if nothing had been.
     small.resize(64 << 20);
     model.write(&disk, place, &block);
@@ -92,12 +113,7 @@ fn a_disk_too_full_to_open_a_desktop_says_so() {
     let laptop = Client::with_state("laptop", &small.join("state"));
     laptop.login(&published.access());
     laptop.create("work", "golden", Some("16M"));
-    // To the last byte.
-    let filler = std::fs::File::create(small.join("filler")).unwrap();
-    let mut at = 0;
-    while filler.write_all_at(&[1; 512], at).is_ok() {
-        at += 512;
-    }
+    fill(&small.join("filler"));
     let directory = laptop.new_directory();
     let refused = laptop.satchel(["mount".as_ref(), "work".as_ref(), directory.as_os_str()]).exited(1);
     super::assert_clean(&refused.stderr);

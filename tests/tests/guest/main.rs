@@ -1,5 +1,6 @@
 //! Real guests on desktops of a real image: Debian in an emulated machine, one at a time.
 
+mod broken;
 mod follow;
 mod killed;
 mod kvm;

@@ -247,7 +247,7 @@ fn a_superblock_in_the_journal_counts() {
     made.debugfs(&format!("jo\njw -b 1 {}\njc\n", content.display()));
     // The disk says that it is smaller, as before it grew.
     let file = File::options().write(true).open(made.disk()).unwrap();
-    file.write_all_at(&8193_u32.to_le_bytes(), 1024 + 4).unwrap();
+    file.write_all_at(&16_383_u32.to_le_bytes(), 1024 + 4).unwrap();
     let fs = made.open().unwrap().unwrap();
     assert!(fs.was_in_use());
     assert_eq!(fs.size_bytes(), grown);
@@ -257,7 +257,8 @@ fn a_superblock_in_the_journal_counts() {
 pub(in crate::files) fn make_loop(made: &Made) -> bool {
     fs::write(made.tree().join("loop"), [1; 1024]).unwrap();
     fs::write(made.tree().join("map"), [2; 1024]).unwrap();
-    if !made.make(2 << 20, &["-b", "1024", "-O", "^extents,^64bit,^metadata_csum,^has_journal"]) {
+    if !made.make(2 << 20, &["-b", "1024", "-N", "1024", "-O", "^extents,^64bit,^metadata_csum,^has_journal"])
+    {
         return false;
     }
     let fs = made.open().unwrap().unwrap();

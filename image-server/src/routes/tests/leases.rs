@@ -175,7 +175,7 @@ async fn a_bad_wish_is_refused_by_name() {
         ("machine", json!("")),
         ("machine", json!("a\u{1b}[2J")),
         ("version", json!(ManifestId::of(b"unknown"))),
-        ("refusal", json!("x".repeat(501))),
+        ("refusal", json!("x".repeat(1001))),
     ] {
         let mut bad = good.clone();
         bad[field] = value;

@@ -6,6 +6,7 @@
 
 #![expect(clippy::print_stdout, reason = "its output is what it is for")]
 
+mod accounting;
 mod boot;
 mod contenders;
 mod crowd;
@@ -40,6 +41,7 @@ const SECTIONS: &[(&str, Measure)] = &[
     ("crowd", crowd::booting_at_once),
     // Last of those that share the images: it publishes other versions.
     ("update", update::to_the_next_version),
+    ("accounting", accounting::of_an_update),
     ("publish", publish::against_casync_and_openssl),
     ("memory", disk::memory_while_streaming),
     ("disk", disk::against_a_raw_file),

@@ -11,7 +11,8 @@ use serde::Serialize;
 
 use crate::desktop::Version;
 use crate::remote::{DesktopInfo, Remote, RemoteError};
-use crate::succeed::{SucceedError, commit_successor};
+use crate::state::StateDir;
+use crate::succeed::{InUseError, SucceedError, commit_successor, keep_unused};
 use crate::versions::{VersionError, fetch_version};
 
 /// Why a fork was not adopted.
@@ -32,6 +33,9 @@ pub enum AdoptError {
     /// A version does not hold.
     #[error("{0}")]
     Version(#[from] VersionError),
+    /// One of the two is open on this machine, or has work here.
+    #[error("{0}")]
+    InUse(#[from] InUseError),
     /// The server could not be asked.
     #[error("{0}")]
     Remote(#[from] RemoteError),
@@ -60,9 +64,11 @@ pub struct Adopted {
 }
 
 /// What an adoption needs.
-pub struct Adopter {
+pub struct Adopter<'a> {
     /// The server.
     pub remote: Remote,
+    /// Where the desktops' files are, if there are any here.
+    pub state: &'a StateDir,
     /// The user, whose desktops they are.
     pub owner: Name,
     /// Signs the versions made on this machine.
@@ -73,7 +79,7 @@ pub struct Adopter {
     pub now_ms: fn() -> u64,
 }
 
-impl Adopter {
+impl Adopter<'_> {
     /// Adopts a fork.
     ///
     /// # Errors
@@ -88,6 +94,8 @@ impl Adopter {
         let Some(desktop) = fork_info.fork_of.clone() else {
             return Err(AdoptError::NoFork { desktop: fork.clone() });
         };
+        // What is open or unsynced here would find its head moved, and become one more fork.
+        let _unused = (keep_unused(self.state, &desktop)?, keep_unused(self.state, fork)?);
         let info = self.remote.desktop(&desktop).await?;
         let (fork_head, head) = tokio::try_join!(self.head(&fork_info), self.head(&info))?;
         let (version, earlier) = match has_content_of(&head, &fork_head) {
@@ -136,7 +144,7 @@ impl Adopter {
     }
 }
 
-impl std::fmt::Debug for Adopter {
+impl std::fmt::Debug for Adopter<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Adopter").field("owner", &self.owner).finish_non_exhaustive()
     }

@@ -275,7 +275,21 @@ impl Fetcher {
     /// # Errors
     /// [`FetchError`].
     pub async fn segment<'a>(&self, segment: &'a BaseSegment) -> Result<&'a Segment, FetchError> {
-        segment.segment_or_load(|| self.shared.load_segment(segment)).await
+        segment.segment_or_load(|| self.shared.load_segment(segment, self.shared.on_missing)).await
+    }
+
+    /// The chunk ids of a segment; gives up when no source has them, whatever readers do. Whoever waits for them elsewhere
+    /// is not waited for.
+    ///
+    /// # Errors
+    /// [`FetchError`].
+    pub async fn segment_if_there_is(&self, segment: &BaseSegment) -> Result<Segment, FetchError> {
+        if let Some(segment) = self.segment_here(segment) {
+            return Ok(segment.clone());
+        }
+        let loaded = self.shared.load_segment(segment, OnMissing::Fail).await?;
+        segment.segment_or_take(|| Some(loaded.clone()));
+        Ok(loaded)
     }
 
     /// The chunk ids of a segment, if they are on this machine. Asks nobody.
@@ -479,13 +493,13 @@ impl Shared {
         segment.locator_or_load(|| self.load_locator(segment)).await
     }
 
-    async fn load_segment(&self, wanted: &BaseSegment) -> Result<Segment, FetchError> {
+    async fn load_segment(&self, wanted: &BaseSegment, on_missing: OnMissing) -> Result<Segment, FetchError> {
         if let Some(segment) = self.segments.load(wanted.id) {
             return Ok(segment);
         }
         let path = ObjectPath { namespace: wanted.namespace.clone(), object: Object::Segment(wanted.id) };
         let (segment, frame) = self
-            .object(&path, frame_len_max(SEGMENT_BYTES), self.on_missing, |frame| {
+            .object(&path, frame_len_max(SEGMENT_BYTES), on_missing, |frame| {
                 self.with_decoder(|decoder| Segment::decode(frame, wanted.id, decoder))
                     .map(|segment| (segment, frame.to_vec()))
             })
@@ -495,7 +509,7 @@ impl Shared {
     }
 
     async fn load_locator(&self, wanted: &BaseSegment) -> Result<Locator, FetchError> {
-        let segment = wanted.segment_or_load(|| self.load_segment(wanted)).await?;
+        let segment = wanted.segment_or_load(|| self.load_segment(wanted, self.on_missing)).await?;
         let path = ObjectPath { namespace: wanted.namespace.clone(), object: Object::Locator(wanted.id) };
         self.object(&path, frame_len_max(MAX_LOCATOR_BYTES), self.on_missing, |frame| {
             let locator = self.with_decoder(|decoder| Locator::decode(frame, wanted.id, decoder))?;
@@ -548,16 +562,15 @@ impl Shared {
         loop {
             let Some((at, entry)) = self.sources.pick(path, &passed_over).await else {
                 rounds += 1;
-                if rounds == ROUNDS {
-                    match (on_missing, last.take()) {
-                        (OnMissing::Fail, Some(source)) => {
-                            return Err(FetchError::NotToBeHad { what: path.to_string(), source });
-                        }
-                        (OnMissing::Wait, Some(error)) => {
-                            tracing::error!(object = %path, %error, "no source has the right bytes");
-                        }
-                        (_, None) => {}
+                match last.take() {
+                    // Later when no source was asked until then: what is known to lack this is left out for a while.
+                    Some(source) if on_missing == OnMissing::Fail && rounds >= ROUNDS => {
+                        return Err(FetchError::NotToBeHad { what: path.to_string(), source });
                     }
+                    Some(error) if on_missing == OnMissing::Wait && rounds == ROUNDS => {
+                        tracing::error!(object = %path, %error, "no source has the right bytes");
+                    }
+                    _ => {}
                 }
                 tokio::time::sleep(backoff(rounds)).await;
                 passed_over.clear();

@@ -22,6 +22,7 @@ use crate::rollback::RollbackError;
 use crate::session::SessionError;
 use crate::source::{FailureKind, SourceError, SourceListError};
 use crate::state::StateError;
+use crate::succeed::InUseError;
 use crate::upstream::CommitError;
 use crate::versions::VersionError;
 
@@ -95,8 +96,8 @@ fn hint_of(error: &(dyn Error + 'static)) -> Option<String> {
     } else if error.downcast_ref::<CommitError>().is_some_and(|e| matches!(e, CommitError::HeadMoved { .. }))
     {
         "someone published meanwhile: run the same command again, it builds on the new version"
-    } else if let Some(RollbackError::Unsynced { .. }) = error.downcast_ref() {
-        "sync them first (`satchel sync DESKTOP`): they are then a version you can roll back to as well"
+    } else if let Some(InUseError::Unsynced { .. }) = error.downcast_ref() {
+        "sync them first (`satchel sync DESKTOP`): they are then a version like any, that can be gone back to"
     } else if let Some(RollbackError::NoSuchDesktop { .. }) = error.downcast_ref() {
         "see `satchel desktops`"
     } else if let Some(PublishError::OtherPublisher { .. }) = error.downcast_ref() {

@@ -2,8 +2,9 @@
 //!
 //! A renewal is a version of the desktop: `base` and the system disk are those of the golden version, the rest is the
 //! head's. It is made only when everything written here is committed, so that nothing lies above the head: first the
-//! version is committed, then the desktop here moves to it. A crash in between finds a newer version on the server at the
-//! next start, and takes it up as any other.
+//! version is noted and committed, then the desktop here moves to it. A crash in between finds a newer version on the server
+//! at the next start, and takes it up as any other; so does a start after one whose commit was not answered, unless work has
+//! gone on below meanwhile. That work follows the renewal all the same, and undoes it: it is this machine's own.
 
 mod ahead;
 mod decide;
@@ -21,7 +22,7 @@ pub use decide::{Standing, due};
 pub use heard::Heard;
 pub use watch::{Ready, watch};
 
-use crate::desktop::{DesktopError, Version};
+use crate::desktop::{DesktopError, DesktopStore, Version};
 use crate::remote::{ImageInfo, NamedVersion, Placing, RemoteError, VersionInfo};
 use crate::session::{Notice, Session};
 use crate::starts::{self, Starts, StartsError};
@@ -149,7 +150,7 @@ impl Now {
 }
 
 impl Renewer<'_> {
-    /// Takes up what the channel wants of a desktop that is about to start, or goes back from a version that does not start
+    /// Takes up what the channel wants of a desktop that is about to start, or else goes back from a version that does not start
     /// here. The session's disks are out of date when this answers something: put them together anew.
     ///
     /// # Errors
@@ -165,15 +166,31 @@ impl Renewer<'_> {
         if told.is_err() {
             tracing::info!("the server was not told what became of earlier starts");
         }
-        if now.mode != SystemMode::Own
-            && starts.on(now.golden.id).is_some_and(starts::GoldenStarts::is_bad)
+        if now.mode == SystemMode::Own {
+            return Ok(None);
+        }
+        // The channel comes first: what mends a version that does not start is better than the one before it, which may be
+        // gone from the server.
+        let named = self.named_by_channel(session, &now, &starts).await;
+        if let Ok(Some((golden, note))) = named {
+            return self.take_up(session, now, &golden, None, note, false).await.map(Some);
+        }
+        if starts.on(now.golden.id).is_some_and(starts::GoldenStarts::is_bad)
             && let Some(good) = starts.last_good_but(now.golden.id)
         {
             return self.revert(session, now, good).await.map(Some);
         }
-        let Some(channel) = now.base.channel.clone().filter(|_| now.mode != SystemMode::Own) else {
-            return Ok(None);
-        };
+        named.map(|_| None)
+    }
+
+    /// The golden version that the channel wants of a desktop, and what to say of the move there.
+    async fn named_by_channel(
+        &self,
+        session: &Session,
+        now: &Now,
+        starts: &Starts,
+    ) -> Result<Option<(Version, String)>, RenewError> {
+        let Some(channel) = now.base.channel.clone() else { return Ok(None) };
         let asked = tokio::time::timeout(CHANNEL_TIMEOUT, session.remote.image(&now.base.image)).await;
         let info = asked.map_err(|_| RenewError::NoAnswer)??;
         let Some(rollout) = info.rollouts.get(channel.as_str()) else { return Ok(None) };
@@ -181,9 +198,8 @@ impl Renewer<'_> {
         let standing = Standing { desktop: now.desktop, base: now.golden, skipped: starts.skipped() };
         match due(&standing, rollout) {
             Some(to) => {
-                let golden = self.fetch_named(session, &now, &info, Some(&channel), to).await?;
-                let note = format!("renewed to {}@{}", info.image, to.sequence);
-                self.take_up(session, now, &golden, None, note, false).await.map(Some)
+                let golden = self.fetch_named(session, now, &info, Some(&channel), to).await?;
+                Ok(Some((golden, format!("renewed to {}@{}", info.image, to.sequence))))
             }
             None => Ok(None),
         }
@@ -276,6 +292,9 @@ impl Renewer<'_> {
             let page = session.remote.versions(&subject, PAGE, Some(below)).await?;
             before = page.last().map(|last| last.sequence);
             for listed in page {
+                if listed.golden.as_ref().is_some_and(|golden| golden.id == now.golden.id) {
+                    continue;
+                }
                 let version = fetch_version(&session.remote, &subject, listed.id, &listed.key).await?;
                 let (Some(base), Some(system)) =
                     (&version.manifest.base, version.manifest.disk(DiskRole::System))
@@ -328,20 +347,46 @@ impl Renewer<'_> {
         let manifest = Manifest { machine: self.syncer.machine.clone(), ..manifest };
         let bytes = manifest.encode()?;
         let version = Version::decode(bytes.clone(), self.syncer.key.sign(&bytes))?;
-        let commit = || {
-            let (subject, bytes) = (&version.manifest.subject, version.bytes.clone());
-            self.syncer.upstream.commit(subject, Placing::default(), bytes, &version.signature)
-        };
-        let committed = self.syncer.patience.retry(commit).await?;
-        store.move_to(&version, golden)?;
+        let committed = commit_renewal(self.syncer, store, &version, golden).await?;
         let to = NamedVersion { id: golden.id, sequence };
         unless_noted(starts::note_moved(self.directory, to));
         Ok(Renewed { image: now.base.image, from: now.golden.sequence, to, reverted, version: committed })
     }
 }
 
+/// Commits a renewal and moves the desktop's files to it. It is noted before: should the answer be lost, the desktop stays
+/// where it was, and what is written there next is no fork of a version that this machine made itself.
+pub(crate) async fn commit_renewal(
+    syncer: &Syncer,
+    store: &DesktopStore,
+    version: &Version,
+    golden: &Version,
+) -> Result<VersionInfo, RenewError> {
+    let before = store.record().renewal;
+    store.set_renewal(version.id)?;
+    let commit = || {
+        let (subject, bytes) = (&version.manifest.subject, version.bytes.clone());
+        syncer.upstream.commit(subject, Placing::default(), bytes, &version.signature)
+    };
+    match syncer.patience.retry(commit).await {
+        Ok(committed) => {
+            store.move_to(version, golden)?;
+            Ok(committed)
+        }
+        Err(error) => {
+            // An earlier one arrived late.
+            if let CommitError::HeadMoved { head } = &error
+                && before == Some(head.id)
+            {
+                store.set_renewal(head.id)?;
+            }
+            Err(error.into())
+        }
+    }
+}
+
 /// The desktop's next version: on another golden one, with another system disk, everything else as it is.
-fn next_manifest(
+pub(crate) fn next_manifest(
     head: &Version,
     base: &Base,
     golden: &Version,

@@ -3,17 +3,13 @@
 //! Nothing goes away: the head stays in the history, so that a roll-back can be rolled back. Nothing of the desktop need be
 //! on this machine, since no disk is read: the earlier version's segments are on the server.
 
-use std::sync::Arc;
-
 use chunk_format::{Base, BootFacts, Disk, DiskRole, Manifest, Name, Subject};
 
-use crate::desktop::{DesktopError, DesktopStore, Version};
+use crate::desktop::Version;
 use crate::remote::{Remote, RemoteError};
-use crate::session::{DesktopLock, SessionError, has_changes};
 use crate::state::{StateDir, StateError};
-use crate::succeed::{SucceedError, commit_successor};
+use crate::succeed::{InUseError, SucceedError, commit_successor, keep_unused};
 use crate::versions::{VersionError, fetch_version, find_version};
-use crate::volume::DirVolume;
 
 /// Why a desktop was not rolled back. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
@@ -21,12 +17,6 @@ pub enum RollbackError {
     /// The server knows no such desktop.
     #[error("there is no desktop {desktop} on the server")]
     NoSuchDesktop {
-        /// The desktop.
-        desktop: Name,
-    },
-    /// What was written on this machine is not synced: the roll-back would part it from the head it was written on.
-    #[error("desktop {desktop} has changes on this machine that are not synced")]
-    Unsynced {
         /// The desktop.
         desktop: Name,
     },
@@ -38,18 +28,9 @@ pub enum RollbackError {
         /// The disk's role.
         role: DiskRole,
     },
-    /// The desktop is open, or its files failed.
+    /// The desktop is open on this machine, or has work here.
     #[error("{0}")]
-    Session(#[from] SessionError),
-    /// The desktop's files on this machine cannot be read.
-    #[error("cannot read what of desktop {desktop} is on this machine")]
-    Files {
-        /// The desktop.
-        desktop: Name,
-        /// Why.
-        #[source]
-        source: DesktopError,
-    },
+    InUse(#[from] InUseError),
     /// The state directory failed.
     #[error("{0}")]
     State(#[from] StateError),
@@ -111,7 +92,7 @@ impl Roller<'_> {
         wanted: &str,
         part: Part,
     ) -> Result<RolledBack, RollbackError> {
-        let _unused = self.unused(desktop)?;
+        let _unused = keep_unused(self.state, desktop)?;
         let info = match self.remote.desktop(desktop).await {
             Err(error) if error.code() == Some("not_found") => {
                 return Err(RollbackError::NoSuchDesktop { desktop: desktop.clone() });
@@ -140,28 +121,6 @@ impl Roller<'_> {
         let key = self.state.machine_key()?;
         let version = commit_successor(&self.remote, &key, &self.machine, &head, change).await?;
         Ok(RolledBack { to, version: Some(version) })
-    }
-
-    /// Keeps the desktop from being opened on this machine meanwhile, and checks that nothing written here would be left
-    /// behind. None when nothing of it is here.
-    fn unused(&self, desktop: &Name) -> Result<Option<DesktopLock>, RollbackError> {
-        let directory = self.state.desktop_path(desktop);
-        if !directory.exists() {
-            return Ok(None);
-        }
-        let lock = DesktopLock::take(&directory, desktop)?;
-        let failed = |source| RollbackError::Files { desktop: desktop.clone(), source };
-        let volume = DirVolume::open(&directory)
-            .map_err(|source| SessionError::Lock { path: directory.clone(), source })?;
-        let store = match DesktopStore::read_only(Arc::new(volume)) {
-            Err(DesktopError::NotHere) => return Ok(Some(lock)),
-            store => store.map_err(failed)?,
-        };
-        let here = store.version(store.record().head).map_err(failed)?;
-        if has_changes(&store, &here).map_err(failed)? {
-            return Err(RollbackError::Unsynced { desktop: desktop.clone() });
-        }
-        Ok(Some(lock))
     }
 }
 

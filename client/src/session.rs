@@ -309,7 +309,15 @@ impl Session {
         let mut notices = Vec::new();
         let holder = Holder { key: state.machine_key()?.public(), machine: options.machine.clone() };
         let (found, is_read_only) = opening.claim(options, &holder, found, &mut notices).await?;
+        let stood_on = opening.stands_on();
         let store = opening.bring_up_to_date(found, &mut notices).await?;
+        let head = store.record().head;
+        let is_held = || LeaseRecord::load(store.volume()).is_some_and(|record| record.is_held);
+        if !is_read_only && stood_on.is_some_and(|version| version != head) && is_held() {
+            // It has moved since it asked; if this is not heard, the next renewal says so.
+            let told = lease::ask(&remote, desktop, &holder.wish(head, false, None)).await;
+            tracing::debug!(heard = told.is_ok(), "the server was told what this machine stands on");
+        }
         let runtime = Handle::current();
         let desktop = opening.assemble(store, options, &runtime, is_read_only)?;
         desktop.set_head_lost(notices.iter().any(|notice| matches!(notice, Notice::ServerIsBehind { .. })));
@@ -374,9 +382,13 @@ impl Session {
         Ok(asked)
     }
 
-    /// Gives the lease back, when nothing is left here that the server does not have.
+    /// Notes when the desktop was closed, and gives the lease back, when nothing is left here that the server does not have.
     pub async fn release_lease(&self, now_ms: u64) {
         let Some(name) = self.name() else { return };
+        // A clock that is set back while the desktop is closed gives no more time.
+        if let Some(record) = LeaseRecord::load(self.desktop.store().volume()) {
+            self.note(&record.seen(now_ms));
+        }
         if self.offline || self.desktop.is_read_only() || self.desktop.has_changes() {
             return;
         }
@@ -470,8 +482,17 @@ impl Opening<'_> {
         let take = options.claim == Claim::Take;
         let before = info.lease.as_ref().filter(|lease| !lease::is_ours(lease, &holder.key));
         let taken_from = before.map(|lease| lease.machine.clone());
-        let wish = holder.wish(info.head.id, take, None);
-        match lease::ask(self.remote, self.desktop, &wish).await {
+        // What this machine stands on is kept for it, whatever becomes of the lease.
+        let stands_on = self.stands_on();
+        let wish = holder.wish(stands_on.unwrap_or(info.head.id), take, None);
+        let asked = match lease::ask(self.remote, self.desktop, &wish).await {
+            // The server was set back to a state without it.
+            Err(error) if error.code() == Some("bad_request") && stands_on.is_some() => {
+                lease::ask(self.remote, self.desktop, &holder.wish(info.head.id, take, None)).await
+            }
+            asked => asked,
+        };
+        match asked {
             Ok(Asked::Held(answer)) => {
                 notices.extend(taken_from.map(|machine| Notice::Taken { machine }));
                 let record = LeaseRecord::heard(&answer, true, now_ms);
@@ -498,6 +519,12 @@ impl Opening<'_> {
                 Ok((Err(error), is_read_only))
             }
         }
+    }
+
+    /// The version below what is on this machine, if anything is.
+    fn stands_on(&self) -> Option<ManifestId> {
+        let volume = DirVolume::open(self.directory).ok()?;
+        Some(DesktopStore::read_only(Arc::new(volume)).ok()?.record().head)
     }
 
     /// What may be done when the server cannot be asked; answers whether the desktop is only to be looked at.
@@ -624,7 +651,10 @@ impl Opening<'_> {
         if sequence <= here.manifest.sequence {
             notices.push(Notice::ServerIsBehind { server: sequence, here: here.manifest.sequence });
         } else if has_changes(store, &here).map_err(|source| self.failed(source))? {
-            notices.push(Notice::Diverged { sequence, machine });
+            // A renewal of ours whose commit was not heard of is the next sync's business.
+            if record.renewal != Some(server.id) {
+                notices.push(Notice::Diverged { sequence, machine });
+            }
         } else {
             let (head, base) = self.fetch(info).await?;
             store.move_to(&head, &base).map_err(|source| self.failed(source))?;

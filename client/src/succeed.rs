@@ -1,12 +1,17 @@
 //! Commits a version on top of a desktop's head without having its disks here: what a roll-back, a renewal and an
 //! adoption have in common. All segments of the new version are on the server already; only the manifest is sent.
 
-use chunk_format::{Features, FormatError, Manifest, SecretKey};
+use std::sync::Arc;
 
-use crate::desktop::Version;
+use chunk_format::{Features, FormatError, Manifest, Name, SecretKey};
+
+use crate::desktop::{DesktopError, DesktopStore, Version};
 use crate::remote::{Placing, Remote};
+use crate::session::{DesktopLock, SessionError, has_changes};
+use crate::state::StateDir;
 use crate::upload::Patience;
 use crate::upstream::{CommitError, Upstream};
+use crate::volume::DirVolume;
 
 /// Why a version was not put on top of the head.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +31,55 @@ pub enum SucceedError {
     /// The server did not commit it.
     #[error("{0}")]
     Commit(#[from] CommitError),
+}
+
+/// Why nothing is put on top of a desktop's head from this machine.
+#[derive(Debug, thiserror::Error)]
+pub enum InUseError {
+    /// What was written on this machine is not synced: a version put on the head would part it from the one it was written
+    /// on, and make a fork of it.
+    #[error("desktop {desktop} has changes on this machine that are not synced")]
+    Unsynced {
+        /// The desktop.
+        desktop: Name,
+    },
+    /// The desktop is open, or its files failed.
+    #[error("{0}")]
+    Session(#[from] SessionError),
+    /// The desktop's files on this machine cannot be read.
+    #[error("cannot read what of desktop {desktop} is on this machine")]
+    Files {
+        /// The desktop.
+        desktop: Name,
+        /// Why.
+        #[source]
+        source: DesktopError,
+    },
+}
+
+/// Keeps a desktop from being opened on this machine for as long as the lock is held, and checks that nothing written here
+/// would be left behind. None when nothing of it is here.
+///
+/// # Errors
+/// [`InUseError`].
+pub fn keep_unused(state: &StateDir, desktop: &Name) -> Result<Option<DesktopLock>, InUseError> {
+    let directory = state.desktop_path(desktop);
+    if !directory.exists() {
+        return Ok(None);
+    }
+    let lock = DesktopLock::take(&directory, desktop)?;
+    let failed = |source| InUseError::Files { desktop: desktop.clone(), source };
+    let volume = DirVolume::open(&directory)
+        .map_err(|source| SessionError::Lock { path: directory.clone(), source })?;
+    let store = match DesktopStore::read_only(Arc::new(volume)) {
+        Err(DesktopError::NotHere) => return Ok(Some(lock)),
+        store => store.map_err(failed)?,
+    };
+    let here = store.version(store.record().head).map_err(failed)?;
+    if has_changes(&store, &here).map_err(failed)? {
+        return Err(InUseError::Unsynced { desktop: desktop.clone() });
+    }
+    Ok(Some(lock))
 }
 
 /// Commits the version after `head`, signed with this machine's key.

@@ -14,8 +14,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use chunk_format::{
-    ChunkId, ChunkIndex, Features, FormatError, Manifest, Name, SecretKey, Segment, SegmentId, SegmentIndex,
-    Subject,
+    ChunkId, ChunkIndex, Features, FormatError, Manifest, ManifestId, Name, SecretKey, Segment, SegmentId,
+    SegmentIndex, Subject,
 };
 use tokio::runtime::Handle;
 
@@ -27,6 +27,7 @@ use crate::fetch::Fetcher;
 use crate::fork::{ForkReason, Forked, forked};
 use crate::overlay::{BLOCK_BYTES, BlockIndex, BlockState, Overlay};
 use crate::remote::{Placing, PresentIn, RemoteError, VersionInfo};
+use crate::source::FailureKind;
 use crate::upload::{
     Pace, Patience, ReadChunk, SegmentDone, SegmentWork, Upload, UploadError, UploadProgress,
 };
@@ -39,14 +40,14 @@ pub enum SyncError {
     /// The desktop was opened to be looked at.
     #[error("this desktop was opened read-only: what is written is thrown away at the end")]
     ReadOnly,
-    /// The server has lost chunks that are not on this machine either.
+    /// The server has lost content that is not on this machine either.
     #[error(
-        "the server has lost {chunks} chunks of version {sequence}, and they are not on this machine: what was changed here \
-         is kept, and cannot be synced without them"
+        "the server has lost {what} of version {sequence}, which is not on this machine: what was changed here is kept, and \
+         cannot be synced without that"
     )]
     Lost {
-        /// How many.
-        chunks: usize,
+        /// What, in words.
+        what: String,
         /// The version they belong to.
         sequence: u64,
     },
@@ -186,7 +187,7 @@ impl Syncer {
             desktop.disks.iter().map(|disk| frozen_view(desktop, disk, through_generation)).collect();
         flush(&frozen).await?;
         let frozen = Frozen { head, views: frozen, through_generation };
-        let work = self.plan(desktop, &frozen.views).await?;
+        let work = self.plan(desktop, &frozen).await?;
         report.dirty_chunks +=
             work.iter().map(|work| (work.positions.len() + work.zeroed.len()) as u64).sum::<u64>();
         if desktop.is_head_lost() {
@@ -236,14 +237,14 @@ impl Syncer {
     }
 
     /// The segments the frozen overlays change, with the chunks to read of each.
-    async fn plan(&self, desktop: &OpenDesktop, frozen: &[View]) -> Result<Vec<SegmentWork>, SyncError> {
+    async fn plan(&self, desktop: &OpenDesktop, frozen: &Frozen) -> Result<Vec<SegmentWork>, SyncError> {
         let mut work = Vec::new();
-        for (disk, view) in frozen.iter().enumerate() {
+        for (disk, view) in frozen.views.iter().enumerate() {
             for (index, Dirty { positions, mut zeroed }) in dirty_chunks(view) {
                 let Some(segment) = view.base.segments().get(index.0 as usize) else { continue };
                 let before = match segment.id.is_zero() {
                     true => None,
-                    false => Some(desktop.fetcher.segment(segment).await?.clone()),
+                    false => Some(self.segment_below(desktop, frozen, segment).await?),
                 };
                 // Discarding what was zeros before, as making a file system does, changes nothing.
                 zeroed.retain(|at| before.as_ref().is_some_and(|before| !before.chunks()[*at].is_zero()));
@@ -253,6 +254,29 @@ impl Syncer {
             }
         }
         Ok(work)
+    }
+
+    /// A segment of the version below. One that the server has lost is told, not waited for: a sync that hangs says
+    /// nothing, and holds up all that come after it.
+    async fn segment_below(
+        &self,
+        desktop: &OpenDesktop,
+        frozen: &Frozen,
+        segment: &BaseSegment,
+    ) -> Result<Segment, SyncError> {
+        loop {
+            let kind = match desktop.fetcher.segment_if_there_is(segment).await {
+                Err(FetchError::NotToBeHad { source, .. }) => source.kind,
+                found => return Ok(found?),
+            };
+            // The last word may be a mirror's, which has what it likes. That the server answers is known from this.
+            let (place, asked) = (place(desktop), [segment.id]);
+            self.patience.retry(|| self.upstream.missing_segments(&place, &asked)).await?;
+            if matches!(kind, FailureKind::NotFound | FailureKind::Damaged) {
+                let sequence = frozen.head.manifest.sequence;
+                return Err(SyncError::Lost { what: format!("segment {}", segment.id), sequence });
+            }
+        }
     }
 
     async fn upload(
@@ -326,6 +350,7 @@ impl Syncer {
         report: &mut SyncReport,
     ) -> Result<(Version, Pending), SyncError> {
         let mut first_reason = None;
+        let mut version = version;
         let mut candidate = version.clone();
         let mut digits = FORK_DIGITS.into_iter();
         loop {
@@ -339,6 +364,17 @@ impl Syncer {
                     });
                     let pending = Pending { manifest: candidate.id, through_generation };
                     return Ok((candidate, pending));
+                }
+                // Moved by this machine itself, and by nobody since: the answer was lost, and work went on below.
+                Err(CommitError::HeadMoved { head })
+                    if desktop.store.record().renewal == Some(head.id)
+                        && first_reason.is_none()
+                        && candidate.manifest.parent != Some(head.id) =>
+                {
+                    version = self.after_renewal(&version, head.id)?;
+                    desktop.store.set_pending(&version, through_generation)?;
+                    candidate = version.clone();
+                    continue;
                 }
                 Err(CommitError::HeadMoved { head }) => {
                     ForkReason::HeadMoved { sequence: head.sequence, machine: head.machine.clone() }
@@ -356,6 +392,14 @@ impl Syncer {
             candidate = forked(&version, digits, &self.key)?;
             desktop.store.set_pending(&candidate, through_generation)?;
         }
+    }
+
+    /// The same version as the one after a renewal of this machine's that it does not stand on: it undoes that.
+    fn after_renewal(&self, version: &Version, renewal: ManifestId) -> Result<Version, FormatError> {
+        let sequence = version.manifest.sequence + 1;
+        let manifest = Manifest { parent: Some(renewal), sequence, ..version.manifest.clone() };
+        let bytes = manifest.encode()?;
+        Version::decode(bytes.clone(), self.key.sign(&bytes))
     }
 
     async fn commit(&self, head: &Version, version: &Version) -> Result<VersionInfo, CommitError> {

@@ -336,15 +336,19 @@ pub async fn find_version(
         let text = format!("`{wanted}` names no version: give its number, or at least 8 digits of its id");
         return Err(VersionError::NoSuch(text));
     }
+    if let Some(number) = number {
+        let listed = remote.versions(subject, 1, number.checked_add(1)).await?;
+        return match listed.into_iter().next() {
+            Some(version) if version.sequence == number => Ok(version),
+            _ => Err(VersionError::NoSuch(format!("{what} has no version {wanted}"))),
+        };
+    }
     let (mut before, mut found) = (None, Vec::new());
     loop {
         let page = remote.versions(subject, PAGE, before).await?;
         let Some(last) = page.last() else { break };
         before = Some(last.sequence);
-        found.extend(page.into_iter().filter(|version| match number {
-            Some(number) => version.sequence == number,
-            None => version.id.to_string().starts_with(wanted),
-        }));
+        found.extend(page.into_iter().filter(|version| version.id.to_string().starts_with(wanted)));
     }
     match found.len() {
         1 => Ok(found.remove(0)),

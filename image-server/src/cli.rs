@@ -5,6 +5,7 @@ mod init;
 mod mirror;
 pub(crate) mod output;
 mod policy;
+mod progress;
 mod retention;
 mod serve;
 mod token;

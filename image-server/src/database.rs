@@ -15,6 +15,7 @@ pub(crate) mod profiles;
 pub(crate) mod retention;
 pub(crate) mod segments;
 pub(crate) mod settings;
+pub(crate) mod standings;
 pub(crate) mod starts;
 pub(crate) mod tokens;
 pub(crate) mod versions;

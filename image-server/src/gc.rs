@@ -11,12 +11,14 @@
 //! write lock. Objects are given their names, and lose them, under that lock too (`docs/semantics.md` has the order).
 
 mod condemn;
+mod dry_run;
 mod leftovers;
 mod mark;
 mod sweep;
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use chunk_format::Namespace;
@@ -110,17 +112,51 @@ pub struct Report {
     pub leftovers: Leftovers,
 }
 
+/// Hears how far a run is.
+pub trait Progress: Send + Sync {
+    /// A part of the run begins, of `total` steps; 0 when that is not known.
+    fn begin(&self, part: Part, total: u64);
+    /// Some steps are done.
+    fn advance(&self, steps: u64);
+}
+
+/// A part of a run, and what its steps are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Deleting what stopped counting long ago; steps are rows.
+    Garbage,
+    /// Reading what kept versions need; steps are versions, of a known number.
+    Versions,
+    /// Looking for segments that nothing needs; steps are segments.
+    Segments,
+    /// Looking for packs that nothing needs; steps are packs.
+    Packs,
+    /// Looking for stream objects that nothing needs; steps are objects.
+    Streams,
+    /// Looking for objects without rows; steps are objects.
+    Files,
+}
+
+/// Tells nobody.
+struct Untold;
+
+impl Progress for Untold {
+    fn begin(&self, _part: Part, _total: u64) {}
+    fn advance(&self, _steps: u64) {}
+}
+
 /// Collects the garbage of the server in `root`; works beside a server.
 ///
 /// # Errors
 /// [`GcError`].
-pub async fn collect(root: &Path, options: Options) -> Result<Report, GcError> {
+pub async fn collect(root: &Path, options: Options, progress: Arc<dyn Progress>) -> Result<Report, GcError> {
     let dir = DataDir::open(root)?;
     let lock = dir.lock()?;
     let database = Database::open(&dir.database()).await?;
     drop(lock);
     let storage = Storage::local(dir.objects())?;
     let mut run = Run::new(database.clone(), storage, options, now_ms()).await?;
+    run.progress = progress;
     let collected = run.collect().await;
     database.close().await;
     collected
@@ -136,6 +172,7 @@ pub(crate) struct Run {
     before_ms: i64,
     names: HashMap<NamespaceId, Namespace>,
     report: Report,
+    progress: Arc<dyn Progress>,
     /// Steps until a test cuts the run short.
     #[cfg(test)]
     steps_left: Option<usize>,
@@ -158,6 +195,7 @@ impl Run {
             before_ms: now_ms.saturating_sub(grace_ms),
             names,
             report: Report { dry_run: options.dry_run, ..Report::default() },
+            progress: Arc::new(Untold),
             #[cfg(test)]
             steps_left: None,
         })

@@ -5,7 +5,8 @@
 //! row stays, and the garbage collector ([`crate::gc`]) deletes what only it needed. Never pruned, whatever the policy
 //! says: the newest version of a series; a desktop's first, which names it; a desktop's versions with a note a person
 //! made; golden versions that a channel names or a kept version stands on; versions a fork began on; the version the
-//! machine with a desktop's lease stands on.
+//! machine with a desktop's lease stands on; and the version each machine stood on that was heard of in the last 180 days,
+//! with its golden version: what is written there offline has no other place to go.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -21,10 +22,6 @@ use crate::layout::{DataDir, LayoutError};
 
 const HOUR_MS: i64 = 60 * 60 * 1000;
 const DAY_MS: i64 = 24 * HOUR_MS;
-
-/// How the notes begin that programs write. What begins otherwise was written by a person.
-const PROGRAM_NOTES: [&str; 6] =
-    ["rolled back to version ", "renewed to ", "moved to ", "reverted to ", "back to ", "adopted "];
 
 /// Why versions were not pruned. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
@@ -153,7 +150,7 @@ pub(crate) async fn prune_in(
     }
     // Desktops first: golden versions nothing stands on any more are then pruned in the same run.
     for series in [desktops, images] {
-        let needed = rows::needed_versions(&mut tx).await?;
+        let needed = rows::needed_versions(&mut tx, now_ms).await?;
         for series in series {
             prune_series(&mut tx, &series, policy, &needed, now_ms, &mut report).await?;
         }
@@ -195,10 +192,34 @@ async fn prune_series(
 }
 
 fn has_note_of_person(version: &KeptVersion) -> bool {
-    let note = version.note.as_deref().unwrap_or_default();
-    let by_program = PROGRAM_NOTES.iter().any(|start| note.starts_with(start))
-        || note.contains(" as it was before version ");
-    !note.is_empty() && !by_program
+    version.note.as_deref().is_some_and(|note| !note.is_empty() && !is_note_of_program(note))
+}
+
+/// Whether a note has, from its beginning to its end, a form that programs write. What differs from it in anything was
+/// written by a person.
+fn is_note_of_program(note: &str) -> bool {
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|digit| digit.is_ascii_digit());
+    let is_name = |text: &str| text.parse::<Name>().is_ok();
+    let is_golden = |text: &str| {
+        text.split_once('@').is_some_and(|(image, sequence)| is_name(image) && is_number(sequence))
+    };
+    if let Some(rest) = note.strip_prefix("rolled back to version ") {
+        let parts = [", the system disk only", ", the home disk only"];
+        return is_number(parts.iter().find_map(|part| rest.strip_suffix(part)).unwrap_or(rest));
+    }
+    if let Some(rest) = note.strip_prefix("reverted to ") {
+        return rest.split_once(": version ").is_some_and(|(golden, why)| {
+            let why = why.strip_suffix(" times").and_then(|why| why.split_once(" did not start "));
+            is_golden(golden) && why.is_some_and(|(bad, times)| is_number(bad) && is_number(times))
+        });
+    }
+    let renewals = ["renewed to ", "moved to ", "back to "];
+    if renewals.iter().find_map(|start| note.strip_prefix(start)).is_some_and(is_golden) {
+        return true;
+    }
+    let adopted = note.strip_prefix("adopted ").and_then(|rest| rest.split_once(", version "));
+    let left = note.split_once(" as it was before version ");
+    adopted.or(left).is_some_and(|(desktop, sequence)| is_name(desktop) && is_number(sequence))
 }
 
 /// Which versions a policy keeps, by the times of their commits, newest first.
@@ -264,8 +285,32 @@ mod tests {
             note: note.map(str::to_owned),
         };
         assert!(has_note_of_person(&version(Some("before the upgrade"))));
-        let others = ["", "rolled back to version 3", "renewed to debian@2", "adopted work.b-1, version 4"];
-        assert!(others.iter().all(|note| !has_note_of_person(&version(Some(note)))));
+        for note in [
+            "",
+            "rolled back to version 3",
+            "rolled back to version 3, the home disk only",
+            "renewed to debian@2",
+            "moved to debian@12",
+            "back to debian@1",
+            "reverted to debian@1: version 2 did not start 3 times",
+            "adopted work.b-1, version 4",
+            "work as it was before version 5",
+        ] {
+            assert!(!has_note_of_person(&version(Some(note))), "{note}");
+        }
+        for note in [
+            "moved to the new flat",
+            "moved to debian@2 at last",
+            "back to work",
+            "renewed to my liking",
+            "adopted a cat",
+            "adopted tabs, version 2 of the style guide",
+            "rolled back to version 3, before the mess",
+            "reverted to debian@1",
+            "the desk as it was before version 5",
+        ] {
+            assert!(has_note_of_person(&version(Some(note))), "{note}");
+        }
         assert!(!has_note_of_person(&version(None)));
     }
 }

@@ -49,7 +49,7 @@ pub(crate) async fn adopt(context: &Context, args: AdoptArgs) -> anyhow::Result<
     let state = context.state()?;
     let (login, remote) = state.remote()?;
     let key = Arc::new(state.machine_key()?);
-    let adopter = Adopter { remote, owner: login.user, key, machine: machine_name(), now_ms };
+    let adopter = Adopter { remote, state: &state, owner: login.user, key, machine: machine_name(), now_ms };
     let adopted = adopter.adopt(&args.fork).await?;
     context.printer.result(&adopted, |adopted| {
         format!(

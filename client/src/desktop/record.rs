@@ -31,6 +31,9 @@ pub struct DesktopRecord {
     pub next_generation: u64,
     /// A version that was about to be committed: it may be the server's head or not.
     pub pending: Option<Pending>,
+    /// A renewal whose commit was not heard of: should the server's head be this one, nobody but this machine made it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renewal: Option<ManifestId>,
     /// The first generation of what is thrown away at the end: the desktop was opened to be looked at.
     #[serde(default)]
     pub discard_from: Option<u64>,
@@ -41,6 +44,14 @@ pub struct DesktopRecord {
     /// Whether all of it is to be on this machine.
     #[serde(default)]
     pub pinned: bool,
+}
+
+impl DesktopRecord {
+    /// Whether a version on the server is the one this machine stands on, or one that it is about to stand on.
+    pub fn is_ours(&self, version: ManifestId) -> bool {
+        let pending = self.pending.map(|pending| pending.manifest);
+        [Some(self.head), pending, self.renewal].contains(&Some(version))
+    }
 }
 
 /// A version about to be committed.

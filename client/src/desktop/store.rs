@@ -144,6 +144,7 @@ impl DesktopStore {
             generations: Vec::new(),
             next_generation: 1,
             pending: None,
+            renewal: None,
             discard_from: None,
             volatile_system: None,
             pinned: false,
@@ -314,6 +315,17 @@ impl DesktopStore {
         self.replace_record(&mut record, next)
     }
 
+    /// Notes that a renewal is about to be committed, before the server is asked to: should the answer be lost, the next
+    /// sync does not take it for another machine's version. A version that is committed, or moved to, ends the note.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn set_renewal(&self, version: ManifestId) -> Result<(), DesktopError> {
+        let mut record = self.lock();
+        let next = DesktopRecord { renewal: Some(version), ..record.clone() };
+        self.replace_record(&mut record, next)
+    }
+
     /// Forgets a version that was never committed.
     ///
     /// # Errors
@@ -341,7 +353,9 @@ impl DesktopStore {
     /// `Io`, `Overlay`.
     pub fn fold(&self, committed: Pending) -> Result<(), DesktopError> {
         let mut record = self.lock();
-        let mut next = DesktopRecord { head: committed.manifest, pending: None, ..record.clone() };
+        // What was written over with what was there before is no version: the renewal may still be the head.
+        let renewal = record.renewal.filter(|_| committed.manifest == record.head);
+        let mut next = DesktopRecord { head: committed.manifest, pending: None, renewal, ..record.clone() };
         next.generations.retain(|generation| *generation > committed.through_generation);
         self.replace_record(&mut record, next)?;
         self.remove_leftovers(&record);
@@ -362,6 +376,7 @@ impl DesktopStore {
             base: base.id,
             generations: Vec::new(),
             pending: None,
+            renewal: None,
             volatile_system: None,
             ..record.clone()
         };

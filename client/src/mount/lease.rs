@@ -4,10 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use chunk_format::PublicKey;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
+use crate::desktop::DesktopRecord;
 use crate::lease::{self, Asked};
+use crate::remote::LeaseAnswer;
 use crate::session::Session;
 
 /// How often it is looked whether another machine asks for the desktop.
@@ -116,7 +119,11 @@ pub(super) async fn keep(
             _ = look.tick() => None,
             refusal = refusals.recv() => refusal,
         };
-        let lease = if refusal.is_some() || renewed_at.elapsed() >= RENEW_INTERVAL {
+        let Ok(answer) = session.remote.lease(&name).await else { continue };
+        let is_due = refusal.is_some() || renewed_at.elapsed() >= RENEW_INTERVAL;
+        let may_renew = taken_by.is_none()
+            && is_renewable(&answer, &session.desktop.store().record(), &session.holder.key);
+        let lease = if is_due && may_renew {
             renewed_at = Instant::now();
             let (reason, told) = refusal.map(|Refusal { reason, told }| (reason, told)).unzip();
             let asked = session.renew_lease(now_ms(), reason).await;
@@ -128,20 +135,17 @@ pub(super) async fn keep(
                 Err(_) => continue,
             }
         } else {
-            match session.remote.lease(&name).await {
-                Ok(answer) => answer.lease,
-                Err(_) => continue,
-            }
+            answer.lease
         };
         let Some(lease) = lease else { continue };
         if !lease::is_ours(&lease, &session.holder.key) {
+            // From here on this machine only looks: what it writes goes to a fork, whether or not the other is done.
             if taken_by.as_ref() != Some(&lease.key) {
                 taken_by = Some(lease.key);
                 let _ = events.send(LeaseEvent::Taken { machine: lease.machine });
             }
             continue;
         }
-        taken_by = None;
         let machine = lease.wanted.filter(|_| lease.refusal.is_none()).map(|wanted| wanted.machine);
         let is_news = desk.wanted.send_if_modified(|known| {
             let is_news = *known != machine;
@@ -153,5 +157,60 @@ pub(super) async fn keep(
         {
             let _ = events.send(LeaseEvent::Wanted { machine });
         }
+    }
+}
+
+/// Whether the lease is this machine's to renew: it has it, or nobody does and nobody has committed anything meanwhile. A
+/// machine that slept through the end of its lease would else take the desktop back from under the one that went on.
+fn is_renewable(answer: &LeaseAnswer, record: &DesktopRecord, key: &PublicKey) -> bool {
+    match &answer.lease {
+        Some(lease) => lease::is_ours(lease, key),
+        None => record.is_ours(answer.head.id),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use chunk_format::{ManifestId, SecretKey};
+    use serde_json::json;
+
+    use super::*;
+
+    fn key(seed: u8) -> PublicKey {
+        SecretKey::from_bytes(&[seed; 32]).public()
+    }
+
+    fn version(text: &str) -> serde_json::Value {
+        json!({"id": ManifestId::of(text.as_bytes()), "sequence": 1, "parent": null, "created_ms": 0, "committed_ms": 0,
+               "machine": "laptop", "note": null, "key": key(1), "size_bytes": 0})
+    }
+
+    fn answer(holder: Option<u8>, head: &str) -> LeaseAnswer {
+        let lease = holder.map(|holder| {
+            json!({"key": key(holder), "machine": "laptop", "since_ms": 0, "renewed_ms": 0, "expires_ms": 0,
+                   "version": version("v1"), "wanted": null, "refusal": null})
+        });
+        let answer = json!({"lease": lease, "head": version(head), "now_ms": 0, "lease_ms": 1,
+                            "after_expiry": "read_only"});
+        serde_json::from_value(answer).unwrap()
+    }
+
+    #[test]
+    fn a_lease_is_not_taken_back_from_a_machine_that_went_on() {
+        let id = |text: &str| ManifestId::of(text.as_bytes());
+        let record = json!({"version": 1, "server": key(9), "owner": "alice", "desktop": "work", "id": id("v1"),
+                            "head": id("v1"), "base": id("golden"), "publisher": key(9), "generations": [],
+                            "next_generation": 1, "renewal": id("renewal"),
+                            "pending": {"manifest": id("v2"), "through_generation": 1}});
+        let record: DesktopRecord = serde_json::from_value(record).unwrap();
+        let is_renewable = |holder, head: &str| is_renewable(&answer(holder, head), &record, &key(1));
+        assert!(is_renewable(Some(1), "v1"));
+        assert!(is_renewable(Some(1), "v7"), "asked or not, what is ours is ours");
+        assert!(!is_renewable(Some(2), "v1"));
+        // Run out, or given back by whoever took it.
+        assert!(is_renewable(None, "v1"));
+        assert!(is_renewable(None, "v2"), "its own version, about to be heard of");
+        assert!(is_renewable(None, "renewal"));
+        assert!(!is_renewable(None, "v7"));
     }
 }

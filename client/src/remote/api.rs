@@ -331,7 +331,11 @@ impl Remote {
         if listing.pruned {
             request = request.query(&[("pruned", "true")]);
         }
-        Ok(self.json::<Versions>(request).await?.versions)
+        let versions = self.json::<Versions>(request).await?.versions;
+        match is_falling(&versions, listing.before) {
+            true => Ok(versions),
+            false => Err(self.unexpected("a listing of versions that does not go back in time".to_owned())),
+        }
     }
 
     /// Which of these chunks the server lacks; in the order given.
@@ -531,9 +535,46 @@ impl Remote {
     }
 }
 
+/// Whether a listing goes back in time, from the version it was asked to begin below. One that does not would lead those who
+/// ask page by page in a circle.
+fn is_falling(versions: &[VersionInfo], before: Option<u64>) -> bool {
+    let mut above = before;
+    versions.iter().all(|version| {
+        let is_below = above.is_none_or(|above| version.sequence < above);
+        above = Some(version.sequence);
+        is_below
+    })
+}
+
 fn versions_path(subject: &Subject) -> String {
     match subject {
         Subject::Image { image } => format!("/v1/images/{image}/versions"),
         Subject::Desktop { desktop, .. } => format!("/v1/desktops/{desktop}/versions"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listing_goes_back_in_time() {
+        let key = chunk_format::SecretKey::from_bytes(&[1; 32]).public();
+        let listed = |sequences: &[u64]| -> Vec<VersionInfo> {
+            let version = |sequence: &u64| {
+                let version = serde_json::json!({
+                    "id": ManifestId::of(&sequence.to_le_bytes()), "sequence": sequence, "parent": null, "created_ms": 0,
+                    "committed_ms": 0, "machine": "laptop", "note": null, "key": key, "size_bytes": 0,
+                });
+                serde_json::from_value(version).unwrap()
+            };
+            sequences.iter().map(version).collect()
+        };
+        assert!(is_falling(&listed(&[]), Some(1)));
+        assert!(is_falling(&listed(&[9, 8, 2]), None));
+        assert!(is_falling(&listed(&[8, 2]), Some(9)));
+        assert!(!is_falling(&listed(&[8, 8]), None));
+        assert!(!is_falling(&listed(&[2, 8]), None));
+        assert!(!is_falling(&listed(&[9, 8]), Some(9)), "the same page again");
     }
 }

@@ -17,6 +17,7 @@ use crate::cache::CacheConfig;
 use crate::desktop::DesktopStore;
 use crate::fetch::{Fetcher, OnMissing, SegmentStore};
 use crate::profile::ProfileStore;
+use crate::renew::{commit_renewal, next_manifest};
 use crate::source::{Object, get_whole};
 use crate::upstream::MemoryServer;
 use crate::volume::{PowerCut, SimulatedVolume};
@@ -35,6 +36,8 @@ enum Step {
     Sync { network: Option<u64> },
     /// Syncs, and the power goes in the nth sync call of the disk.
     Crash { syncs: u64 },
+    /// Renews, as a start does; the network goes away after so many requests, if it does.
+    Renew { network: Option<u64> },
     /// Takes the lease, whoever has it.
     Take,
     /// Gives the lease back.
@@ -49,6 +52,7 @@ fn step() -> impl Strategy<Value = (usize, Step)> {
         3 => Just(Step::Open),
         5 => prop_oneof![3 => Just(None), 3 => (0u64..14).prop_map(Some)].prop_map(|network| Step::Sync { network }),
         2 => (1u64..12).prop_map(|syncs| Step::Crash { syncs }),
+        2 => prop_oneof![Just(None), (0u64..3).prop_map(Some)].prop_map(|network| Step::Renew { network }),
         2 => Just(Step::Take),
         1 => Just(Step::Release),
         1 => Just(Step::Wait),
@@ -70,6 +74,8 @@ struct World {
     dir: tempfile::TempDir,
     turn: usize,
     next_tag: Tag,
+    /// What the golden version's system disk holds.
+    golden: Vec<Tag>,
     /// What machines held at instants that may be committed.
     candidates: Vec<Content>,
     /// What every version on the server holds.
@@ -100,6 +106,7 @@ impl World {
             dir: tempfile::tempdir().unwrap(),
             turn: 0,
             next_tag: 5_000_000,
+            golden: content[0].clone(),
             candidates: vec![content],
             versions: HashMap::new(),
             histories: HashMap::new(),
@@ -136,6 +143,7 @@ impl World {
             Step::Open => self.open(at).await,
             Step::Sync { network } => self.sync(at, network).await,
             Step::Crash { syncs } => self.crash(at, syncs).await,
+            Step::Renew { network } => self.renew(at, network).await,
             Step::Take => {
                 self.server.take_lease(&subject(), Some(self.machines[at].key.public()));
                 Ok(())
@@ -237,6 +245,34 @@ impl World {
         self.machines[at].volume = volume;
         self.assemble(at);
         self.look().await?;
+        self.check(at).await
+    }
+
+    /// Syncs, and puts a version with the golden system disk on top. A fork stays as it is.
+    async fn renew(&mut self, at: usize, network: Option<u64>) -> Result<(), TestCaseError> {
+        self.sync(at, None).await?;
+        let store = &self.desktop(at).store;
+        let record = store.record();
+        let (head, golden) = (store.version(record.head).unwrap(), store.version(record.base).unwrap());
+        if head.manifest.subject != subject() {
+            return Ok(());
+        }
+        let content = [self.golden.clone(), self.machines[at].content[1].clone()];
+        self.candidates.push(content.clone());
+        self.next_tag += 1;
+        let (base, system) = (head.manifest.base.clone().unwrap(), golden.manifest.disks[0].clone());
+        let manifest =
+            next_manifest(&head, &base, &golden, system, u64::from(self.next_tag), "renewed".to_owned());
+        let (bytes, syncer) = (manifest.encode().unwrap(), self.syncer(at));
+        let version = Version::decode(bytes.clone(), syncer.key.sign(&bytes)).unwrap();
+        self.server.lose_network_after(network);
+        let renewed = commit_renewal(&syncer, &self.desktop(at).store, &version, &golden).await;
+        self.server.lose_network_after(None);
+        self.look().await?;
+        if renewed.is_ok() {
+            self.machines[at].content = content;
+            self.assemble(at);
+        }
         self.check(at).await
     }
 
@@ -378,6 +414,41 @@ fn work_whose_lease_was_taken_is_a_fork_even_if_the_head_did_not_move() {
         (0, Step::Open),
     ];
     run(&steps, vec![1]).unwrap();
+}
+
+#[test]
+fn work_that_went_on_below_a_renewal_whose_answer_was_lost_is_no_fork() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let mut world = World::new(vec![1]).await.unwrap();
+        let write = |home| Step::Write { home, sector: 0, len: 8 };
+        world.apply(0, &write(false)).await.unwrap();
+        // The commit is done, and its answer lost.
+        world.apply(0, &Step::Renew { network: Some(1) }).await.unwrap();
+        assert_eq!(world.server.history(&subject()).len(), 3);
+        for home in [false, true] {
+            world.apply(0, &write(home)).await.unwrap();
+        }
+        world.apply(0, &Step::Sync { network: Some(3) }).await.unwrap();
+        world.apply(0, &Step::Sync { network: None }).await.unwrap();
+        assert_eq!(world.server.history(&subject()).len(), 4);
+        assert_eq!(world.desktop(0).store.record().renewal, None);
+        // Who has written nothing meanwhile takes it up as any other.
+        world.apply(0, &Step::Renew { network: Some(1) }).await.unwrap();
+        world.apply(0, &Step::Open).await.unwrap();
+        assert_eq!(world.machines[0].content[0], world.golden);
+        // Another machine's version on top of it is not ours to follow.
+        world.apply(0, &Step::Renew { network: Some(1) }).await.unwrap();
+        world.apply(0, &write(true)).await.unwrap();
+        world.apply(1, &Step::Open).await.unwrap();
+        world.apply(1, &write(true)).await.unwrap();
+        world.apply(1, &Step::Sync { network: None }).await.unwrap();
+        assert_eq!(world.server.subjects().len(), 2, "no fork so far: the image and the desktop");
+        world.apply(0, &Step::Sync { network: None }).await.unwrap();
+        assert_eq!(world.server.subjects().len(), 3);
+        world.machines.iter().for_each(|machine| machine.desktop.as_ref().unwrap().fetcher.stop());
+    });
+    runtime.shutdown_background();
 }
 
 proptest! {

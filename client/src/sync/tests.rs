@@ -500,6 +500,25 @@ fn sign(manifest: &Manifest, key: &SecretKey) -> Version {
     Version::decode(bytes.clone(), key.sign(&bytes)).unwrap()
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sync_says_that_the_server_has_lost_what_lies_below() {
+    let mut world = World::new(vec![1], SystemMode::Own);
+    let image = Namespace::Image(name("debian"));
+    for segment in world.desktop().disks[0].view().base.segments() {
+        world.server.lose(&(image.clone(), crate::source::Object::Segment(segment.id)).into());
+    }
+    world.apply(&Op::Write { home: false, sector: 0, len: CHUNK / SECTOR }).await.unwrap();
+    // A reader waits for it, as long as it takes; nobody waits for the reader.
+    let disk = world.desktop().disks[0].clone();
+    let reader = tokio::spawn(async move { disk.read(5 * CHUNK as u64, &mut [0; SECTOR]).await.is_ok() });
+    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    let refused = syncer(&world.server).sync(world.desktop(), None).await.unwrap_err();
+    assert!(matches!(refused, SyncError::Lost { sequence: 1, .. }), "{refused}");
+    assert!(world.desktop().has_changes(), "what was written is still here");
+    reader.abort();
+    world.desktop().fetcher.stop();
+}
+
 fn cases() -> u32 {
     std::env::var("SATCHEL_MODEL_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(500)
 }

@@ -32,7 +32,7 @@ impl Syncer {
                 }
                 let before = match segment.id.is_zero() {
                     true => Segment::zero(),
-                    false => desktop.fetcher.segment(segment).await?.clone(),
+                    false => self.segment_below(desktop, frozen, segment).await?,
                 };
                 let unchanged =
                     SegmentWork { disk, index, before: None, positions: Vec::new(), zeroed: Vec::new() };
@@ -57,7 +57,10 @@ impl Syncer {
         }
         match elsewhere {
             0 => Ok(plan),
-            chunks => Err(SyncError::Lost { chunks, sequence: frozen.head.manifest.sequence }),
+            chunks => {
+                let sequence = frozen.head.manifest.sequence;
+                Err(SyncError::Lost { what: format!("the content of {chunks} chunks"), sequence })
+            }
         }
     }
 

@@ -65,6 +65,11 @@ impl MemoryServer {
         }
     }
 
+    /// Loses a stored object.
+    pub fn lose(&self, path: &ObjectPath) {
+        self.lock().objects.remove(&path.to_string());
+    }
+
     /// Stores an object as it is.
     pub fn store(&self, path: &ObjectPath, bytes: Vec<u8>) {
         self.lock().objects.insert(path.to_string(), bytes.into());

@@ -2,14 +2,16 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
 use image_server::Leftovers;
-use image_server::gc::{self, Counts, Options, Report};
+use image_server::gc::{self, Counts, Options, Part, Progress, Report};
 use indicatif::HumanBytes;
 
 use super::output;
+use super::progress::{Shown, Steps};
 
 const HOUR: Duration = Duration::from_secs(60 * 60);
 
@@ -38,7 +40,7 @@ pub(crate) struct Gc {
 impl Gc {
     pub(crate) async fn run(self) -> anyhow::Result<ExitCode> {
         let options = Options { grace: HOUR * self.grace, dry_run: self.dry_run, leftovers: self.leftovers };
-        let report = gc::collect(&self.dir, options).await?;
+        let report = gc::collect(&self.dir, options, Arc::new(Told(Shown::new("looking through")))).await?;
         if self.json {
             output::json(&report)?;
         } else {
@@ -47,6 +49,27 @@ impl Gc {
             }
         }
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Tells how far the collection is.
+struct Told(Shown);
+
+impl Progress for Told {
+    fn begin(&self, part: Part, total: u64) {
+        let (name, steps) = match part {
+            Part::Garbage => ("garbage", Steps::Unknown),
+            Part::Versions => ("versions", Steps::Counted),
+            Part::Segments => ("segments", Steps::Unknown),
+            Part::Packs => ("packs", Steps::Unknown),
+            Part::Streams => ("streams", Steps::Unknown),
+            Part::Files => ("files", Steps::Unknown),
+        };
+        self.0.begin(name, steps, total);
+    }
+
+    fn advance(&self, steps: u64) {
+        self.0.advance(steps);
     }
 }
 

@@ -1,20 +1,15 @@
 //! `satchel-server verify`
 
-use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
 
 use clap::Args;
 use image_server::Leftovers;
 use image_server::verify::{Part, Progress, Report, verify};
-use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::HumanBytes;
 
 use super::output;
-
-/// The pause between two lines of progress where there is no terminal.
-const LINE_INTERVAL: Duration = Duration::from_secs(10);
+use super::progress::{Shown, Steps};
 
 /// Re-read everything that is stored and check it. A line for each finding; exit 1 when something is damaged
 #[derive(Args)]
@@ -28,9 +23,8 @@ pub(crate) struct Verify {
 
 impl Verify {
     pub(crate) async fn run(self) -> anyhow::Result<ExitCode> {
-        let progress: Box<dyn Progress> =
-            if io::stderr().is_terminal() { Box::new(Bar::new()) } else { Box::new(Lines::default()) };
-        let report = verify(&self.dir, progress.as_ref()).await?;
+        let progress = Told(Shown::new("checking"));
+        let report = verify(&self.dir, &progress).await?;
         drop(progress);
         if self.json {
             output::json(&report)?;
@@ -42,6 +36,9 @@ impl Verify {
         Ok(if report.findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 }
+
+/// Tells how far the check is.
+struct Told(Shown);
 
 fn lines(report: &Report) -> Vec<String> {
     let mut lines = Vec::new();
@@ -87,70 +84,17 @@ fn name(part: Part) -> &'static str {
     }
 }
 
-/// Progress on a terminal.
-struct Bar(ProgressBar);
-
-impl Bar {
-    fn new() -> Self {
-        Self(ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10)))
-    }
-}
-
-impl Progress for Bar {
+impl Progress for Told {
     fn begin(&self, part: Part, total: u64) {
-        let counter = match part {
-            Part::Packs => "{bytes} of {total_bytes}, {bytes_per_sec}",
-            Part::Segments | Part::Versions | Part::Profiles => "{pos} of {len}",
-            Part::Files => "{pos}",
+        let steps = match part {
+            Part::Packs => Steps::Bytes,
+            Part::Segments | Part::Versions | Part::Profiles => Steps::Counted,
+            Part::Files => Steps::Unknown,
         };
-        let template = format!("{{msg:8}} {{wide_bar}} {counter}");
-        if let Ok(style) = ProgressStyle::with_template(&template) {
-            self.0.set_style(style);
-        }
-        self.0.reset();
-        self.0.set_length(total);
-        self.0.set_message(name(part));
+        self.0.begin(name(part), steps, total);
     }
 
     fn advance(&self, steps: u64) {
-        self.0.inc(steps);
-    }
-}
-
-impl Drop for Bar {
-    fn drop(&mut self) {
-        self.0.finish_and_clear();
-    }
-}
-
-/// Progress in a log.
-#[derive(Default)]
-struct Lines(Mutex<Option<Counting>>);
-
-struct Counting {
-    part: Part,
-    done: u64,
-    total: u64,
-    told: Instant,
-}
-
-impl Progress for Lines {
-    fn begin(&self, part: Part, total: u64) {
-        output::message(&format!("checking {}", name(part)));
-        let counting = Counting { part, done: 0, total, told: Instant::now() };
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(counting);
-    }
-
-    fn advance(&self, steps: u64) {
-        let mut counting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(counting) = counting.as_mut() else { return };
-        counting.done += steps;
-        if counting.told.elapsed() < LINE_INTERVAL {
-            return;
-        }
-        counting.told = Instant::now();
-        let percent = counting.done.saturating_mul(100).checked_div(counting.total);
-        let far = percent.map_or_else(|| counting.done.to_string(), |percent| format!("{percent} %"));
-        output::message(&format!("checking {}: {far}", name(counting.part)));
+        self.0.advance(steps);
     }
 }

@@ -1,6 +1,8 @@
 //! What the garbage collector asks and tells the database. Everything here goes by batches, in the order of rows, so that no
 //! transaction holds the database for long.
 
+use std::ops::Range;
+
 use chunk_format::{ChunkId, ID_BYTES, ManifestId, Namespace, PackId, ProfileId, SegmentId, StreamId};
 use sqlx::SqliteExecutor;
 
@@ -61,15 +63,17 @@ pub(crate) async fn old_segments(
     rows.into_iter().map(stored_segment).collect()
 }
 
-/// Segments that count and of which it is not noted which packs they keep.
+/// Segments that count and of which it is not noted which packs they keep, after this row.
 pub(crate) async fn segments_without_packs(
     executor: impl SqliteExecutor<'_>,
+    after: SegmentRowId,
     limit: u32,
 ) -> Result<Vec<StoredSegment>, DatabaseError> {
     let rows: Vec<SegmentColumns> = sqlx::query_as(
         "SELECT id, namespace_id, segment FROM segments
-         WHERE has_packs = 0 AND condemned_ms IS NULL ORDER BY id LIMIT ?",
+         WHERE id > ? AND has_packs = 0 AND condemned_ms IS NULL ORDER BY id LIMIT ?",
     )
+    .bind(after)
     .bind(limit)
     .fetch_all(executor)
     .await
@@ -135,8 +139,47 @@ fn stored_pack((row, namespace, id, len, log2): PackColumns) -> Result<PackRow, 
     })
 }
 
-/// Packs that count, were last sent before a time and that no segment which counts needs, after this row.
+/// Packs after the first of two rows and up to the other that count, were last sent before a time, and that no segment which
+/// counts needs.
 pub(crate) async fn unneeded_packs(
+    executor: impl SqliteExecutor<'_>,
+    within: &Range<PackRowId>,
+    before_ms: i64,
+    limit: u32,
+) -> Result<Vec<PackRow>, DatabaseError> {
+    let rows: Vec<PackColumns> = sqlx::query_as(
+        "SELECT id, namespace_id, pack, len_bytes, chunk_size_log2 FROM packs
+         WHERE id > ? AND id <= ? AND condemned_ms IS NULL AND created_ms <= ? AND NOT EXISTS (
+           SELECT 1 FROM segment_packs JOIN segments ON segments.id = segment_id
+           WHERE pack_id = packs.id AND segments.condemned_ms IS NULL)
+         ORDER BY id LIMIT ?",
+    )
+    .bind(within.start)
+    .bind(within.end)
+    .bind(before_ms)
+    .bind(limit)
+    .fetch_all(executor)
+    .await
+    .map_err(failed("list packs"))?;
+    rows.into_iter().map(stored_pack).collect()
+}
+
+/// The row of a pack so many rows on; none when there are no more.
+pub(crate) async fn pack_rows_on(
+    executor: impl SqliteExecutor<'_>,
+    after: PackRowId,
+    rows: u32,
+) -> Result<Option<PackRowId>, DatabaseError> {
+    sqlx::query_scalar("SELECT max(id) FROM (SELECT id FROM packs WHERE id > ? ORDER BY id LIMIT ?)")
+        .bind(after)
+        .bind(rows)
+        .fetch_one(executor)
+        .await
+        .map_err(failed("list packs"))
+}
+
+/// Packs that count and were last sent before a time, after this row.
+pub(crate) async fn old_packs(
     executor: impl SqliteExecutor<'_>,
     after: PackRowId,
     before_ms: i64,
@@ -144,10 +187,7 @@ pub(crate) async fn unneeded_packs(
 ) -> Result<Vec<PackRow>, DatabaseError> {
     let rows: Vec<PackColumns> = sqlx::query_as(
         "SELECT id, namespace_id, pack, len_bytes, chunk_size_log2 FROM packs
-         WHERE id > ? AND condemned_ms IS NULL AND created_ms <= ? AND NOT EXISTS (
-           SELECT 1 FROM segment_packs JOIN segments ON segments.id = segment_id
-           WHERE pack_id = packs.id AND segments.condemned_ms IS NULL)
-         ORDER BY id LIMIT ?",
+         WHERE id > ? AND condemned_ms IS NULL AND created_ms <= ? ORDER BY id LIMIT ?",
     )
     .bind(after)
     .bind(before_ms)
@@ -156,6 +196,21 @@ pub(crate) async fn unneeded_packs(
     .await
     .map_err(failed("list packs"))?;
     rows.into_iter().map(stored_pack).collect()
+}
+
+/// The segments that count and need a pack.
+pub(crate) async fn counting_segments_of(
+    executor: impl SqliteExecutor<'_>,
+    pack: PackRowId,
+) -> Result<Vec<SegmentRowId>, DatabaseError> {
+    sqlx::query_scalar(
+        "SELECT segments.id FROM segment_packs JOIN segments ON segments.id = segment_id
+         WHERE pack_id = ? AND condemned_ms IS NULL",
+    )
+    .bind(pack)
+    .fetch_all(executor)
+    .await
+    .map_err(failed("look for a pack's segments"))
 }
 
 /// Condemns a pack: its chunks lack from here on. `chunks` are those of its table; none when that cannot be read, which
@@ -365,7 +420,7 @@ pub(crate) async fn condemned_segments(
     limit: u32,
 ) -> Result<Vec<StoredSegment>, DatabaseError> {
     let rows: Vec<SegmentColumns> = sqlx::query_as(
-        "SELECT id, namespace_id, segment FROM segments WHERE condemned_ms <= ? ORDER BY id LIMIT ?",
+        "SELECT id, namespace_id, segment FROM segments WHERE condemned_ms <= ? ORDER BY condemned_ms LIMIT ?",
     )
     .bind(before_ms)
     .bind(limit)
@@ -383,7 +438,7 @@ pub(crate) async fn condemned_packs(
 ) -> Result<Vec<PackRow>, DatabaseError> {
     let rows: Vec<PackColumns> = sqlx::query_as(
         "SELECT id, namespace_id, pack, len_bytes, chunk_size_log2 FROM packs
-         WHERE condemned_ms <= ? ORDER BY id LIMIT ?",
+         WHERE condemned_ms <= ? ORDER BY condemned_ms LIMIT ?",
     )
     .bind(before_ms)
     .bind(limit)
@@ -400,7 +455,7 @@ pub(crate) async fn condemned_streams(
     limit: u32,
 ) -> Result<Vec<StreamRow>, DatabaseError> {
     let rows: Vec<StreamColumns> = sqlx::query_as(
-        "SELECT id, namespace_id, stream, len_bytes FROM streams WHERE condemned_ms <= ? ORDER BY id LIMIT ?",
+        "SELECT id, namespace_id, stream, len_bytes FROM streams WHERE condemned_ms <= ? ORDER BY condemned_ms LIMIT ?",
     )
     .bind(before_ms)
     .bind(limit)

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use chunk_format::{ManifestId, Name, Namespace};
 use sqlx::SqliteExecutor;
 
+use super::standings;
 use super::versions::{SeriesId, VersionRowId};
 use super::{Connection, DatabaseError, failed, id_bytes, number, parsed};
 use crate::retention::Policy;
@@ -117,9 +118,11 @@ pub(crate) async fn kept_versions(
 }
 
 /// Versions that something else than their own series needs: what a channel names, what a version that is kept stands
-/// on, what a fork began on, what the machine with a lease stands on.
+/// on, what a fork began on, what the machine with a lease stands on, and what any machine that was heard of within
+/// [`standings::KEPT_MS`] stands on, with the golden version below: what it wrote there is lost without them.
 pub(crate) async fn needed_versions(
     connection: &mut Connection,
+    now_ms: i64,
 ) -> Result<HashSet<VersionRowId>, DatabaseError> {
     let mut needed: HashSet<VersionRowId> = HashSet::new();
     let sources = [
@@ -129,9 +132,13 @@ pub(crate) async fn needed_versions(
         "SELECT DISTINCT base_version_id FROM versions WHERE base_version_id IS NOT NULL AND pruned_ms IS NULL",
         "SELECT origin.id FROM versions JOIN versions AS origin ON origin.manifest = versions.parent
          WHERE origin.series_id != versions.series_id",
+        "SELECT version_id FROM standings WHERE seen_ms >= ?1",
+        "SELECT base_version_id FROM standings JOIN versions ON versions.id = version_id
+         WHERE seen_ms >= ?1 AND base_version_id IS NOT NULL",
     ];
     for source in sources {
         let rows: Vec<VersionRowId> = sqlx::query_scalar(source)
+            .bind(now_ms.saturating_sub(standings::KEPT_MS))
             .fetch_all(&mut *connection)
             .await
             .map_err(failed("look for versions that are needed"))?;

@@ -3,7 +3,8 @@
 use chunk_format::{FrameDecoder, Locator, MAX_LOCATOR_BYTES, frame_len_max};
 
 use super::mark::Needed;
-use super::{GcError, Run};
+use super::{GcError, Part, Run};
+use crate::database::garbage::StoredSegment;
 use crate::database::packs::{PackRow, PackRowId};
 use crate::database::profiles::StreamRowId;
 use crate::database::segments::{self, Places, SegmentRowId};
@@ -17,6 +18,8 @@ const STREAMS_AT_ONCE: u32 = 1000;
 /// Objects read in one transaction.
 const LOCATORS_AT_ONCE: u32 = 32;
 const PACKS_AT_ONCE: u32 = 16;
+/// Rows of packs looked at in one transaction for some that nothing needs.
+const PACKS_LOOKED_AT: u32 = 4096;
 
 /// How far each kind is.
 struct Cursor {
@@ -39,18 +42,14 @@ impl Run {
     pub(super) async fn condemn(&mut self) -> Result<(), GcError> {
         let needed = Needed::read(self).await?;
         self.report.kept_versions = needed.versions;
+        if self.options.dry_run {
+            return self.count_condemned(needed).await;
+        }
         let (segment, pack, stream) = (SegmentRowId(0), PackRowId(0), StreamRowId(0));
         let mut cursor = Cursor { needed, segment, pack, stream };
         let kinds = [Kind::Segments, Kind::Locators, Kind::Packs, Kind::Streams];
-        if self.options.dry_run {
-            // What would be condemned decides what else would be: all in one transaction, which is given up.
-            let mut tx = self.database.begin().await?;
-            for kind in kinds {
-                while self.condemn_some(&mut tx, &mut cursor, kind).await? {}
-            }
-            return Ok(());
-        }
         for kind in kinds {
+            self.begin(kind);
             loop {
                 self.step()?;
                 let before = self.report;
@@ -67,6 +66,16 @@ impl Run {
             }
         }
         Ok(())
+    }
+
+    fn begin(&self, kind: Kind) {
+        match kind {
+            Kind::Segments => self.progress.begin(Part::Segments, 0),
+            // Of few segments, once in their life.
+            Kind::Locators => {}
+            Kind::Packs => self.progress.begin(Part::Packs, 0),
+            Kind::Streams => self.progress.begin(Part::Streams, 0),
+        }
     }
 
     /// A batch of one kind; false when it was the last.
@@ -94,6 +103,7 @@ impl Run {
             garbage::old_segments(&mut *connection, cursor.segment, self.before_ms, SEGMENTS_AT_ONCE).await?;
         let Some(last) = rows.last() else { return Ok(false) };
         cursor.segment = last.row;
+        self.progress.advance(rows.len() as u64);
         for row in rows {
             if !cursor.needed.has_segment(row.namespace, row.segment) {
                 garbage::condemn_segment(&mut *connection, row.row, self.now_ms).await?;
@@ -105,25 +115,35 @@ impl Run {
 
     /// Reads the locators of segments that are older than the table of what packs they keep: once in their life.
     async fn note_packs(&mut self, connection: &mut Connection) -> Result<bool, GcError> {
-        let rows = garbage::segments_without_packs(&mut *connection, LOCATORS_AT_ONCE).await?;
+        let rows =
+            garbage::segments_without_packs(&mut *connection, SegmentRowId(0), LOCATORS_AT_ONCE).await?;
         let more = !rows.is_empty();
         for row in rows {
-            let key = self.key(row.namespace, Object::Locator(row.segment)).await?;
-            let frame = self.storage.read(&key, frame_len_max(MAX_LOCATOR_BYTES) as u64).await?;
-            let locator = FrameDecoder::new()
-                .and_then(|mut decoder| Locator::decode(&frame, row.segment, &mut decoder))
-                .map_err(|error| Self::unreadable(&key, error))?;
-            let mut packs = Vec::with_capacity(locator.packs().len());
-            for pack in locator.packs() {
-                let found = garbage::pack_row(&mut *connection, &pack.namespace, pack.pack).await?;
-                let missing =
-                    || Self::unreadable(&key, format!("it names pack {}, which has no row", pack.pack));
-                packs.push(found.ok_or_else(missing)?);
-            }
+            let packs = self.packs_of(&mut *connection, &row).await?;
             segments::add_places(connection, row.row, &Places { sources: &[], packs: &packs }).await?;
             garbage::set_has_packs(&mut *connection, row.row).await?;
         }
         Ok(more)
+    }
+
+    /// The packs that a segment's locator names.
+    pub(super) async fn packs_of(
+        &mut self,
+        connection: &mut Connection,
+        row: &StoredSegment,
+    ) -> Result<Vec<PackRowId>, GcError> {
+        let key = self.key(row.namespace, Object::Locator(row.segment)).await?;
+        let frame = self.storage.read(&key, frame_len_max(MAX_LOCATOR_BYTES) as u64).await?;
+        let locator = FrameDecoder::new()
+            .and_then(|mut decoder| Locator::decode(&frame, row.segment, &mut decoder))
+            .map_err(|error| Self::unreadable(&key, error))?;
+        let mut packs = Vec::with_capacity(locator.packs().len());
+        for pack in locator.packs() {
+            let found = garbage::pack_row(&mut *connection, &pack.namespace, pack.pack).await?;
+            let missing = || Self::unreadable(&key, format!("it names pack {}, which has no row", pack.pack));
+            packs.push(found.ok_or_else(missing)?);
+        }
+        Ok(packs)
     }
 
     async fn condemn_packs(
@@ -131,10 +151,18 @@ impl Run {
         connection: &mut Connection,
         cursor: &mut Cursor,
     ) -> Result<bool, GcError> {
-        let rows =
-            garbage::unneeded_packs(&mut *connection, cursor.pack, self.before_ms, PACKS_AT_ONCE).await?;
-        let Some(last) = rows.last() else { return Ok(false) };
-        cursor.pack = last.row;
+        let Some(through) = garbage::pack_rows_on(&mut *connection, cursor.pack, PACKS_LOOKED_AT).await?
+        else {
+            return Ok(false);
+        };
+        let within = cursor.pack..through;
+        let rows = garbage::unneeded_packs(&mut *connection, &within, self.before_ms, PACKS_AT_ONCE).await?;
+        // A batch that is full may not be all there is up to here.
+        cursor.pack = match rows.last() {
+            Some(last) if rows.len() >= usize::try_from(PACKS_AT_ONCE).unwrap_or(usize::MAX) => last.row,
+            _ => through,
+        };
+        self.progress.advance(rows.len() as u64);
         for row in rows {
             self.condemn_pack(connection, &row).await?;
             self.report.condemned.packs += 1;
@@ -164,6 +192,7 @@ impl Run {
             garbage::old_streams(&mut *connection, cursor.stream, self.before_ms, STREAMS_AT_ONCE).await?;
         let Some(last) = rows.last() else { return Ok(false) };
         cursor.stream = last.row;
+        self.progress.advance(rows.len() as u64);
         for row in rows {
             let key = self.key(row.namespace, Object::Stream(row.stream)).await?;
             if !cursor.needed.has_stream(&key.namespace, row.stream) {

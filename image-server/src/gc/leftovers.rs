@@ -3,7 +3,7 @@
 use chrono::{TimeDelta, Utc};
 use futures_util::StreamExt;
 
-use super::{GcError, Run};
+use super::{GcError, Part, Run};
 use crate::database::commit;
 use crate::presence;
 use crate::server::STAGING_KEPT;
@@ -15,9 +15,11 @@ impl Run {
     pub(super) async fn sweep_leftovers(&mut self) -> Result<(), GcError> {
         let kept = TimeDelta::from_std(STAGING_KEPT).unwrap_or(TimeDelta::MAX);
         let before = Utc::now().checked_sub_signed(kept).unwrap_or_default();
+        self.progress.begin(Part::Files, 0);
         let mut listing = self.storage.list();
         while let Some(found) = listing.next().await {
             let found = found?;
+            self.progress.advance(1);
             if found.last_modified >= before {
                 continue;
             }

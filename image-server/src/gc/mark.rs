@@ -1,12 +1,13 @@
 //! What is needed: the segments of all versions that are kept, the streams of all profiles.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use chunk_format::{
     MAX_MANIFEST_BYTES, MAX_PROFILE_BYTES, Manifest, Namespace, Profile, SegmentId, StreamId,
 };
 
-use super::{GcError, Run};
+use super::{GcError, Part, Progress, Run};
 use crate::database::garbage;
 use crate::database::profiles::ProfileRowId;
 use crate::database::versions::{self, VersionRow, VersionRowId};
@@ -23,6 +24,7 @@ pub(super) struct Needed {
     last_version: VersionRowId,
     last_profile: ProfileRowId,
     pub(super) versions: u64,
+    progress: Arc<dyn Progress>,
 }
 
 impl Needed {
@@ -34,7 +36,9 @@ impl Needed {
             last_version: VersionRowId(0),
             last_profile: ProfileRowId(0),
             versions: 0,
+            progress: Arc::clone(&run.progress),
         };
+        run.progress.begin(Part::Versions, versions::count(run.database.readers()).await?);
         let mut connection = run.database.readers().acquire().await.map_err(failed("answer"))?;
         needed.catch_up(&mut connection, &run.storage).await?;
         Ok(needed)
@@ -52,6 +56,7 @@ impl Needed {
             self.last_version = last.row;
             for row in rows {
                 self.add_version(connection, storage, &row).await?;
+                self.progress.advance(1);
             }
         }
         loop {

@@ -3,7 +3,7 @@
 //! Objects go first and their rows with the commit, all under the database's write lock. A crash in between leaves rows
 //! that do not count without their objects; the next run removes them, and an upload of the same object heals them.
 
-use super::{GcError, Run};
+use super::{GcError, Part, Run};
 use crate::database::{Connection, commit, garbage};
 use crate::storage::{Object, ObjectKey};
 
@@ -26,11 +26,16 @@ enum Kind {
 
 impl Run {
     pub(super) async fn sweep(&mut self) -> Result<(), GcError> {
+        self.progress.begin(Part::Garbage, 0);
         for kind in [Kind::Versions, Kind::Profiles, Kind::Segments, Kind::Packs, Kind::Streams] {
             loop {
                 self.step()?;
                 let before = self.report;
-                let mut tx = self.database.begin().await?;
+                // A dry run only reads, and holds nobody up.
+                let mut tx = match self.options.dry_run {
+                    true => self.database.snapshot().await?,
+                    false => self.database.begin().await?,
+                };
                 let more = match self.delete_some(&mut tx, kind).await {
                     Ok(more) => more,
                     Err(error) => {
@@ -64,16 +69,18 @@ impl Run {
         if self.options.dry_run { ALL } else { rows }
     }
 
-    /// Deletes objects of one row, of whatever namespace.
-    async fn delete(&mut self, keys: &[ObjectKey]) -> Result<(), GcError> {
+    /// Deletes objects of one row, of whatever namespace; whether the row is to go as well.
+    async fn delete(&mut self, keys: &[ObjectKey]) -> Result<bool, GcError> {
+        self.progress.advance(1);
         if self.options.dry_run {
-            return Ok(());
+            return Ok(false);
         }
         for key in keys {
             self.step()?;
             self.storage.remove(key).await?;
         }
-        self.step()
+        self.step()?;
+        Ok(true)
     }
 
     async fn purge_versions(&mut self, connection: &mut Connection) -> Result<bool, GcError> {
@@ -93,8 +100,9 @@ impl Run {
                 ]);
             let keys: Vec<_> =
                 objects.map(|object| ObjectKey { namespace: row.namespace.clone(), object }).collect();
-            self.delete(&keys).await?;
-            garbage::purge(connection, row.row, self.now_ms).await?;
+            if self.delete(&keys).await? {
+                garbage::purge(connection, row.row, self.now_ms).await?;
+            }
             self.report.deleted.versions += 1;
         }
         Ok(more)
@@ -107,8 +115,9 @@ impl Run {
         for row in rows {
             let keys = [Object::Profile(row.profile), Object::ProfileSignature(row.profile)]
                 .map(|object| ObjectKey { namespace: row.namespace.clone(), object });
-            self.delete(&keys).await?;
-            garbage::remove_profile(&mut *connection, row.row).await?;
+            if self.delete(&keys).await? {
+                garbage::remove_profile(&mut *connection, row.row).await?;
+            }
             self.report.deleted.profiles += 1;
         }
         Ok(more)
@@ -123,8 +132,9 @@ impl Run {
                 self.key(row.namespace, Object::Locator(row.segment)).await?,
                 self.key(row.namespace, Object::Segment(row.segment)).await?,
             ];
-            self.delete(&keys).await?;
-            garbage::remove_segment(&mut *connection, row.row).await?;
+            if self.delete(&keys).await? {
+                garbage::remove_segment(&mut *connection, row.row).await?;
+            }
             self.report.deleted.segments += 1;
         }
         Ok(more)
@@ -136,8 +146,9 @@ impl Run {
         let more = !rows.is_empty();
         for row in rows {
             let key = self.key(row.namespace, Object::Pack(row.pack)).await?;
-            self.delete(&[key]).await?;
-            garbage::remove_pack(&mut *connection, row.row).await?;
+            if self.delete(&[key]).await? {
+                garbage::remove_pack(&mut *connection, row.row).await?;
+            }
             self.report.deleted.packs += 1;
             self.report.deleted.bytes += u64::from(row.len_bytes);
         }
@@ -150,8 +161,9 @@ impl Run {
         let more = !rows.is_empty();
         for row in rows {
             let key = self.key(row.namespace, Object::Stream(row.stream)).await?;
-            self.delete(&[key]).await?;
-            garbage::remove_stream(&mut *connection, row.row).await?;
+            if self.delete(&[key]).await? {
+                garbage::remove_stream(&mut *connection, row.row).await?;
+            }
             self.report.deleted.streams += 1;
             self.report.deleted.bytes += row.len_bytes;
         }

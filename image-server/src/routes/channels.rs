@@ -101,7 +101,7 @@ async fn make_move(
         return Err(ApiError::ChannelMoved { channel: channel.to_string(), present: pointed });
     }
     let version = versions::find(&mut *tx, &Namespace::Image(image.clone()), wish.version).await?;
-    let version = version.ok_or_else(|| {
+    let version = version.filter(|version| version.pruned_ms.is_none()).ok_or_else(|| {
         ApiError::BadRequest(format!("`version` {} is no version of image {image}", wish.version))
     })?;
     let to = check(&mut tx, &series, &channel, present.as_ref(), &version, &wish).await?;

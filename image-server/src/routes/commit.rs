@@ -25,7 +25,7 @@ use crate::database::channels::{self, ChannelMove};
 use crate::database::chunks::{self, IdTable};
 use crate::database::namespaces::{self, NamespaceId};
 use crate::database::versions::{self, NewVersion, SeriesId, SeriesRow, VersionRow, VersionRowId};
-use crate::database::{Connection, commit as end_transaction, failed, leases, segments};
+use crate::database::{Connection, commit as end_transaction, failed, leases, segments, standings};
 use crate::http::auth::Caller;
 use crate::http::body::BodyReader;
 use crate::http::error::ApiError;
@@ -236,6 +236,12 @@ async fn run(app: Arc<App>, caller: Caller, commit: Commit) -> Result<(StatusCod
     };
     let version = versions::insert(&mut *tx, &new).await?;
     leases::move_to(&mut *tx, series, &commit.signature.key, version.row).await?;
+    if matches!(commit.manifest.subject, Subject::Desktop { .. }) {
+        // A fork's machine has left the desktop the fork began on.
+        for stands in [Some(series), fork_of].into_iter().flatten() {
+            standings::put(&mut *tx, stands, &commit.signature.key, version.row, now).await?;
+        }
+    }
     if let Some(channel) = &commit.placing.channel {
         channels::set(&mut tx, series, channel, &at_once(version.row), now).await?;
     }
@@ -285,7 +291,10 @@ async fn repeat(
 async fn stand(connection: &mut Connection, commit: &Commit) -> Result<Standing, ApiError> {
     let subject = &commit.manifest.subject;
     let namespace = subject.namespace();
-    if let Some(version) = versions::find(&mut *connection, &namespace, commit.id).await? {
+    // One that was pruned since is not there to be folded onto: its machine finds that the head has moved, and forks.
+    if let Some(version) = versions::find(&mut *connection, &namespace, commit.id).await?
+        && version.pruned_ms.is_none()
+    {
         return Ok(Standing::Done(Box::new(version)));
     }
     let row = namespaces::find(&mut *connection, &namespace).await?.map(|row| row.id);

@@ -18,6 +18,7 @@ use super::desktops;
 use crate::app::App;
 use crate::clock::now_ms;
 use crate::database::leases::{self, LeaseRow};
+use crate::database::standings;
 use crate::database::versions::{self, SeriesRow};
 use crate::database::{Connection, DatabaseError, commit};
 use crate::http::auth::Caller;
@@ -88,8 +89,12 @@ pub(super) async fn put(
     };
     let (now, policy) = (now_ms(), policy::read(&mut tx).await?);
     let found = leases::find(&mut *tx, series.id).await?;
+    // Noted of a machine that is refused as well: what it wrote becomes a fork, which needs what it stands on.
+    standings::put(&mut *tx, series.id, &wish.key, version.row, now).await?;
     if let Some(held) = found.as_ref().filter(|held| held.excludes(&wish.key, now) && !wish.take) {
-        return Err(held_error(&mut tx, &series, held.clone()).await?);
+        let refusal = held_error(&mut tx, &series, held.clone()).await?;
+        commit(tx).await?;
+        return Err(refusal);
     }
     let kept =
         found.filter(|lease| lease.key == wish.key && lease.is_in_force(now)).map(|lease| lease.as_of(now));
@@ -120,11 +125,13 @@ pub(super) async fn delete(
     let key = query.public_key("key")?;
     let mut tx = app.database.begin().await?;
     let series = desktops::find(&mut tx, &caller, &path.get("desktop")?).await?;
+    // It may be opened there again without being asked for: what it stands on is needed until it is heard of elsewhere.
+    standings::heard(&mut *tx, series.id, &key, now_ms()).await?;
     // Whoever lost it has nothing to give back.
     if leases::find(&mut *tx, series.id).await?.is_some_and(|lease| lease.key == key) {
         leases::remove(&mut *tx, series.id).await?;
-        commit(tx).await?;
     }
+    commit(tx).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 

@@ -97,6 +97,9 @@ fn work_that_comes_second_becomes_a_fork_that_can_be_adopted() {
     apart.assert_both_are_kept(&apart.on_laptop, &apart.on_other);
     let mount = apart.laptop.mount("work");
     apart.on_laptop.assert_in(&mount);
+    // What is open here would become a fork, unawares.
+    let refused = apart.laptop.satchel(["adopt", fork.as_str()]).exited(1);
+    assert!(refused.stderr.contains("desktop work is in use"), "{}", refused.stderr);
     mount.unmount();
     let _ = apart.laptop.satchel(["adopt", fork.as_str()]).ok();
     apart.assert_both_are_kept(&apart.on_other, &apart.on_laptop);

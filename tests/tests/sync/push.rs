@@ -211,6 +211,17 @@ fn a_version_that_does_not_start_is_left_and_what_comes_next_is_taken_up() {
     assert_eq!((&states[1]["desktops"], &states[1]["good"]), (&1.into(), &1.into()), "{states}");
     let third = push(&published, 68, &[]);
     visit(&laptop, "work", (&third, &home), nothing);
+
+    // What mends a version is taken up at once, without a stop at the one before.
+    let id = laptop.status("work")["base"]["id"].clone();
+    let starts = serde_json::json!({"version": 1, "skipped": null, "golden": [
+        {"id": base["id"], "sequence": 1, "begun": 0, "good": 1},
+        {"id": id, "sequence": 3, "begun": 3, "good": 0},
+    ]});
+    std::fs::write(&path, starts.to_string()).expect("a file can be written");
+    let fourth = push(&published, 69, &[]);
+    visit(&laptop, "work", (&fourth, &home), nothing);
+    assert_eq!(notes(&laptop, "work")[0], "renewed to golden@4");
 }
 
 #[test]

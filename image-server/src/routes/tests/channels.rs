@@ -116,6 +116,18 @@ async fn a_move_names_a_version_of_the_image_and_the_channel_as_it_is() {
 }
 
 #[tokio::test]
+async fn a_channel_is_not_moved_to_a_version_that_was_pruned() {
+    let fixture = Fixture::new().await;
+    let ids = publish(&fixture, 3).await;
+    put(&fixture, json!({"version": ids[2], "percent": 10})).await.done(200);
+    put(&fixture, json!({"version": ids[0], "signature": back_signature(&ids[0], 3, 1)})).await.done(200);
+    assert_eq!(fixture.prune_after(0, false).await, ["debian@2"]);
+    let message = put(&fixture, json!({"version": ids[1]})).await.refused(400, "bad_request");
+    assert!(message.contains("is no version of image debian"), "{message}");
+    assert_eq!(rollout(&fixture).await["version"]["sequence"], 1);
+}
+
+#[tokio::test]
 async fn who_knows_an_image_as_it_is_is_told_so() {
     let fixture = Fixture::new().await;
     let ids = publish(&fixture, 2).await;

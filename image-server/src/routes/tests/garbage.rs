@@ -575,6 +575,48 @@ async fn what_is_condemned_can_be_read_until_the_grace_is_over_and_an_upload_tak
     world.fixture.get(&path, &alice).await.done(200);
 }
 
+#[tokio::test]
+async fn a_dry_run_counts_what_a_run_does_and_holds_nobody_up() {
+    let mut world = World::new(600).await;
+    for (series, number) in [1, 2].into_iter().cycle().zip(1..=8) {
+        world.begin(series);
+        world.uploads[0].note = None;
+        // What no other version has.
+        world.uploads[0].contents[1] = vec![CHUNKS + number; 4];
+        world.finish_uploads().await;
+    }
+    let database = world.fixture.app.database.clone();
+    let mut tx = database.begin().await.unwrap();
+    for sql in [
+        "DELETE FROM segment_packs WHERE segment_id % 2 = 0",
+        "UPDATE segments SET has_packs = 0 WHERE id % 2 = 0",
+    ] {
+        sqlx::query(sql).execute(&mut *tx).await.unwrap();
+    }
+    crate::database::commit(tx).await.unwrap();
+    let wish = Pruning { policy: Some(Policy { keep_last: 1, ..Policy::NONE }), ..Pruning::default() };
+    prune_in(&database, &wish, now_ms()).await.unwrap();
+    let run = async |dry_run, hours: i64| {
+        let options = Options { grace: Duration::ZERO, dry_run, leftovers: false };
+        let now = now_ms() + hours * HOUR_MS;
+        let storage = world.fixture.app.storage.clone();
+        Run::new(database.clone(), storage, options, now).await.unwrap().collect().await.unwrap()
+    };
+    let (mut condemned, mut deleted) = (0, 0);
+    for hours in [1, 2] {
+        // Somebody else writes all the while.
+        let writing = database.begin().await.unwrap();
+        let would = run(true, hours).await;
+        drop(writing);
+        let did = run(false, hours).await;
+        assert_eq!((would.condemned, would.deleted), (did.condemned, did.deleted));
+        assert_eq!(would.kept_versions, did.kept_versions);
+        condemned += did.condemned.packs;
+        deleted += did.deleted.packs;
+    }
+    assert!(condemned > 0 && deleted > 0, "{condemned} packs were condemned and {deleted} deleted");
+}
+
 async fn is_missing(world: &World, id: SegmentId) -> bool {
     let path = "/v1/missing/user/alice/segments";
     world.fixture.post(path, &world.fixture.tokens.alice, id.as_bytes()).await.done(200).body[0] == 1

@@ -5,6 +5,8 @@ use chunk_format::{Manifest, ManifestId, SecretKey, Subject};
 use serde_json::{Value, json};
 
 use super::{Answer, Fixture};
+use crate::clock::now_ms;
+use crate::retention::{Policy, Pruning, prune_in};
 use crate::testing;
 
 const LEASE: &str = "/v1/desktops/work/lease";
@@ -30,6 +32,23 @@ impl Fixture {
             desktop: "work.laptop-b-3fa2".parse().unwrap(),
         };
         Manifest { subject, ..testing::next(&self.desktop.manifest, note) }
+    }
+
+    /// Commits the image's next version, and moves its channel there.
+    async fn publish_next(&self, before: &Manifest) -> Manifest {
+        let next = testing::next(before, "next");
+        let path = "/v1/images/debian/versions?channel=stable";
+        self.commit(path, &self.tokens.publisher, &next, testing::PUBLISHER_KEY).await.done(201);
+        next
+    }
+
+    /// Prunes what only a policy would keep; the names and numbers of what is gone.
+    pub(super) async fn prune_after(&self, days: i64, dry_run: bool) -> Vec<String> {
+        let policy = Some(Policy { keep_last: 1, ..Policy::NONE });
+        let wish = Pruning { policy, dry_run, ..Pruning::default() };
+        let now = now_ms() + days * 24 * 3_600_000;
+        let pruned = prune_in(&self.app.database, &wish, now).await.unwrap().pruned;
+        pruned.iter().map(|version| format!("{}@{}", version.name, version.sequence)).collect()
     }
 
     /// As if nobody had heard of the holder for long.
@@ -164,6 +183,68 @@ async fn a_holder_is_asked_to_hand_over_and_may_say_why_not() {
     assert_eq!(fixture.get(LEASE, alice).await.json()["lease"]["wanted"], Value::Null);
     let renewed = fixture.lease(&fixture.wish(5, "laptop-a")).await.done(200).json();
     assert_eq!(renewed["lease"]["wanted"], Value::Null);
+}
+
+#[tokio::test]
+async fn what_a_machine_that_lost_its_lease_stands_on_is_kept_with_its_golden_version() {
+    let fixture = Fixture::new().await;
+    let alice = &fixture.tokens.alice;
+    let golden = fixture.publish_next(&fixture.image.manifest).await;
+    let third = fixture.publish_next(&golden).await;
+    fixture.publish_next(&third).await;
+    fixture.lease(&fixture.wish(5, "laptop-a")).await.done(200);
+    let on = |golden: &Manifest, parent: &Manifest| {
+        let next = Manifest { note: None, ..testing::next(parent, "") };
+        let version = ManifestId::of(&golden.encode().unwrap());
+        Manifest { base: next.base.map(|base| chunk_format::Base { version, ..base }), ..next }
+    };
+    let second = on(&golden, &fixture.desktop.manifest);
+    fixture.commit(VERSIONS, alice, &second, 5).await.done(201);
+    let mut take = fixture.wish(6, "laptop-b");
+    take["take"] = true.into();
+    fixture.lease(&take).await.done(200);
+    let mut head = second.clone();
+    for _ in 0..2 {
+        head = on(&fixture.image.manifest, &head);
+        fixture.commit(VERSIONS, alice, &head, 6).await.done(201);
+    }
+    assert_eq!(
+        fixture.prune_after(0, false).await,
+        ["work@3"],
+        "the second has its machine, the fourth is new"
+    );
+    // Half a year on nobody is thought to come back with it.
+    assert_eq!(fixture.prune_after(181, true).await, ["work@2", "debian@2"]);
+    // A machine that is refused is heard of all the same.
+    let mut back = fixture.wish(5, "laptop-a");
+    back["version"] = json!(ManifestId::of(&second.encode().unwrap()));
+    fixture.lease(&back).await.refused(409, "lease_held");
+    fixture.send(Method::DELETE, &format!("{LEASE}?key={}", key(5)), alice, b"").await.done(204);
+    assert_eq!(fixture.prune_after(179, false).await, [""; 0]);
+    let subject = fixture.fork("mine").subject;
+    let fork = Manifest { subject, ..testing::next(&second, "written offline") };
+    fixture.commit(FORK, alice, &fork, 5).await.done(201);
+}
+
+#[tokio::test]
+async fn a_commit_repeated_after_its_version_was_pruned_is_told_that_the_head_has_moved() {
+    let fixture = Fixture::new().await;
+    let alice = &fixture.tokens.alice;
+    let mut head = fixture.desktop.manifest.clone();
+    let mut versions = Vec::new();
+    for _ in 0..3 {
+        head = Manifest { note: None, ..testing::next(&head, "") };
+        fixture.commit(VERSIONS, alice, &head, 5).await.done(201);
+        versions.push(head.clone());
+    }
+    fixture.commit(VERSIONS, alice, &versions[0], 5).await.done(200);
+    assert_eq!(fixture.prune_after(0, false).await, ["work@3", "work@2"]);
+    let refused = fixture.commit(VERSIONS, alice, &versions[0], 5).await;
+    refused.refused(409, "head_moved");
+    assert_eq!(refused.json()["error"]["head"]["sequence"], 4);
+    // The work goes on as a fork of what is kept.
+    let subject = fixture.fork("mine").subject;
+    fixture.commit(FORK, alice, &Manifest { subject, ..versions[0].clone() }, 5).await.done(201);
 }
 
 #[tokio::test]

@@ -25,7 +25,7 @@ const WISH_MS: i64 = 60_000;
 
 impl LeaseRow {
     /// The lease without a wish that nobody has any more.
-    pub(crate) fn as_of(mut self, now_ms: i64) -> Self {
+    pub(crate) fn at(mut self, now_ms: i64) -> Self {
         if self.wanted_ms.is_none_or(|wanted_ms| wanted_ms.saturating_add(WISH_MS) <= now_ms) {
             (self.wanted_machine, self.wanted_ms, self.refusal) = (None, None, None);
         }

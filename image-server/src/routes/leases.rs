@@ -62,7 +62,7 @@ pub(super) async fn get(
     let series = desktops::find(&mut snapshot, &caller, &path.get("desktop")?).await?;
     let now = now_ms();
     let found = leases::find(&mut *snapshot, series.id).await?;
-    let lease = found.filter(|lease| lease.is_in_force(now)).map(|lease| lease.as_of(now));
+    let lease = found.filter(|lease| lease.is_in_force(now)).map(|lease| lease.at(now));
     answer(&mut snapshot, &series, lease, now).await
 }
 
@@ -97,7 +97,7 @@ pub(super) async fn put(
         return Err(refusal);
     }
     let kept =
-        found.filter(|lease| lease.key == wish.key && lease.is_in_force(now)).map(|lease| lease.as_of(now));
+        found.filter(|lease| lease.key == wish.key && lease.is_in_force(now)).map(|lease| lease.at(now));
     let lease = LeaseRow {
         key: wish.key,
         machine: wish.machine,
@@ -150,7 +150,7 @@ pub(super) async fn want(
     let series = desktops::find(&mut tx, &caller, &path.get("desktop")?).await?;
     let now = now_ms();
     let found = leases::find(&mut *tx, series.id).await?;
-    let mut lease = found.filter(|lease| lease.is_in_force(now)).map(|lease| lease.as_of(now));
+    let mut lease = found.filter(|lease| lease.is_in_force(now)).map(|lease| lease.at(now));
     if let Some(held) = &mut lease {
         let refusal = held.refusal.take().filter(|_| again);
         (held.wanted_machine, held.wanted_ms, held.refusal) = (Some(machine), Some(now), refusal);

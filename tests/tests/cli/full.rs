@@ -10,7 +10,7 @@ use super::assert_refused;
 
 /// Makes a file that leaves no room for another byte.
 fn fill(path: &std::path::Path) {
-    let filler = std::fs::File::create(path).unwrap();
+    let filler = std::fs::File::create(path).expect("a file can be made");
     let mut at = 0;
     while filler.write_all_at(&[1; 512], at).is_ok() {
         at += 512;

@@ -26,7 +26,15 @@ impl Publication {
     /// When that fails.
     #[track_caller]
     pub fn new(seed: u64, size_bytes: u64) -> Self {
-        let server = TestServer::start();
+        Self::on(TestServer::start(), seed, size_bytes)
+    }
+
+    /// Publishes as [`new`](Self::new) does, on a server that runs.
+    ///
+    /// # Panics
+    /// When that fails.
+    #[track_caller]
+    pub fn on(server: TestServer, seed: u64, size_bytes: u64) -> Self {
         let publisher = Client::new("build-machine");
         publisher.login(&server.access("it", "publisher"));
         let disk = publisher.directory().join("disk.raw");

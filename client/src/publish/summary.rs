@@ -92,7 +92,8 @@ pub struct Summary {
     pub full_bytes: u64,
     /// Of which.
     pub full: UpdateBytes,
-    /// Bytes of it that a start needs, by the profile carried over; none without one.
+    /// Bytes of it that a client fetches before it starts, by the profile carried over: the version, the lists of what changed, and
+    /// what a start reads; none without a profile.
     pub boot_bytes: Option<u64>,
     /// Files; none when a file system cannot be read, or nobody asked.
     pub files: Option<FileChanges>,
@@ -222,7 +223,8 @@ impl Summarizer {
             Some((recorded, profile)) => {
                 let recorded = disks_of(recorded);
                 let mapped = Mapper { fetcher, old: &recorded, new: &new }.map(profile).await?;
-                Some(places.of_entries(fetcher, &new, &mapped).await?)
+                let read_bytes = places.of_entries(fetcher, &new, &mapped).await?;
+                Some(places.bytes.version_bytes + places.segment_bytes + read_bytes)
             }
         };
         let mut summary = Summary {
@@ -296,6 +298,10 @@ impl Summarizer {
 /// The frames of chunks that one version has and another has not.
 struct Frames {
     lens: BTreeMap<ChunkId, u32>,
+    /// Bytes of the changed segments themselves.
+    segment_bytes: u64,
+    /// Bytes of their locators.
+    locator_bytes: BTreeMap<SegmentId, u64>,
     bytes: UpdateBytes,
 }
 
@@ -315,11 +321,19 @@ impl Frames {
                 here.extend(segment.chunks());
             }
         }
-        let mut frames = Self { lens: BTreeMap::new(), bytes: UpdateBytes::default() };
+        let mut frames = Self {
+            lens: BTreeMap::new(),
+            segment_bytes: 0,
+            locator_bytes: BTreeMap::new(),
+            bytes: UpdateBytes::default(),
+        };
         let fetches: Vec<_> = new.values().map(|segment| placed(fetcher, segment).boxed()).collect();
         let mut fetches = futures_util::stream::iter(fetches).buffer_unordered(REQUESTS);
-        while let Some((segment, locator, list_bytes)) = fetches.try_next().await? {
-            frames.bytes.list_bytes += list_bytes;
+        while let Some(Placed { segment, locator, segment_bytes, locator_bytes }) = fetches.try_next().await?
+        {
+            frames.bytes.list_bytes += segment_bytes + locator_bytes;
+            frames.segment_bytes += segment_bytes;
+            frames.locator_bytes.insert(segment.id(), locator_bytes);
             for (at, id) in
                 segment.chunks().iter().enumerate().filter(|(_, id)| !id.is_zero() && !here.contains(*id))
             {
@@ -333,17 +347,20 @@ impl Frames {
         Ok(frames)
     }
 
-    /// Bytes of those that a profile names.
+    /// Bytes of those that a profile names, and of what says where they are: that of each changed segment it touches.
     async fn of_entries(
         &self,
         fetcher: &Fetcher,
         disks: &[Arc<Base>],
         entries: &[chunk_format::ProfileEntry],
     ) -> Result<u64, SummaryError> {
-        let (mut seen, mut bytes) = (HashSet::new(), 0);
+        let (mut seen, mut touched, mut bytes) = (HashSet::new(), HashSet::new(), 0);
         for entry in entries {
             let place = disks.get(usize::from(entry.disk)).and_then(|disk| disk.segment_of(entry.chunk));
             let Some((segment, at)) = place.filter(|(segment, _)| !segment.id.is_zero()) else { continue };
+            if touched.insert(segment.id) {
+                bytes += self.locator_bytes.get(&segment.id).copied().unwrap_or(0);
+            }
             let id = fetcher.segment(segment).await?.chunks().get(at).copied().unwrap_or(ChunkId::ZERO);
             if seen.insert(id) {
                 bytes += self.lens.get(&id).copied().map_or(0, u64::from);
@@ -353,8 +370,15 @@ impl Frames {
     }
 }
 
-/// A segment, where its chunks are, and the bytes of both as they are sent.
-async fn placed(fetcher: &Fetcher, segment: &BaseSegment) -> Result<(Segment, Locator, u64), SummaryError> {
+/// A segment and where its chunks are, with the bytes of each as it is sent.
+struct Placed {
+    segment: Segment,
+    locator: Locator,
+    segment_bytes: u64,
+    locator_bytes: u64,
+}
+
+async fn placed(fetcher: &Fetcher, segment: &BaseSegment) -> Result<Placed, SummaryError> {
     let chunks = fetcher.segment(segment).await?.clone();
     let path = ObjectPath { namespace: segment.namespace.clone(), object: Object::Locator(segment.id) };
     let (locator, len) = fetcher
@@ -362,8 +386,8 @@ async fn placed(fetcher: &Fetcher, segment: &BaseSegment) -> Result<(Segment, Lo
             Ok((Locator::decode(frame, segment.id, &mut FrameDecoder::new()?)?, frame.len()))
         })
         .await?;
-    let framed = chunks.encode(&mut FrameEncoder::new()?)?.len();
-    Ok((chunks, locator, (len + framed) as u64))
+    let segment_bytes = chunks.encode(&mut FrameEncoder::new()?)?.len() as u64;
+    Ok(Placed { segment: chunks, locator, segment_bytes, locator_bytes: len as u64 })
 }
 
 #[cfg(test)]

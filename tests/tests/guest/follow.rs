@@ -56,6 +56,16 @@ fn a_desktop_boots_from_a_fraction_of_its_image_and_follows_its_person() {
     });
     // It goes on.
     running.guest().run("rm /home/user/noon && sync");
+    // As it was left, without a replay of its journal.
+    let looker = Client::new("looker");
+    looker.login(&debian.server.access("alice", "user"));
+    let mount = looker.mount_with("work", &["--read-only"]);
+    let checked = std::process::Command::new("e2fsck").arg("-fn").arg(mount.home()).output();
+    let checked = checked.expect("e2fsck can be run");
+    let said =
+        String::from_utf8_lossy(&checked.stdout).into_owned() + &String::from_utf8_lossy(&checked.stderr);
+    assert!(checked.status.success() && !said.contains("recover"), "{said}");
+    mount.unmount();
     let console = running.shut_down(BOOT_LIMIT);
     let version = held.as_u64().expect("a number") + 1;
     assert!(

@@ -35,6 +35,7 @@ pub use boot::{BootPlan, BootProgress};
 pub use fill::{FillError, FillProgress};
 pub use pace::LinkEstimate;
 pub use queue::Class;
+pub(crate) use queue::GAP_LIMIT_BYTES;
 pub use segments::SegmentStore;
 pub(crate) use segments::write_whole;
 pub use sources::LinkState;

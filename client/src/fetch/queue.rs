@@ -28,7 +28,7 @@ impl Class {
 
 /// Bytes of a pack between two wanted frames that are fetched and dropped rather than asked around: less than what
 /// another request costs.
-const GAP_LIMIT_BYTES: u64 = 16 << 10;
+pub(crate) const GAP_LIMIT_BYTES: u64 = 16 << 10;
 
 /// The longest run of neighbours that is fetched in one request while somebody waits for its end, bytes.
 pub(super) const DEMAND_RUN_BYTES: u64 = 1 << 20;

@@ -1,14 +1,14 @@
 //! What a version changes against the one before it: what a client will fetch, files, packages. Known before the
 //! version is committed.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
 use chunk_format::{
     ChunkId, ChunkIndex, ChunkSize, DiskRole, FormatError, FrameDecoder, FrameEncoder, Locator,
-    MAX_LOCATOR_BYTES, Profile, Segment, SegmentId, frame_len_max,
+    MAX_LOCATOR_BYTES, PackId, Profile, Segment, SegmentId, frame_len_max,
 };
 use futures_util::future::FutureExt;
 use futures_util::stream::{StreamExt, TryStreamExt};
@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use crate::desktop::Version;
 use crate::disk::{Base, BaseSegment};
-use crate::fetch::{FetchError, Fetcher, OnMissing};
+use crate::fetch::{FetchError, Fetcher, GAP_LIMIT_BYTES, OnMissing};
 use crate::files::diff::{Change, DiskSide, Fate, compare_disks};
 use crate::files::packages::{PackageChanges, installed};
 use crate::files::{DiskFiles, FilesError};
@@ -297,7 +297,8 @@ impl Summarizer {
 
 /// The frames of chunks that one version has and another has not.
 struct Frames {
-    lens: BTreeMap<ChunkId, u32>,
+    /// In which pack, from where, and how long.
+    places: BTreeMap<ChunkId, (PackId, u64, u64)>,
     /// Bytes of the changed segments themselves.
     segment_bytes: u64,
     /// Bytes of their locators.
@@ -322,7 +323,7 @@ impl Frames {
             }
         }
         let mut frames = Self {
-            lens: BTreeMap::new(),
+            places: BTreeMap::new(),
             segment_bytes: 0,
             locator_bytes: BTreeMap::new(),
             bytes: UpdateBytes::default(),
@@ -337,24 +338,30 @@ impl Frames {
             for (at, id) in
                 segment.chunks().iter().enumerate().filter(|(_, id)| !id.is_zero() && !here.contains(*id))
             {
-                let len = locator.place(at).map_or(0, |place| place.frame_len);
-                if frames.lens.insert(*id, len).is_none() {
+                let Some((pack, place)) =
+                    locator.place(at).and_then(|place| Some((locator.pack(&place)?.pack, place)))
+                else {
+                    continue;
+                };
+                let (start, len) = (u64::from(place.offset), u64::from(place.frame_len));
+                if frames.places.insert(*id, (pack, start, len)).is_none() {
                     frames.bytes.chunks += 1;
-                    frames.bytes.chunk_bytes += u64::from(len);
+                    frames.bytes.chunk_bytes += len;
                 }
             }
         }
         Ok(frames)
     }
 
-    /// Bytes of those that a profile names, and of what says where they are: that of each changed segment it touches.
+    /// Bytes of those that a profile names, with what lies between neighbours and is fetched along, and of what says where they are: that of each changed segment it touches.
     async fn of_entries(
         &self,
         fetcher: &Fetcher,
         disks: &[Arc<Base>],
         entries: &[chunk_format::ProfileEntry],
     ) -> Result<u64, SummaryError> {
-        let (mut seen, mut touched, mut bytes) = (HashSet::new(), HashSet::new(), 0);
+        let (mut touched, mut bytes) = (HashSet::new(), 0);
+        let mut wanted = BTreeSet::new();
         for entry in entries {
             let place = disks.get(usize::from(entry.disk)).and_then(|disk| disk.segment_of(entry.chunk));
             let Some((segment, at)) = place.filter(|(segment, _)| !segment.id.is_zero()) else { continue };
@@ -362,9 +369,14 @@ impl Frames {
                 bytes += self.locator_bytes.get(&segment.id).copied().unwrap_or(0);
             }
             let id = fetcher.segment(segment).await?.chunks().get(at).copied().unwrap_or(ChunkId::ZERO);
-            if seen.insert(id) {
-                bytes += self.lens.get(&id).copied().map_or(0, u64::from);
-            }
+            wanted.extend(self.places.get(&id).copied());
+        }
+        let mut before: Option<(PackId, u64)> = None;
+        for (pack, start, len) in wanted {
+            let gap =
+                before.filter(|(last, _)| *last == pack).map_or(0, |(_, end)| start.saturating_sub(end));
+            bytes += len + if gap <= GAP_LIMIT_BYTES { gap } else { 0 };
+            before = Some((pack, start + len));
         }
         Ok(bytes)
     }

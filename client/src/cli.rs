@@ -312,7 +312,7 @@ struct OpenArgs {
     #[arg(long, value_name = "TIME")]
     sync_every: Option<Every>,
     /// The most such a sync sends in a second; without it, half of what the link carries
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", value_parser = quantity::rate)]
     sync_rate: Option<ByteSize>,
     /// Seconds between two looks whether the channel names another version
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=86_400))]

@@ -269,10 +269,10 @@ impl Syncer {
                 Err(FetchError::NotToBeHad { source, .. }) => source.kind,
                 found => return Ok(found?),
             };
-            // The last word may be a mirror's, which has what it likes. That the server answers is known from this.
+            // The last word may be a mirror's, which has what it likes: the server's own counts, and that it answers.
             let (place, asked) = (place(desktop), [segment.id]);
-            self.patience.retry(|| self.upstream.missing_segments(&place, &asked)).await?;
-            if matches!(kind, FailureKind::NotFound | FailureKind::Damaged) {
+            let missing = self.patience.retry(|| self.upstream.missing_segments(&place, &asked)).await?;
+            if missing.contains(&true) || matches!(kind, FailureKind::NotFound | FailureKind::Damaged) {
                 let sequence = frozen.head.manifest.sequence;
                 return Err(SyncError::Lost { what: format!("segment {}", segment.id), sequence });
             }
@@ -345,12 +345,11 @@ impl Syncer {
         &self,
         desktop: &OpenDesktop,
         head: &Version,
-        version: Version,
+        mut version: Version,
         through_generation: u64,
         report: &mut SyncReport,
     ) -> Result<(Version, Pending), SyncError> {
         let mut first_reason = None;
-        let mut version = version;
         let mut candidate = version.clone();
         let mut digits = FORK_DIGITS.into_iter();
         loop {

@@ -37,6 +37,14 @@ impl FromStr for ByteSize {
     }
 }
 
+/// A number of bytes a second that gets something done.
+pub(crate) fn rate(text: &str) -> Result<ByteSize, String> {
+    match text.parse()? {
+        ByteSize(0) => Err("nothing would ever be sent: give at least 1 byte a second".to_owned()),
+        rate => Ok(rate),
+    }
+}
+
 impl fmt::Display for ByteSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut unit = 0;
@@ -109,6 +117,8 @@ mod tests {
             let size: ByteSize = text.parse().unwrap();
             assert_eq!((size.0, size.to_string()), (bytes, shown.to_owned()), "{text}");
         }
+        assert_eq!(rate("512K"), Ok(ByteSize(512 << 10)));
+        assert!(rate("0").is_err_and(|said| said.contains("at least")) && rate("fast").is_err());
         for bad in ["", "G", "-1", "1.2345G", "1,5G", "99999999999T", "1X", "0x10", "1..2"] {
             assert!(bad.parse::<ByteSize>().is_err(), "{bad}");
         }

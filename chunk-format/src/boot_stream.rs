@@ -67,66 +67,96 @@ pub fn last_history(bytes: &[u8]) -> &[u8] {
     bytes.get(bytes.len().saturating_sub(STREAM_HISTORY_BYTES)..).unwrap_or(bytes)
 }
 
-/// Decodes one object as it arrives. Its memory is bounded by the window, whatever the object says.
-pub struct StreamDecoder<'history> {
-    zstd: DCtx<'history>,
-    left_bytes: u64,
-    ended: bool,
+/// The bytes of a stream while it is decoded: what the next object may refer to, and behind it, with nothing between them, room
+/// for that object. One buffer serves the whole stream, so that its memory is asked for once.
+pub struct StreamWindow {
+    bytes: Vec<u8>,
+    /// How many of them, from the first, hold chunks.
+    filled: usize,
 }
 
-impl<'history> StreamDecoder<'history> {
-    /// Begins an object of `content_bytes`. `history` are the bytes of the stream before it, of which the last
-    /// [`STREAM_HISTORY_BYTES`] must be there.
+impl StreamWindow {
+    /// Begins after `history`, of which the last [`STREAM_HISTORY_BYTES`] are kept.
+    pub fn after(history: &[u8]) -> Self {
+        let history = last_history(history);
+        // Zeroed pages, which cost nothing before they are written.
+        let mut bytes = vec![0; STREAM_HISTORY_BYTES + STREAM_CONTENT_BYTES];
+        bytes[..history.len()].copy_from_slice(history);
+        Self { bytes, filled: history.len() }
+    }
+
+    /// Begins to decode an object of `content_bytes`.
     ///
     /// # Errors
     /// `Decompress` when zstd cannot get its memory; `TooLong` when the content is over [`MAX_STREAM_CONTENT_BYTES`].
-    pub fn new(history: &'history [u8], content_bytes: u64) -> Result<Self, FormatError> {
-        check_content(content_bytes)?;
+    pub fn decode(&mut self, content_bytes: usize) -> Result<StreamDecoder<'_>, FormatError> {
+        check_content(content_bytes as u64)?;
+        let history_bytes = self.filled.min(STREAM_HISTORY_BYTES);
+        if self.bytes.len() - self.filled < content_bytes {
+            self.bytes.copy_within(self.filled - history_bytes..self.filled, 0);
+            self.filled = history_bytes;
+            self.bytes.resize(self.bytes.len().max(history_bytes + content_bytes), 0);
+        }
+        let (before, room) = self.bytes.split_at_mut(self.filled);
         let mut zstd =
             DCtx::try_create().ok_or_else(|| decompress_error("zstd cannot get its memory".to_owned()))?;
         zstd.set_parameter(DParameter::WindowLogMax(WINDOW_LOG)).map_err(decode_error)?;
-        zstd.ref_prefix(last_history(history)).map_err(decode_error)?;
-        Ok(Self { zstd, left_bytes: content_bytes, ended: false })
+        // Decodes in place: without it, zstd keeps a window of its own and copies everything out of it.
+        zstd.set_parameter(DParameter::StableOutBuffer(true)).map_err(decode_error)?;
+        zstd.ref_prefix(&before[before.len() - history_bytes..]).map_err(decode_error)?;
+        let content = &mut room[..content_bytes];
+        Ok(StreamDecoder { zstd, content, decoded: 0, filled: &mut self.filled, ended: false })
     }
+}
 
-    /// Takes the next bytes of the object and appends what they hold to `content`.
+/// Decodes one object as it arrives. Its memory is bounded by the window, whatever the object says.
+pub struct StreamDecoder<'window> {
+    zstd: DCtx<'window>,
+    content: &'window mut [u8],
+    decoded: usize,
+    filled: &'window mut usize,
+    ended: bool,
+}
+
+impl StreamDecoder<'_> {
+    /// Takes the next bytes of the object.
     ///
     /// # Errors
     /// `Decompress` when they are damaged, hold more than the object's content, or go on after its end.
-    pub fn push(&mut self, bytes: &[u8], content: &mut Vec<u8>) -> Result<(), FormatError> {
+    pub fn push(&mut self, bytes: &[u8]) -> Result<(), FormatError> {
         let mut input = InBuffer::around(bytes);
-        loop {
-            if self.ended {
-                return match input.pos() < bytes.len() {
-                    true => Err(decompress_error("bytes follow the zstd frame".to_owned())),
-                    false => Ok(()),
-                };
-            }
-            content.reserve(DCtx::out_size());
-            let (before, room) = (content.len(), content.capacity());
-            let mut output = OutBuffer::around_pos(content, before);
+        while !self.ended {
+            let before = (input.pos(), self.decoded);
+            let mut output = OutBuffer::around_pos(&mut *self.content, self.decoded);
             let hint = self.zstd.decompress_stream(&mut output, &mut input).map_err(decode_error)?;
-            let after = output.pos();
-            self.left_bytes = self
-                .left_bytes
-                .checked_sub((after - before) as u64)
-                .ok_or_else(|| decompress_error("it holds more than its chunks".to_owned()))?;
+            self.decoded = output.pos();
             self.ended = hint == 0;
-            // A buffer that is not full after all input was taken: zstd has nothing more to say.
-            if !self.ended && input.pos() == bytes.len() && after < room {
-                return Ok(());
+            if !self.ended && before == (input.pos(), self.decoded) {
+                break;
             }
+        }
+        match (input.pos() < bytes.len(), self.ended) {
+            (false, _) => Ok(()),
+            (true, true) => Err(decompress_error("bytes follow the zstd frame".to_owned())),
+            (true, false) => Err(decompress_error("it holds more than its chunks".to_owned())),
         }
     }
 
-    /// Checks that the object was whole.
+    /// What was decoded of the object up to here.
+    pub fn content(&self) -> &[u8] {
+        &self.content[..self.decoded]
+    }
+
+    /// Checks that the object was whole, after which the next one may refer to it.
     ///
     /// # Errors
     /// `Decompress`.
     pub fn finish(self) -> Result<(), FormatError> {
-        if !self.ended || self.left_bytes > 0 {
-            return Err(decompress_error(format!("it is cut short: {} bytes lack", self.left_bytes)));
+        let left_bytes = self.content.len() - self.decoded;
+        if !self.ended || left_bytes > 0 {
+            return Err(decompress_error(format!("it is cut short: {left_bytes} bytes lack")));
         }
+        *self.filled += self.decoded;
         Ok(())
     }
 }
@@ -168,20 +198,21 @@ mod tests {
     }
 
     fn decode(history: &[u8], object: &[u8], len: usize, step: usize) -> Result<Vec<u8>, FormatError> {
-        let mut decoder = StreamDecoder::new(history, len as u64)?;
-        let mut content = Vec::new();
+        let mut window = StreamWindow::after(history);
+        let mut decoder = window.decode(len)?;
         for part in object.chunks(step) {
-            decoder.push(part, &mut content)?;
+            decoder.push(part)?;
         }
+        let content = decoder.content().to_vec();
         decoder.finish()?;
         Ok(content)
     }
 
     #[test]
     fn an_object_that_holds_too_much_is_refused_before_memory_is_taken() {
-        let over = MAX_STREAM_CONTENT_BYTES as u64 + 1;
-        assert!(matches!(StreamDecoder::new(&[], over), Err(FormatError::TooLong { .. })));
-        assert!(StreamDecoder::new(&[], over - 1).is_ok());
+        let (over, mut window) = (MAX_STREAM_CONTENT_BYTES + 1, StreamWindow::after(&[]));
+        assert!(matches!(window.decode(over), Err(FormatError::TooLong { .. })));
+        assert!(window.decode(over - 1).is_ok());
     }
 
     #[test]
@@ -217,6 +248,44 @@ mod tests {
         assert!(decode(&[], &object, content.len() - 1, 512).is_err());
         assert!(decode(&[], &object, content.len() + 1, 512).is_err());
         assert!(decode(&[], b"not zstd at all", 10, 512).is_err());
+    }
+
+    #[test]
+    fn a_window_slides_over_a_stream_that_is_longer() {
+        let objects: Vec<Vec<u8>> = (0..6).map(|seed| text(seed % 4, 15 << 20)).collect();
+        let (mut history, mut window) = (Vec::new(), StreamWindow::after(&[]));
+        for content in &objects {
+            let zstd = |history: &[u8]| {
+                let mut zstd = CCtx::create();
+                zstd.set_parameter(CParameter::WindowLog(WINDOW_LOG)).unwrap();
+                zstd.set_parameter(CParameter::EnableLongDistanceMatching(true)).unwrap();
+                zstd.ref_prefix(last_history(history)).unwrap();
+                let mut object = Vec::with_capacity(compress_bound(content.len()));
+                zstd.compress2(&mut object, content).unwrap();
+                object
+            };
+            let mut decoder = window.decode(content.len()).unwrap();
+            zstd(&history).chunks(1 << 20).for_each(|piece| decoder.push(piece).unwrap());
+            assert!(decoder.content() == content);
+            decoder.finish().unwrap();
+            history.extend_from_slice(content);
+        }
+    }
+
+    #[test]
+    fn an_object_that_does_not_hold_leaves_the_window_as_it_was() {
+        let (first, second) = (text(4, 100_000), text(5, 100_000));
+        let mut window = StreamWindow::after(&first);
+        let object = encode_stream_object(&first, &second).unwrap();
+        for cut in [0, 10, object.len() - 1] {
+            let mut decoder = window.decode(second.len()).unwrap();
+            let _ = decoder.push(&object[..cut]);
+            assert!(decoder.finish().is_err());
+        }
+        let mut decoder = window.decode(second.len()).unwrap();
+        decoder.push(&object).unwrap();
+        assert!(decoder.content() == second);
+        decoder.finish().unwrap();
     }
 
     #[test]

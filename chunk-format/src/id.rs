@@ -3,10 +3,9 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
-
+use crate::digest::sha256;
 use crate::error::FormatError;
+use serde::{Deserialize, Serialize};
 
 /// Bytes of an id.
 pub const ID_BYTES: usize = 32;
@@ -21,7 +20,7 @@ macro_rules! content_id {
         impl $name {
             /// The id of these bytes: their SHA-256.
             pub fn of(bytes: &[u8]) -> Self {
-                Self(Sha256::digest(bytes).into())
+                Self(sha256(bytes))
             }
 
             /// Takes the 32 bytes of an id as they are stored.

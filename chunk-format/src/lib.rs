@@ -18,6 +18,7 @@
 //! ```
 
 mod boot_stream;
+mod digest;
 mod error;
 mod frame;
 mod id;
@@ -34,8 +35,9 @@ mod units;
 
 pub use boot_stream::{
     MAX_STREAM_BYTES, MAX_STREAM_CONTENT_BYTES, STREAM_CONTENT_BYTES, STREAM_HISTORY_BYTES, StreamDecoder,
-    encode_stream_object, last_history,
+    StreamWindow, encode_stream_object, last_history,
 };
+pub use digest::PackHasher;
 pub use error::FormatError;
 pub use frame::{FrameDecoder, FrameEncoder, frame_len_max};
 pub use id::{ChunkId, ID_BYTES, ManifestId, PackId, ProfileId, SegmentId, StreamId, is_zero};

@@ -37,8 +37,7 @@
 use std::collections::HashSet;
 use std::ops::Range;
 
-use sha2::{Digest, Sha256};
-
+use crate::digest::sha256;
 use crate::error::FormatError;
 use crate::frame::{FrameDecoder, FrameEncoder, frame_len_max};
 use crate::id::{ChunkId, ID_BYTES, PackId, is_zero};
@@ -179,7 +178,7 @@ impl PackBuilder {
         self.bytes.extend_from_slice(&VERSION.to_le_bytes());
         self.bytes.push(self.chunk_size.log2());
         self.bytes.extend_from_slice(&[0; 9]);
-        let checksum = Sha256::digest(&self.bytes[table_start..]);
+        let checksum = sha256(&self.bytes[table_start..]);
         self.bytes.extend_from_slice(&checksum);
         self.bytes.extend_from_slice(TRAILER_MAGIC);
         Some(SealedPack { id: PackId::of(&self.bytes), bytes: self.bytes, entries: self.entries })
@@ -260,7 +259,7 @@ impl PackFooter {
         };
         let footer = &tail[start..];
         let (checked, sealed) = footer.split_at(footer.len() - PACK_TRAILER_BYTES + CHECKED_TRAILER_BYTES);
-        if Sha256::digest(checked).as_slice() != &sealed[..ID_BYTES] {
+        if sha256(checked) != sealed[..ID_BYTES] {
             return Err(FormatError::Checksum { what: "pack table" });
         }
         let mut reader = Reader::new(WHAT, checked);

@@ -11,7 +11,7 @@ use std::process::{Command, Output};
 
 use chunk_format::{
     ChunkId, ChunkIndex, Disk, FrameDecoder, Locator, Manifest, ManifestId, PackFooter, Profile, ProfileId,
-    SEGMENT_CHUNKS, Segment, Signature, StreamDecoder, StreamId, Subject,
+    SEGMENT_CHUNKS, Segment, Signature, StreamId, StreamWindow, Subject,
 };
 
 const NOTHING_TO_READ_WITH: i32 = 77;
@@ -77,15 +77,14 @@ fn report() -> String {
     for stream in &profile.streams {
         writeln!(report, "stream {} {} {}", stream.id, stream.len_bytes, stream.entries).unwrap();
     }
-    let mut history = Vec::new();
+    let mut window = StreamWindow::after(&[]);
     for name in ["stream-1.bin", "stream-2.bin"] {
         let object = read(name);
-        let mut decoder = StreamDecoder::new(&history, 8192).unwrap();
-        let mut content = Vec::new();
-        decoder.push(&object, &mut content).unwrap();
+        let mut decoder = window.decode(8192).unwrap();
+        decoder.push(&object).unwrap();
+        let content = ChunkId::of(decoder.content());
         decoder.finish().unwrap();
-        writeln!(report, "{name} {} holds {}", StreamId::of(&object), ChunkId::of(&content)).unwrap();
-        history.extend_from_slice(&content);
+        writeln!(report, "{name} {} holds {content}", StreamId::of(&object)).unwrap();
     }
     report
 }

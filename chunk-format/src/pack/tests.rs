@@ -71,7 +71,7 @@ fn forged(edit: impl FnOnce(&mut [u8])) -> Vec<u8> {
     let footer_start = bytes.len() - (3 * ENTRY_BYTES + PACK_TRAILER_BYTES);
     edit(&mut bytes[footer_start..]);
     let checksum_at = bytes.len() - PACK_TRAILER_BYTES + CHECKED_TRAILER_BYTES;
-    let checksum = Sha256::digest(&bytes[footer_start..checksum_at]);
+    let checksum = sha256(&bytes[footer_start..checksum_at]);
     bytes[checksum_at..checksum_at + 32].copy_from_slice(&checksum);
     bytes
 }

@@ -9,7 +9,7 @@ mod values;
 use chunk_format::{
     ChunkId, ChunkIndex, DiskSize, FormatError, FrameDecoder, FrameEncoder, Locator, MAX_LOCATOR_BYTES,
     Manifest, ManifestId, Name, Namespace, PackFooter, PackId, Profile, ProfileId, SecretKey, Segment,
-    SegmentId, Signature, StreamDecoder, encode_stream_object, frame_len_max,
+    SegmentId, Signature, StreamWindow, encode_stream_object, frame_len_max,
 };
 use damage::{damage, damaged};
 use proptest::collection::vec;
@@ -31,13 +31,13 @@ proptest! {
         cut in 1usize..3000,
     ) {
         let object = encode_stream_object(&history, &content).unwrap();
-        let mut decoder = StreamDecoder::new(&history, content.len() as u64).unwrap();
-        let mut decoded = Vec::new();
+        let mut window = StreamWindow::after(&history);
+        let mut decoder = window.decode(content.len()).unwrap();
         for part in object.chunks(cut) {
-            decoder.push(part, &mut decoded).unwrap();
+            decoder.push(part).unwrap();
         }
+        prop_assert_eq!(decoder.content(), content);
         decoder.finish().unwrap();
-        prop_assert_eq!(decoded, content);
     }
 
     #[test]
@@ -46,11 +46,12 @@ proptest! {
         damage in damage(),
     ) {
         let object = damaged(&encode_stream_object(&[], &content).unwrap(), &damage);
-        let mut decoder = StreamDecoder::new(&[], content.len() as u64).unwrap();
-        let mut decoded = Vec::new();
-        let outcome = decoder.push(&object, &mut decoded).and_then(|()| decoder.finish());
-        if outcome.is_ok() {
-            prop_assert_eq!(decoded.len(), content.len());
+        let mut window = StreamWindow::after(&[]);
+        let mut decoder = window.decode(content.len()).unwrap();
+        let pushed = decoder.push(&object);
+        let decoded = decoder.content().len();
+        if pushed.and_then(|()| decoder.finish()).is_ok() {
+            prop_assert_eq!(decoded, content.len());
         }
     }
 

@@ -6,6 +6,7 @@
 //! soon bring wait for it; when it is far off, a request of its own overtakes the stream.
 
 use std::collections::HashSet;
+use std::num::NonZero;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,12 +15,12 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use chunk_format::{
     BootStream, ChunkId, ChunkIndex, FormatError, MAX_STREAM_CONTENT_BYTES, Namespace, Profile,
-    STREAM_HISTORY_BYTES, StreamDecoder,
+    STREAM_HISTORY_BYTES, StreamWindow,
 };
 use futures_util::future::FutureExt;
 use futures_util::stream::{StreamExt, TryStreamExt};
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle};
 
 use super::flight::Flight;
 use super::pace::{Admitted, Pace};
@@ -42,6 +43,10 @@ const BATCH: usize = 256;
 /// The longest piece of a stream asked for in one request, and how many may be under way or wait to be decoded.
 const LONGEST_PIECE_BYTES: u64 = 1 << 20;
 const PIECES: usize = 32;
+
+/// Chunks that are checked and handed out as one, and how many such batches may be ahead of the checks.
+const BATCH_CHUNKS: usize = 8;
+const BATCHES: usize = 8;
 
 /// A start to fetch for.
 #[derive(Debug)]
@@ -92,6 +97,13 @@ struct Entry {
     chunk: ChunkIndex,
     /// The disk still holds it.
     is_current: bool,
+}
+
+/// A chunk that an object holds.
+struct Expected {
+    id: ChunkId,
+    /// Who waits for it, unless it is here.
+    flight: Option<Arc<Flight>>,
 }
 
 /// How an object's chunks are had.
@@ -177,24 +189,25 @@ impl Boot<'_> {
         let streamed: Vec<BootStream> =
             parts.iter().filter(|part| part.way == Way::Stream).map(|part| part.stream).collect();
         let mut pieces = Pieces::start(Arc::clone(self.shared), self.plan.namespace.clone(), streamed);
-        // The bytes of the stream before the part, when the part before was decoded here.
-        let mut history = Some(Vec::new());
+        // The stream before the part, when the part before was decoded here.
+        let mut window = Some(StreamWindow::after(&[]));
         for (at, part) in parts.iter().enumerate() {
             match part.way {
-                Way::Here => history = None,
+                Way::Here => window = None,
                 Way::Packs => {
-                    history = None;
+                    window = None;
                     self.ask(entries.get(part.entries.clone()).unwrap_or_default()).await?;
                 }
                 Way::Stream => {
-                    let before = match history.take() {
+                    let before = match window.take() {
                         Some(before) => before,
                         None => {
-                            self.read_history(entries.get(..part.entries.start).unwrap_or_default()).await?
+                            let before = entries.get(..part.entries.start).unwrap_or_default();
+                            StreamWindow::after(&self.read_history(before).await?)
                         }
                     };
                     match self.decode(part, entries, flights, before, &mut pieces).await {
-                        Some(content) => history = Some(content),
+                        Some(after) => window = Some(after),
                         None => {
                             let rest = parts.get(at..).unwrap_or_default();
                             self.release(rest, entries, flights).await;
@@ -334,52 +347,86 @@ impl Boot<'_> {
         registered
     }
 
-    /// Downloads and decodes one object; answers the end of the stream up to there, or `None` when it does not hold.
+    /// Downloads and decodes one object; answers the stream up to there, or `None` when it does not hold.
     async fn decode(
         &self,
         part: &Part,
         entries: &[Entry],
         flights: &[Option<Arc<Flight>>],
-        history: Vec<u8>,
+        window: StreamWindow,
         pieces: &mut Pieces,
-    ) -> Option<Vec<u8>> {
-        let wanted: Vec<(ChunkId, Option<Arc<Flight>>)> = part
+    ) -> Option<StreamWindow> {
+        let expected: Arc<[Expected]> = part
             .entries
             .clone()
-            .filter_map(|at| Some((entries.get(at)?.id, flights.get(at)?.clone())))
+            .filter_map(|at| Some(Expected { id: entries.get(at)?.id, flight: flights.get(at)?.clone() }))
             .collect();
-        let (sender, receiver) = mpsc::channel(16);
-        let shared = Arc::clone(self.shared);
-        let decoding = tokio::task::spawn_blocking(move || shared.decode_object(wanted, history, receiver));
-        let mut left = u64::from(part.stream.len_bytes);
-        while left > 0 {
-            let piece = match pieces.next().await {
-                Ok(piece) => piece,
-                Err(error) => {
-                    tracing::warn!(
-                        error = &*error as &dyn std::error::Error,
-                        "the boot stream is not to be had"
-                    );
-                    return None;
-                }
-            };
-            left = left.saturating_sub(piece.len() as u64);
-            self.shared.boot.received_bytes.fetch_add(piece.len() as u64, Ordering::Relaxed);
-            if sender.send(piece).await.is_err() {
-                break;
-            }
+        let (feed, fed) = mpsc::channel(16);
+        let (decoded, batches) = mpsc::channel(BATCHES);
+        let content_bytes = expected.len() * self.shared.cache.chunk_size().bytes();
+        let batch_bytes = BATCH_CHUNKS * self.shared.cache.chunk_size().bytes();
+        let decoding = tokio::task::spawn_blocking(move || {
+            decode_object(window, content_bytes, batch_bytes, fed, &decoded)
+        });
+        let (has_come, held, decoded) =
+            tokio::join!(self.feed(part, pieces, feed), self.hand_out(expected, batches), decoding);
+        if !has_come {
+            return None;
         }
-        drop(sender);
-        match decoding.await {
-            Ok(Ok(history)) => Some(history),
-            Ok(Err(error)) => {
+        match held.ok()?.and(decoded.ok()?) {
+            Ok(window) => Some(window),
+            Err(error) => {
                 self.shared.counters.damaged.fetch_add(1, Ordering::Relaxed);
                 let (stream, error) = (part.stream.id, &error as &dyn std::error::Error);
                 tracing::warn!(%stream, error, "a part of the boot stream does not hold; its chunks come singly");
                 None
             }
-            Err(_) => None,
         }
+    }
+
+    /// Passes the pieces of an object on as they come, as long as they are taken; whether all could be had.
+    async fn feed(&self, part: &Part, pieces: &mut Pieces, feed: mpsc::Sender<Bytes>) -> bool {
+        let mut left = u64::from(part.stream.len_bytes);
+        while left > 0 {
+            let piece = match pieces.next().await {
+                Ok(piece) => piece,
+                Err(error) => {
+                    let error = &*error as &dyn std::error::Error;
+                    tracing::warn!(error, "the boot stream is not to be had");
+                    return false;
+                }
+            };
+            left = left.saturating_sub(piece.len() as u64);
+            self.shared.boot.received_bytes.fetch_add(piece.len() as u64, Ordering::Relaxed);
+            if feed.send(piece).await.is_err() {
+                break;
+            }
+        }
+        true
+    }
+
+    /// Checks decoded chunks while the decoder goes on, on as many processors as there are, and hands them out.
+    async fn hand_out(
+        &self,
+        expected: Arc<[Expected]>,
+        mut batches: mpsc::Receiver<Bytes>,
+    ) -> Result<Result<(), FormatError>, JoinError> {
+        let mut next = 0;
+        let mut checks = futures_util::stream::poll_fn(move |context| batches.poll_recv(context))
+            .map(|batch| {
+                let (shared, expected, first) = (Arc::clone(self.shared), Arc::clone(&expected), next);
+                next += BATCH_CHUNKS;
+                tokio::task::spawn_blocking(move || {
+                    shared.land_streamed(expected.get(first..).unwrap_or_default(), &batch)
+                })
+            })
+            .buffer_unordered(std::thread::available_parallelism().map_or(1, NonZero::get));
+        while let Some(checked) = checks.next().await {
+            if let Err(error) = checked? {
+                return Ok(Err(error));
+            }
+        }
+        Ok(Ok(()))
     }
 
     /// Has what the stream was to bring for these parts fetched singly, under the flights that were told of already.
@@ -447,42 +494,22 @@ impl Boot<'_> {
 }
 
 impl Shared {
-    /// Decodes an object as it comes and hands out its chunks, each checked by its id; answers the end of the stream up to
-    /// there.
-    fn decode_object(
-        &self,
-        wanted: Vec<(ChunkId, Option<Arc<Flight>>)>,
-        history: Vec<u8>,
-        mut pieces: mpsc::Receiver<Bytes>,
-    ) -> Result<Vec<u8>, FormatError> {
+    /// Checks chunks of the stream by their ids and hands out those that were waited for.
+    fn land_streamed(&self, expected: &[Expected], chunks: &Bytes) -> Result<(), FormatError> {
         let chunk_bytes = self.cache.chunk_size().bytes();
-        let mut content = Vec::with_capacity(wanted.len() * chunk_bytes + (256 << 10));
-        let mut decoder = StreamDecoder::new(&history, (wanted.len() * chunk_bytes) as u64)?;
-        let mut next = 0;
-        while let Some(piece) = pieces.blocking_recv() {
-            decoder.push(&piece, &mut content)?;
-            while let Some(chunk) = content.get(next * chunk_bytes..(next + 1) * chunk_bytes) {
-                let Some((id, flight)) = wanted.get(next) else { break };
-                id.verify(chunk)?;
-                if let Some(flight) = flight {
-                    self.land_streamed(*id, flight, chunk);
-                }
-                next += 1;
+        for (nth, Expected { id, flight }) in expected.iter().take(chunks.len() / chunk_bytes).enumerate() {
+            let chunk = chunks.slice(nth * chunk_bytes..(nth + 1) * chunk_bytes);
+            id.verify(&chunk)?;
+            let Some(flight) = flight else { continue };
+            if flight.has_landed() {
+                continue;
             }
+            self.counters.chunks.fetch_add(1, Ordering::Relaxed);
+            let unread = self.tell(flight, &chunk, true);
+            // It fails only when the fetcher is gone, and the cache with it.
+            let _ = self.arrived.blocking_send(Arrival { id: *id, chunk, unread, _room: None });
         }
-        decoder.finish()?;
-        Ok(joined_end(history, content))
-    }
-
-    fn land_streamed(&self, id: ChunkId, flight: &Flight, chunk: &[u8]) {
-        if flight.has_landed() {
-            return;
-        }
-        self.counters.chunks.fetch_add(1, Ordering::Relaxed);
-        let chunk = Bytes::copy_from_slice(chunk);
-        let unread = self.tell(flight, &chunk, true);
-        // It fails only when the fetcher is gone, and the cache with it.
-        let _ = self.arrived.blocking_send(Arrival { id, chunk, unread, _room: None });
+        Ok(())
     }
 
     async fn fetch_piece(
@@ -521,12 +548,30 @@ impl Shared {
     }
 }
 
-/// The last of the bytes of two pieces of the stream that the next object may refer to.
-fn joined_end(mut history: Vec<u8>, content: Vec<u8>) -> Vec<u8> {
-    let kept = STREAM_HISTORY_BYTES.saturating_sub(content.len()).min(history.len());
-    history.drain(..history.len() - kept);
-    history.extend_from_slice(chunk_format::last_history(&content));
-    history
+/// Decodes an object as it comes and passes its content on in batches; answers the window that the next object may refer to.
+fn decode_object(
+    mut window: StreamWindow,
+    content_bytes: usize,
+    batch_bytes: usize,
+    mut fed: mpsc::Receiver<Bytes>,
+    decoded: &mpsc::Sender<Bytes>,
+) -> Result<StreamWindow, FormatError> {
+    let mut decoder = window.decode(content_bytes)?;
+    let mut passed = 0;
+    'pieces: while let Some(piece) = fed.blocking_recv() {
+        decoder.push(&piece)?;
+        while let Some(batch) = decoder.content().get(passed..content_bytes.min(passed + batch_bytes))
+            && !batch.is_empty()
+        {
+            if decoded.blocking_send(Bytes::copy_from_slice(batch)).is_err() {
+                // A batch before did not hold, which whoever took it says.
+                break 'pieces;
+            }
+            passed += batch.len();
+        }
+    }
+    decoder.finish()?;
+    Ok(window)
 }
 
 fn piece_bytes(shared: &Shared) -> u64 {

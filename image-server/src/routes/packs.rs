@@ -9,8 +9,7 @@ use std::sync::Arc;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
-use chunk_format::{FormatError, MAX_PACK_BYTES, Namespace, PackId};
-use sha2::{Digest, Sha256};
+use chunk_format::{FormatError, MAX_PACK_BYTES, Namespace, PackHasher, PackId};
 
 use crate::app::App;
 use crate::clock::now_ms;
@@ -49,12 +48,12 @@ async fn receive(app: &App, mut body: BodyReader, pack: PackId) -> Result<Stagin
     let name = secret::random::<16>().map_err(ApiError::internal)?;
     let name: String = name.iter().map(|byte| format!("{byte:02x}")).collect();
     let mut staging = app.storage.stage(&name).await?;
-    let mut hash = Sha256::new();
+    let mut hash = PackHasher::default();
     while let Some(bytes) = body.next().await? {
         hash.update(&bytes);
         staging.write(bytes).await?;
     }
-    let found = PackId::from_bytes(hash.finalize().into());
+    let found = hash.finish();
     if found != pack {
         let (expected, found) = (pack.to_string(), found.to_string());
         return Err(ApiError::Damaged(FormatError::IdMismatch { what: "pack", expected, found }));

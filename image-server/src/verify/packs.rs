@@ -4,10 +4,11 @@ use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
 use bytes::Bytes;
-use chunk_format::{ChunkId, FormatError, ID_BYTES, PACK_HEADER_BYTES, PackEntry, PackFooter, PackId};
+use chunk_format::{
+    ChunkId, FormatError, ID_BYTES, PACK_HEADER_BYTES, PackEntry, PackFooter, PackHasher, PackId,
+};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use object_store::path::Path;
-use sha2::{Digest, Sha256};
 
 use super::{ADVICE_DATABASE, ADVICE_PACK, BadPack, Check, Part, VerifyError, readers};
 use crate::database::packs::{self, PackRow, PackRowId};
@@ -145,7 +146,7 @@ impl Check<'_> {
         footer: &PackFooter,
     ) -> Result<ReadPack, VerifyError> {
         let decoder = PackDecoder::new(footer).map_err(VerifyError::Decoder)?;
-        let mut reader = PackReader { decoder, hash: Sha256::new(), bad_frames: HashMap::new() };
+        let mut reader = PackReader { decoder, hash: PackHasher::default(), bad_frames: HashMap::new() };
         let head = self.storage.read_range(path, 0..PACK_HEADER_BYTES as u64).await?;
         reader.hash.update(&head);
         let mut end = PACK_HEADER_BYTES as u64;
@@ -163,8 +164,7 @@ impl Check<'_> {
         for range in pieces(end..len_bytes) {
             reader.hash.update(&self.storage.read_range(path, range).await?);
         }
-        let id = PackId::from_bytes(reader.hash.finalize().into());
-        Ok(ReadPack { id, bad_frames: reader.bad_frames })
+        Ok(ReadPack { id: reader.hash.finish(), bad_frames: reader.bad_frames })
     }
 
     /// Compares the rows of a pack's chunks with its table. A chunk may well lie in another pack as far as rows go: the
@@ -211,7 +211,7 @@ fn pieces(range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
 
 struct PackReader {
     decoder: PackDecoder,
-    hash: Sha256,
+    hash: PackHasher,
     bad_frames: HashMap<u32, FormatError>,
 }
 

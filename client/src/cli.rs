@@ -265,6 +265,9 @@ struct RebaseArgs {
     /// Go back to the golden version and the system disk before the last renewal
     #[arg(long)]
     undo: bool,
+    /// Stay on this golden version, and change what becomes of the system disk when the channel moves on
+    #[arg(long, value_name = "MODE", value_enum, conflicts_with_all = ["to", "undo"])]
+    mode: Option<ModeArg>,
 }
 
 #[derive(Debug, Args)]

@@ -95,6 +95,19 @@ pub struct Renewed {
     pub version: VersionInfo,
 }
 
+/// A desktop that has another mode.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct ModeChanged {
+    /// The mode before.
+    pub from: SystemMode,
+    /// The mode it has.
+    pub to: SystemMode,
+    /// The desktop's version before, which has the system disk as it was.
+    pub before: u64,
+    /// The desktop's version that has the mode.
+    pub version: VersionInfo,
+}
+
 /// Where a person wants a desktop to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Wanted {
@@ -237,6 +250,31 @@ impl Renewer<'_> {
         self.take_up(session, now, &golden, None, note, false).await
     }
 
+    /// Gives a desktop another mode. One that is to renew its system disk begins with that of the golden version it stands on; in
+    /// the other modes the system disk stays as it is.
+    ///
+    /// # Errors
+    /// [`RenewError`].
+    pub async fn set_mode(&self, session: &Session, mode: SystemMode) -> Result<ModeChanged, RenewError> {
+        let now = Now::of(session)?;
+        if now.mode == mode {
+            return Err(RenewError::Nowhere(format!("its mode is {mode} already")));
+        }
+        let head = self.settle(session).await?;
+        let golden = session.desktop.store().version(now.golden.id)?;
+        let disks = if mode == SystemMode::Renew { &golden.manifest } else { &head.manifest };
+        let system = disks.disk(DiskRole::System).cloned().ok_or_else(|| RenewError::Unfit {
+            image: now.base.image.clone(),
+            sequence: now.golden.sequence,
+            reason: "it has no system disk",
+        })?;
+        let note = format!("mode {mode}, before {}", now.mode);
+        let next = next_manifest(&head, &now.base, &golden, system, (self.syncer.now_ms)(), note);
+        let next = Manifest { system_mode: Some(mode), ..next };
+        let version = self.commit(session, next, &golden).await?;
+        Ok(ModeChanged { from: now.mode, to: mode, before: head.manifest.sequence, version })
+    }
+
     /// Tells the server what became of starts here; what cannot be told is told another time.
     pub async fn tell(&self, session: &Session, running: Option<ManifestId>) {
         tell(session, self.directory, &self.syncer.machine, running).await;
@@ -333,6 +371,16 @@ impl Renewer<'_> {
         if now.head.manifest.disks.iter().any(|disk| disk.chunk_size != system.chunk_size) {
             return Err(unfit("its chunks have another size"));
         }
+        let head = self.settle(session).await?;
+        let next = next_manifest(&head, &now.base, golden, system, (self.syncer.now_ms)(), note);
+        let committed = self.commit(session, next, golden).await?;
+        let to = NamedVersion { id: golden.id, sequence };
+        unless_noted(starts::note_moved(self.directory, to));
+        Ok(Renewed { image: now.base.image, from: now.golden.sequence, to, reverted, version: committed })
+    }
+
+    /// Commits what was written here; answers the head that the next version stands on.
+    async fn settle(&self, session: &Session) -> Result<Version, RenewError> {
         self.syncer.sync(&session.desktop, None).await?;
         // The sync may have made a version.
         let store = session.desktop.store();
@@ -343,14 +391,18 @@ impl Renewer<'_> {
             ));
         }
         head.manifest.check_writable()?;
-        let manifest = next_manifest(&head, &now.base, golden, system, (self.syncer.now_ms)(), note);
-        let manifest = Manifest { machine: self.syncer.machine.clone(), ..manifest };
-        let bytes = manifest.encode()?;
+        Ok(head)
+    }
+
+    async fn commit(
+        &self,
+        session: &Session,
+        next: Manifest,
+        golden: &Version,
+    ) -> Result<VersionInfo, RenewError> {
+        let bytes = Manifest { machine: self.syncer.machine.clone(), ..next }.encode()?;
         let version = Version::decode(bytes.clone(), self.syncer.key.sign(&bytes))?;
-        let committed = commit_renewal(self.syncer, store, &version, golden).await?;
-        let to = NamedVersion { id: golden.id, sequence };
-        unless_noted(starts::note_moved(self.directory, to));
-        Ok(Renewed { image: now.base.image, from: now.golden.sequence, to, reverted, version: committed })
+        commit_renewal(self.syncer, session.desktop.store(), &version, golden).await
     }
 }
 

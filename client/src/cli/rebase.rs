@@ -1,7 +1,9 @@
 //! `satchel rebase`
 
+use chunk_format::{Name, SystemMode};
 use satchel_client::lease::Claim;
-use satchel_client::renew::{Renewer, Wanted};
+use satchel_client::renew::{ModeChanged, Renewer, Wanted};
+use satchel_client::session::Session;
 
 use super::quantity::ByteSize;
 use super::{Context, OnMissingArg, OpenArgs, RebaseArgs, mount, now_ms};
@@ -16,14 +18,37 @@ pub(crate) async fn run(context: &Context, args: RebaseArgs) -> anyhow::Result<(
     let syncer = mount::syncer(&state, &session)?;
     let directory = state.desktop_path(&args.desktop);
     let renewer = Renewer { state: &state, syncer: &syncer, directory: &directory };
+    if let Some(mode) = args.mode {
+        let outcome = renewer.set_mode(&session, mode.into()).await;
+        close(&session).await?;
+        context.printer.result(&outcome?, |changed| say_changed(&args.desktop, changed))?;
+        return Ok(());
+    }
     let wanted = match (args.to, args.undo) {
         (Some(version), _) => Wanted::Version(version),
         (None, true) => Wanted::Undo,
         (None, false) => Wanted::Channel,
     };
     let outcome = renewer.rebase(&session, &wanted).await;
-    tokio::task::block_in_place(|| session.desktop.close())?;
-    session.release_lease(now_ms()).await;
+    close(&session).await?;
     context.printer.result(&outcome?, |renewed| mount::say_renewed(&args.desktop, renewed))?;
     Ok(())
+}
+
+async fn close(session: &Session) -> anyhow::Result<()> {
+    tokio::task::block_in_place(|| session.desktop.close())?;
+    session.release_lease(now_ms()).await;
+    Ok(())
+}
+
+fn say_changed(desktop: &Name, changed: &ModeChanged) -> String {
+    let ModeChanged { from, to, before, version } = changed;
+    let kept = match to {
+        SystemMode::Renew => format!(
+            "; its system disk is the image's again, and as it was in version {before} \
+             (satchel browse {desktop}@{before} DIRECTORY)"
+        ),
+        SystemMode::Keep | SystemMode::Own => String::new(),
+    };
+    format!("the mode of {desktop} is {to}, and was {from} (version {}){kept}", version.sequence)
 }

@@ -136,6 +136,48 @@ fn desktops_take_up_a_new_version_as_their_mode_says() {
 }
 
 #[test]
+fn a_desktops_mode_can_be_changed() {
+    require!(fuse);
+    let published = Publication::new(68, IMAGE_BYTES);
+    let first = Model::of(published.content, IMAGE_BYTES);
+    let laptop = published.machine("laptop");
+    create(&laptop, "work", "own");
+    let (mut system, mut home) = (first.clone(), Model::zeros(HOME_BYTES));
+    let mount = laptop.mount("work");
+    write(&mut system, &mount.system(), 70_000);
+    write(&mut home, &mount.home(), 5000);
+    mount.unmount();
+
+    // What was not synced yet is, and nothing else changes.
+    let said = laptop.satchel(["rebase", "work", "--mode", "keep"]).ok().stdout;
+    assert_eq!(said.trim(), "the mode of work is keep, and was own (version 3)");
+    assert_eq!(notes(&laptop, "work"), ["mode keep, before own", "", ""]);
+    visit(&laptop, "work", (&system, &home), nothing);
+    let refused = laptop.satchel(["rebase", "work", "--mode", "keep"]).exited(1);
+    assert!(refused.stderr.contains("its mode is keep already"), "{}", refused.stderr);
+
+    // One that renews begins with the image's system disk; the other is in the version before.
+    let said = laptop.satchel(["rebase", "work", "--mode", "renew"]).ok().stdout;
+    assert!(said.contains("as it was in version 3 (satchel browse work@3 DIRECTORY)"), "{said}");
+    visit(&laptop, "work", (&first, &home), |mount| write(&mut first.clone(), &mount.system(), 9000));
+    visit(&laptop, "work", (&first, &home), nothing);
+    let other = published.machine("other");
+    visit(&other, "work", (&first, &home), nothing);
+
+    // What a machine that renewed wrote last is no part of what is kept from now on.
+    visit(&laptop, "work", (&first, &home), |mount| write(&mut first.clone(), &mount.system(), 9000));
+    let changed = laptop.satchel(["--json", "rebase", "work", "--mode", "own"]).ok().json();
+    assert_eq!((&changed["from"], &changed["to"]), (&"renew".into(), &"own".into()), "{changed}");
+    let mut system = first;
+    visit(&laptop, "work", (&system.clone(), &home), |mount| write(&mut system, &mount.system(), 30_000));
+    visit(&laptop, "work", (&system, &home), nothing);
+    let _ = push(&published, 69, &[]);
+    visit(&laptop, "work", (&system, &home), nothing);
+    assert_eq!(laptop.status("work")["system_mode"], "own");
+    published.server.verify();
+}
+
+#[test]
 fn a_channel_moves_for_some_and_back_for_all() {
     require!(fuse);
     let published = Publication::new(63, IMAGE_BYTES);

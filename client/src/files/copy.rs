@@ -5,17 +5,20 @@
 //! `e2fsck` looks at the result. While `debugfs` writes the file system says that it must be checked, so that a crash in
 //! the middle leaves one that the guest's own check, or the next copy, puts in order.
 
+mod e2fsprogs;
+
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
 use std::sync::Arc;
 
 use chunk_format::DiskRole;
 use serde::Serialize;
+
+use e2fsprogs::{check, edit, fits_line, is_plain, link_line, quoted, write_line};
 
 use super::{DiskFiles, Effort, Entry, FileKind, FileSystem, FilesError, Inode, InodeNumber, shown};
 use crate::image::DiskImage;
@@ -25,13 +28,6 @@ const MAX_DEPTH: usize = 256;
 /// Files of one copy.
 const MAX_ITEMS: usize = 1 << 20;
 const STEP_BYTES: usize = 1 << 20;
-/// The longest line that `debugfs` is given. It reads so many bytes at a time (`BUFSIZ`, 1,024 with musl) and takes what
-/// is left of a longer line for a command of its own, among them `!`, which is the shell's.
-const MAX_LINE_BYTES: usize = 1000;
-/// Bytes that are kept of what a program says.
-const MAX_SAID_BYTES: usize = 2000;
-/// Where the programs may be beside the places of ordinary users.
-const MORE_PATHS: &str = "/usr/sbin:/sbin";
 
 /// Why files were not copied, or not all.
 #[derive(Debug, thiserror::Error)]
@@ -261,30 +257,6 @@ impl Stager<'_> {
         }
         Ok(())
     }
-}
-
-/// No line of `debugfs` ends in it.
-fn is_plain(name: &[u8]) -> bool {
-    !name.iter().any(|byte| byte.is_ascii_control())
-}
-
-/// `debugfs` takes it for one command.
-fn fits_line(line: &[u8]) -> bool {
-    line.len() <= MAX_LINE_BYTES && is_plain(line)
-}
-
-/// A word of a line of `debugfs`.
-fn quoted(text: &[u8]) -> Vec<u8> {
-    let inner = text.iter().flat_map(|byte| if *byte == b'"' { b"\"\"".to_vec() } else { vec![*byte] });
-    [b"\"".to_vec(), inner.collect(), b"\"".to_vec()].concat()
-}
-
-fn write_line(staged: &Path, name: &[u8]) -> Vec<u8> {
-    [b"write".to_vec(), quoted(staged.as_os_str().as_encoded_bytes()), quoted(name)].join(&b' ')
-}
-
-fn link_line(name: &[u8], target: &[u8]) -> Vec<u8> {
-    [b"symlink".to_vec(), quoted(name), quoted(target)].join(&b' ')
 }
 
 /// A directory that is there, and what belongs into it, by the name it gets.
@@ -565,269 +537,5 @@ fn same_bytes(fs: &FileSystem, written: &Inode, staged: &Path) -> Result<bool, C
     Ok(true)
 }
 
-/// What a program has done.
-struct Outcome {
-    code: Option<i32>,
-    said: String,
-}
-
-/// Runs `e2fsck`; it says most on its standard output, and why it gives up at the end.
-fn check(options: &[&str], device: &OsString) -> Result<Outcome, CopyError> {
-    let mut command = Command::new("e2fsck");
-    command.args(options).arg(device);
-    let mut said = Vec::new();
-    let status = run("e2fsck", command, true, |part| {
-        said.extend_from_slice(part);
-        said.drain(..said.len().saturating_sub(MAX_SAID_BYTES));
-    })?;
-    Ok(Outcome { code: status.code(), said: lines(&said) })
-}
-
-/// Runs a script of `debugfs`. It goes on after a command that failed, and ends well: that it said something on its
-/// standard error beside its name is the only sign. What it said first tells why.
-fn edit(commands: &Path, device: &OsString) -> Result<Outcome, CopyError> {
-    let mut flag = OsString::from("-f");
-    flag.push(commands);
-    let mut command = Command::new("debugfs");
-    command.arg("-w").arg(flag).arg(device);
-    let mut said = Vec::new();
-    let status = run("debugfs", command, false, |part| {
-        let room = MAX_SAID_BYTES.saturating_sub(said.len()).min(part.len());
-        said.extend_from_slice(&part[..room]);
-    })?;
-    Ok(Outcome { code: status.code(), said: lines(&said) })
-}
-
-/// Runs a program, and hands out what it says on its standard error, and its standard output if that counts.
-fn run(
-    program: &'static str,
-    mut command: Command,
-    output_counts: bool,
-    mut hear: impl FnMut(&[u8]),
-) -> Result<ExitStatus, CopyError> {
-    let failed = |source| CopyError::NoTool { program, source };
-    let path = std::env::var("PATH").unwrap_or_default();
-    let (mut said, speaker) = io::pipe().map_err(failed)?;
-    let output = if output_counts { speaker.try_clone().map_err(failed)?.into() } else { Stdio::null() };
-    let command = command
-        .env("PATH", format!("{path}:{MORE_PATHS}"))
-        .env("LC_ALL", "C")
-        .env("DEBUGFS_PAGER", "cat")
-        .stdin(Stdio::null())
-        .stdout(output)
-        .stderr(speaker);
-    let mut child = command.spawn().map_err(failed)?;
-    // Else it would never end: this program would still have its other end.
-    command.stdout(Stdio::null()).stderr(Stdio::null());
-    let mut part = [0; 4096];
-    loop {
-        match said.read(&mut part) {
-            Ok(0) => break,
-            Ok(read) => hear(&part[..read]),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => {
-                let _ = child.kill();
-                let _ = child.wait();
-                return Err(failed(error));
-            }
-        }
-    }
-    child.wait().map_err(failed)
-}
-
-/// What a program said in one line, without its name and version.
-fn lines(said: &[u8]) -> String {
-    let lines = said.split(|byte| *byte == b'\n');
-    let lines = lines.filter(|line| !line.is_empty() && !is_banner(line));
-    lines.map(shown).collect::<Vec<_>>().join("; ")
-}
-
-/// Whether a line is the one by which a program of e2fsprogs begins: `debugfs 1.47.0 (5-Feb-2023)`.
-fn is_banner(line: &[u8]) -> bool {
-    let rest = line.strip_prefix(b"debugfs ").or_else(|| line.strip_prefix(b"e2fsck "));
-    rest.is_some_and(|rest| rest.first().is_some_and(u8::is_ascii_digit) && rest.ends_with(b")"))
-}
-
 #[cfg(test)]
-mod tests {
-    use std::fs;
-    use std::os::unix::ffi::OsStrExt;
-    use std::os::unix::fs::{PermissionsExt, symlink};
-
-    use super::*;
-    use crate::files::ext4::tests::Made;
-
-    const ROOM: u64 = 64 << 20;
-
-    fn target(made: &Made, device: &Path) -> Target<'static> {
-        let device: &'static Path = Box::leak(device.to_owned().into_boxed_path());
-        Target { device, disk: made.image(), role: DiskRole::Home, of: "work".to_owned() }
-    }
-
-    #[test]
-    fn a_tree_is_copied_with_its_modes_owners_and_times() {
-        let from = Made::new();
-        fs::create_dir_all(from.tree().join("d/<2>/e")).unwrap();
-        fs::write(from.tree().join("d/a \"b\" c"), vec![7; 100_000]).unwrap();
-        fs::write(from.tree().join("d/<2>/e/f"), "deep").unwrap();
-        fs::set_permissions(from.tree().join("d/<2>/e/f"), fs::Permissions::from_mode(0o4711)).unwrap();
-        symlink("some where/<5>", from.tree().join("d/link")).unwrap();
-        let to = Made::new();
-        fs::create_dir(to.tree().join("home")).unwrap();
-        fs::write(to.tree().join("home/old"), "old").unwrap();
-        if !from.make(16 << 20, &["-b", "1024"]) || !to.make(16 << 20, &["-b", "4096"]) {
-            return;
-        }
-        from.debugfs("set_inode_field /d/link uid 77777\nset_inode_field /d/<2>/e/f mtime @1700000000\n");
-        let source = from.open().unwrap().unwrap();
-        let work = tempfile::tempdir().unwrap();
-        let staged = stage(&source, b"/d", work.path(), ROOM).unwrap();
-        let disk = to.disk();
-        let target = target(&to, &disk);
-        let scripts = tempfile::tempdir().unwrap();
-        let copied = target.write(&staged, b"/home", false, scripts.path()).unwrap();
-        assert_eq!((copied.files, copied.directories, copied.links, copied.bytes), (2, 3, 1, 100_004));
-        let fs = to.open().unwrap().unwrap();
-        for path in [&b"/d"[..], b"/d/a \"b\" c", b"/d/<2>/e/f", b"/d/link", b"/d/<2>"] {
-            let there = fs.resolve(&[b"/home", path].concat(), false).unwrap();
-            let was = source.resolve(path, false).unwrap();
-            let facts = |inode: &Inode| {
-                (inode.kind, inode.permissions, inode.uid, inode.gid, inode.modified, inode.accessed)
-            };
-            assert_eq!(facts(&there), facts(&was), "{}", shown(path));
-        }
-        let read = |path: &[u8]| fs.read_whole(&fs.resolve(path, true).unwrap(), 1 << 20).unwrap();
-        assert_eq!(read(b"/home/d/a \"b\" c"), vec![7; 100_000]);
-        assert_eq!(read(b"/home/old"), b"old");
-        // Again: only with force.
-        let again = target.write(&staged, b"/home", false, scripts.path()).unwrap_err();
-        assert!(matches!(again, CopyError::Exists { .. }), "{again}");
-        target.write(&staged, b"/home", true, scripts.path()).unwrap();
-        assert!(stage(&source, b"/d", work.path(), ROOM).is_err(), "staged over what was staged");
-    }
-
-    #[test]
-    fn what_cannot_be_written_down_is_refused() {
-        assert!(is_plain(b"a name") && is_plain("Łódź".as_bytes()));
-        assert!(!is_plain(b"a\nname") && !is_plain(b"\x1b[2J"));
-    }
-
-    /// A disk whose tree a test has filled, what of it is staged, and a disk to copy to.
-    fn copied(from: &Made, path: &[u8]) -> Option<Result<(Made, Copied), CopyError>> {
-        let to = Made::new();
-        if !from.make(16 << 20, &["-b", "4096"]) || !to.make(16 << 20, &["-b", "1024"]) {
-            return None;
-        }
-        let work = tempfile::tempdir().unwrap();
-        let source = from.open().unwrap().unwrap();
-        let disk = to.disk();
-        let copied = stage(&source, path, work.path(), ROOM)
-            .and_then(|staged| target(&to, &disk).write(&staged, b"/", false, work.path()));
-        Some(copied.map(|copied| (to, copied)))
-    }
-
-    #[test]
-    fn names_that_mean_something_to_debugfs_are_names() {
-        let names: [&[u8]; 12] = [
-            b"-p",
-            b"#x",
-            b"!touch owned",
-            b" blanks ",
-            b"%s",
-            b"~",
-            b"back\\slash",
-            b"'q'",
-            b"\"",
-            b"<2>",
-            b"\xff\xfe",
-            &[b'"'; 255],
-        ];
-        let from = Made::new();
-        fs::create_dir(from.tree().join("d")).unwrap();
-        for name in names {
-            let name = std::ffi::OsStr::from_bytes(name);
-            fs::create_dir(from.tree().join("d").join(name)).unwrap();
-            fs::write(from.tree().join("d").join(name).join(name), name.as_bytes()).unwrap();
-            fs::create_dir(from.tree().join("d").join(name).join("links")).unwrap();
-            symlink(name, from.tree().join("d").join(name).join("links/link")).unwrap();
-        }
-        let Some(copied) = copied(&from, b"/d") else { return };
-        let (to, copied) = copied.unwrap();
-        assert_eq!((copied.files, copied.directories, copied.links), (12, 25, 12));
-        let fs = to.open().unwrap().unwrap();
-        for name in names {
-            let file = fs.resolve(&[b"/d/", name, b"/", name].concat(), false).unwrap();
-            assert_eq!(fs.read_whole(&file, 1000).unwrap(), name);
-            let link = fs.resolve(&[b"/d/", name, b"/links/link"].concat(), false).unwrap();
-            assert_eq!(fs.target(&link).unwrap(), name);
-        }
-    }
-
-    #[test]
-    fn a_line_too_long_for_debugfs_is_refused_and_nothing_of_it_is_run() {
-        let from = Made::new();
-        let owned = from.directory.path().join("owned");
-        let name = "n".repeat(255);
-        let command = format!("!touch {} #", owned.display());
-        // With 8,192 or 1,024 bytes a read, the rest begins with the command.
-        for buffer_bytes in [8192, 1024] {
-            let room = buffer_bytes - 1 - "symlink \"\" \"".len() - name.len();
-            let fill = format!("{}{}", "\"".repeat(room / 2), "x".repeat(room % 2));
-            let tree = from.tree().join(buffer_bytes.to_string());
-            fs::create_dir(&tree).unwrap();
-            symlink(format!("{fill}{command}"), tree.join(&name)).unwrap();
-        }
-        for path in [&b"/8192"[..], b"/1024"] {
-            let Some(copied) = copied(&from, path) else { return };
-            let error = copied.err().unwrap();
-            assert!(matches!(error, CopyError::Uncopyable { .. }), "{error}");
-            assert!(!owned.exists());
-        }
-    }
-
-    #[test]
-    fn what_debugfs_says_is_an_error_though_it_ends_well() {
-        let made = Made::new();
-        if !made.make(16 << 20, &["-b", "1024"]) {
-            return;
-        }
-        let script = made.directory.path().join("script");
-        let device = made.disk().into_os_string();
-        fs::write(&script, "mkdir a\n").unwrap();
-        assert_eq!(edit(&script, &device).unwrap().said, "");
-        fs::write(&script, "mkdir a\nmkdir b\n").unwrap();
-        let done = edit(&script, &device).unwrap();
-        assert_eq!(done.code, Some(0));
-        assert!(done.said.contains("already exists"), "{}", done.said);
-        assert!(is_banner(b"debugfs 1.47.0 (5-Feb-2023)") && !is_banner(b"debugfs: no such file"));
-    }
-
-    #[test]
-    fn a_disk_without_room_says_so() {
-        let from = Made::new();
-        fs::write(from.tree().join("large"), vec![1; 5 << 20]).unwrap();
-        let to = Made::new();
-        if !from.make(16 << 20, &["-b", "1024"]) || !to.make(4 << 20, &["-b", "1024"]) {
-            return;
-        }
-        let source = from.open().unwrap().unwrap();
-        let (work, disk) = (tempfile::tempdir().unwrap(), to.disk());
-        let error = stage(&source, b"/large", work.path(), 4 << 20).unwrap_err();
-        assert!(error.to_string().contains("no room"), "{error}");
-        let work = tempfile::tempdir().unwrap();
-        let staged = stage(&source, b"/large", work.path(), ROOM).unwrap();
-        let error = target(&to, &disk).write(&staged, b"/", false, work.path()).unwrap_err();
-        assert!(matches!(error, CopyError::NotWritten { .. }), "{error}");
-    }
-
-    #[test]
-    fn a_path_without_a_name_and_a_deep_tree_are_refused() {
-        let from = Made::new();
-        fs::create_dir_all(from.tree().join(["d"; MAX_DEPTH + 2].join("/"))).unwrap();
-        for path in [&b"/d/.."[..], b"/d/.", b"/d"] {
-            let Some(copied) = copied(&from, path) else { return };
-            let error = copied.err().unwrap();
-            assert!(matches!(error, CopyError::Uncopyable { .. }), "{error}");
-        }
-    }
-}
+mod tests;

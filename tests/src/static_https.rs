@@ -1,13 +1,14 @@
 //! A directory on an HTTPS server that knows of nothing but files, as any static host is.
 
 use std::convert::Infallible;
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Component, Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use futures_util::stream;
@@ -32,26 +33,31 @@ type Body = BoxBody<Bytes, io::Error>;
 /// A loopback HTTPS server of the files below a directory: `GET` and `HEAD`, single byte ranges, HTTP/1.1.
 ///
 /// No HTTP/2: QEMU's https driver (7.2) stops for good in the middle of a disk where a server offers it.
-#[derive(Debug)]
 pub struct StaticHttps {
     address: SocketAddr,
     fingerprint: String,
+    acceptor: Arc<Mutex<TlsAcceptor>>,
     _threads: Threads,
+}
+
+impl fmt::Debug for StaticHttps {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StaticHttps").field("address", &self.address).finish_non_exhaustive()
+    }
 }
 
 impl StaticHttps {
     /// Serves `directory` on a free port of 127.0.0.1.
     pub fn start(directory: &Path) -> Self {
         let threads = Threads::start("static-https");
-        let (config, fingerprint) = tls::new_identity();
-        let mut config = Arc::unwrap_or_clone(config);
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let (acceptor, fingerprint) = new_identity();
+        let acceptor = Arc::new(Mutex::new(acceptor));
         let listener =
             std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a loopback port can be had");
         listener.set_nonblocking(true).expect("a socket can be made non-blocking");
         let address = listener.local_addr().expect("a bound socket has an address");
-        threads.runtime().spawn(serve(Arc::from(directory), listener, TlsAcceptor::from(Arc::new(config))));
-        Self { address, fingerprint, _threads: threads }
+        threads.runtime().spawn(serve(Arc::from(directory), listener, Arc::clone(&acceptor)));
+        Self { address, fingerprint, acceptor, _threads: threads }
     }
 
     /// Returns the address it listens on.
@@ -63,14 +69,31 @@ impl StaticHttps {
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
     }
+
+    /// Shows another certificate from the next connection on.
+    pub fn change_certificate(&self) {
+        *lock(&self.acceptor) = new_identity().0;
+    }
 }
 
-async fn serve(directory: Arc<Path>, listener: std::net::TcpListener, acceptor: TlsAcceptor) {
+fn new_identity() -> (TlsAcceptor, String) {
+    let (config, fingerprint) = tls::new_identity();
+    let mut config = Arc::unwrap_or_clone(config);
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    (TlsAcceptor::from(Arc::new(config)), fingerprint)
+}
+
+fn lock(acceptor: &Mutex<TlsAcceptor>) -> MutexGuard<'_, TlsAcceptor> {
+    acceptor.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+async fn serve(directory: Arc<Path>, listener: std::net::TcpListener, acceptor: Arc<Mutex<TlsAcceptor>>) {
     let listener = TcpListener::from_std(listener).expect("the listener is non-blocking");
     loop {
         // An error here is a connection that ended before it was accepted.
         if let Ok((stream, _)) = listener.accept().await {
-            tokio::spawn(connection(Arc::clone(&directory), stream, acceptor.clone()));
+            let acceptor = lock(&acceptor).clone();
+            tokio::spawn(connection(Arc::clone(&directory), stream, acceptor));
         }
     }
 }

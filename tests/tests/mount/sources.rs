@@ -142,6 +142,18 @@ fn a_source_with_another_certificate_is_not_used() {
 }
 
 #[test]
+fn a_source_whose_certificate_changes_is_left() {
+    require!(fuse);
+    let (published, laptop, tree) = with_export(67);
+    let (host, link, source) = behind_a_link(&tree);
+    add(&laptop, &source);
+    read_through(&published, &laptop, || {
+        host.change_certificate();
+        link.apply(Event::Reset);
+    });
+}
+
+#[test]
 fn a_list_of_sources_is_kept_and_nonsense_is_refused() {
     let published = Publication::new(67, IMAGE_BYTES);
     let laptop = published.machine_with_desktop("laptop");

@@ -45,6 +45,12 @@ pub enum CacheError {
         #[source]
         source: io::Error,
     },
+    /// There is no cache of this desktop.
+    #[error("there is no cache of this desktop in {}", path.display())]
+    NotThere {
+        /// Where it would be.
+        path: PathBuf,
+    },
     /// Another process uses this cache.
     #[error("the cache {} is in use by another process", path.display())]
     InUse {
@@ -136,17 +142,13 @@ impl Cache {
     /// `Open`, or `InUse` when another process has it open.
     pub fn open(dir: &Path, config: &CacheConfig) -> Result<Self, CacheError> {
         let (data_path, index_path) = (dir.join("cache.data"), dir.join("cache.index"));
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).mode(0o600);
         let open = |path: &Path| {
-            let mut options = OpenOptions::new();
-            options.read(true).write(true).create(true).truncate(false).mode(0o600);
             options.open(path).map_err(|source| CacheError::Open { path: path.to_owned(), source })
         };
         let (data, index_file) = (open(&data_path)?, open(&index_path)?);
-        match flock(&index_file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => return Err(CacheError::InUse { path: index_path }),
-            Err(error) => return Err(CacheError::Open { path: index_path, source: error.into() }),
-        }
+        lock_file(&index_file, &index_path)?;
         let slots = (config.limit_bytes / config.chunk_size.bytes_u64()).clamp(1, u64::from(u32::MAX / 2));
         let slots = u32::try_from(slots).unwrap_or(1);
         let index_failed = |source| CacheError::Open { path: index_path.clone(), source };
@@ -162,8 +164,39 @@ impl Cache {
             .and_then(|()| index_file.write_all_at(&header, 0))
             .map_err(index_failed)?;
         data.set_len(u64::from(slots) * config.chunk_size.bytes_u64()).map_err(data_failed)?;
+        Self::load_files(data, index_file, config.chunk_size, slots).map_err(index_failed)
+    }
+
+    /// Opens a cache that is there, to read what it holds: it keeps its size, whatever that is, and begins no other.
+    ///
+    /// # Errors
+    /// `NotThere`, also when it is of another owner; `InUse`, `Open`.
+    pub fn open_as_it_is(dir: &Path, chunk_size: ChunkSize, owner: &[u8; 32]) -> Result<Self, CacheError> {
+        let (data_path, index_path) = (dir.join("cache.data"), dir.join("cache.index"));
+        let not_there = || CacheError::NotThere { path: dir.to_owned() };
+        let mut options = OpenOptions::new();
+        options.read(true).write(true);
+        let open = |path: &Path| match options.open(path) {
+            Ok(file) => Ok(file),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(not_there()),
+            Err(source) => Err(CacheError::Open { path: path.to_owned(), source }),
+        };
+        let (data, index_file) = (open(&data_path)?, open(&index_path)?);
+        lock_file(&index_file, &index_path)?;
+        let failed = |source| CacheError::Open { path: index_path.clone(), source };
+        let mut found = vec![0; HEADER_BYTES];
+        if index_file.read_exact_at(&mut found, 0).is_err() || found != encode_header(chunk_size, owner) {
+            return Err(not_there());
+        }
+        let records_bytes = index_file.metadata().map_err(failed)?.len().saturating_sub(HEADER_BYTES as u64);
+        let slots = (records_bytes / RECORD_BYTES as u64).min(u64::from(u32::MAX / 2));
+        let slots = u32::try_from(slots).unwrap_or(0);
+        Self::load_files(data, index_file, chunk_size, slots).map_err(failed)
+    }
+
+    fn load_files(data: File, index_file: File, chunk_size: ChunkSize, slots: u32) -> io::Result<Self> {
         let mut cache = Self {
-            chunk_size: config.chunk_size,
+            chunk_size,
             data,
             index_file,
             slots: (0..slots).map(|_| Slot::default()).collect(),
@@ -182,7 +215,7 @@ impl Cache {
             foreseen: AtomicU64::new(0),
             wasted: AtomicU64::new(0),
         };
-        cache.load().map_err(index_failed)?;
+        cache.load()?;
         Ok(cache)
     }
 
@@ -458,6 +491,14 @@ impl Cache {
 
     fn lock(&self) -> MutexGuard<'_, Index> {
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn lock_file(index_file: &File, path: &Path) -> Result<(), CacheError> {
+    match flock(index_file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(()),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(CacheError::InUse { path: path.to_owned() }),
+        Err(error) => Err(CacheError::Open { path: path.to_owned(), source: error.into() }),
     }
 }
 

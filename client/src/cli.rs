@@ -13,11 +13,11 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use satchel_client::hint;
 use satchel_client::profile::LinkShape;
 use satchel_client::remote::Fingerprint;
-use satchel_client::source::SourceAddress;
 use satchel_client::state::StateDir;
 use satchel_client::versions::{DesktopRef, ImageRef};
 
 mod browse;
+mod cache;
 mod channel;
 mod claim;
 mod copy;
@@ -97,6 +97,9 @@ enum Command {
     Pin(PinArgs),
     /// Show or change where a desktop's chunks come from beside its server
     Source(SourceArgs),
+    /// Serve what this machine has of a desktop to your other machines
+    #[command(subcommand)]
+    Cache(cache::CacheCommand),
     /// Show what a desktop is doing
     Status(StatusArgs),
     /// List the versions of a desktop or image
@@ -347,15 +350,16 @@ struct ExportArgs {
 struct SourceArgs {
     /// The desktop
     desktop: Name,
-    /// Ask this source too: file:/DIRECTORY, or https://HOST/PREFIX with #SHA256:... to pin its certificate
+    /// Ask this source too: file:/DIRECTORY, https://HOST/PREFIX with #SHA256:... to pin its certificate, or the address that
+    /// `satchel cache serve` prints on another machine (`-` reads one from standard input)
     #[arg(long, value_name = "SOURCE")]
-    add: Vec<SourceAddress>,
+    add: Vec<String>,
     /// Ask what is added before the others
     #[arg(long, requires = "add")]
     first: bool,
-    /// Do not ask this source any more
+    /// Do not ask this source any more, named as it is listed
     #[arg(long, value_name = "SOURCE")]
-    remove: Vec<SourceAddress>,
+    remove: Vec<String>,
 }
 
 #[derive(Debug, Args)]
@@ -659,6 +663,7 @@ fn run(cli: Cli, printer: Printer) -> anyhow::Result<()> {
             Command::Checkpoint(args) => interruptible(sync::checkpoint(&context, args)).await,
             Command::Pin(args) => interruptible(pin::run(&context, args)).await,
             Command::Source(args) => source::run(&context, &args),
+            Command::Cache(cache::CacheCommand::Serve(args)) => cache::serve(&context, args).await,
             Command::Status(args) if args.watch => {
                 watch::run(&context, &args.desktop, Duration::from_secs(args.interval)).await
             }

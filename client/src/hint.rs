@@ -19,6 +19,7 @@ use crate::publish::PublishError;
 use crate::remote::RemoteError;
 use crate::renew::RenewError;
 use crate::rollback::RollbackError;
+use crate::serve::{IdentityError, ServeError};
 use crate::session::SessionError;
 use crate::source::{FailureKind, SourceError, SourceListError};
 use crate::state::StateError;
@@ -88,6 +89,9 @@ fn hint_of(error: &(dyn Error + 'static)) -> Option<String> {
     }
     if let Some(error) = error.downcast_ref::<RenewError>() {
         return of_renewal(error);
+    }
+    if let Some(error) = error.downcast_ref::<ServeError>() {
+        return of_serving(error);
     }
     let text = if let Some(EngineError::NoKvm { .. }) = error.downcast_ref() {
         "`--engine qemu` runs the desktop all the same, more slowly; for /dev/kvm, be in the group kvm"
@@ -211,7 +215,7 @@ fn of_damaged(path: &Path) -> &'static str {
 fn of_session(error: &SessionError) -> Option<String> {
     let text = match error {
         SessionError::InUse { .. } => {
-            "see `satchel status DESKTOP`; it is free once that process has unmounted it and ended"
+            "see `satchel status DESKTOP`; it is free once that process has ended: a mount, a run, or `satchel cache serve`"
         }
         SessionError::NoSuchDesktop { .. } => NO_DESKTOP,
         SessionError::LeaseHeld { .. } => {
@@ -220,6 +224,23 @@ fn of_session(error: &SessionError) -> Option<String> {
         }
         SessionError::LeaseExpired { .. } => {
             "connect to a network once. What was written here is kept, and is synced then"
+        }
+        _ => return None,
+    };
+    Some(text.to_owned())
+}
+
+fn of_serving(error: &ServeError) -> Option<String> {
+    let text = match error {
+        ServeError::InUse { .. } => "unmount it, or switch its machine off, and serve it then",
+        ServeError::NotHere { .. } => {
+            "serve it where it was run or pinned; `satchel pin DESKTOP` fetches all of one"
+        }
+        ServeError::Cache(CacheError::NotThere { .. }) => {
+            "nothing was fetched yet; `satchel pin DESKTOP` fetches all of it"
+        }
+        ServeError::Identity(IdentityError::Damaged { .. }) => {
+            "move the file away, or serve with `--new-address`: the other machines then need the new address"
         }
         _ => return None,
     };

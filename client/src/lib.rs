@@ -27,6 +27,7 @@ pub mod renew;
 pub mod rollback;
 pub mod run;
 mod said;
+pub mod serve;
 pub mod session;
 pub mod source;
 pub mod starts;

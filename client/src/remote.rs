@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 mod api;
+mod cache_host;
 mod channels;
 mod error;
 mod outgoing;
@@ -18,6 +19,7 @@ pub use api::{
     AfterExpiry, BaseInfo, DesktopInfo, GoldenInfo, ImageInfo, LeaseAnswer, LeaseInfo, LeaseWish, Listing,
     Placing, PresentIn, ServerInfo, VersionInfo, WantedInfo,
 };
+pub use cache_host::CacheHost;
 pub use channels::{ChannelInfo, ChannelMove, NamedVersion, Outcome, RollbackWord, Rollout, States};
 pub use error::RemoteError;
 pub use retention::{Policy, Retention};
@@ -27,8 +29,8 @@ pub use tls::{Fingerprint, Trust};
 use tls::ClientTls;
 
 /// The interface version this client speaks.
-const API_VERSION: &str = "1";
-const API_HEADER: &str = "satchel-api";
+pub(crate) const API_VERSION: &str = "1";
+pub(crate) const API_HEADER: &str = "satchel-api";
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a response may stay silent before it counts as lost.

@@ -690,8 +690,10 @@ impl Opening<'_> {
         let volume = DirVolume::open(self.directory)
             .map_err(|source| SessionError::Lock { path: self.directory.to_owned(), source })?;
         let mut list = SourceList::load(&volume)?;
-        // What this program cannot use is not its business.
-        let mirrors: Vec<SourceAddress> = named.iter().filter_map(|mirror| mirror.parse().ok()).collect();
+        // What this program cannot use is not its business, and whose cache is asked is for its person to say.
+        let mirrors = named.iter().filter_map(|mirror| mirror.parse().ok());
+        let mirrors: Vec<SourceAddress> =
+            mirrors.filter(|mirror| !matches!(mirror, SourceAddress::Cache(_))).collect();
         if mirrors != list.mirrors {
             list.mirrors = mirrors;
             list.store(&volume)?;

@@ -8,12 +8,15 @@ use std::ops::Range;
 use std::time::Duration;
 
 use bytes::Bytes;
-use chunk_format::{ManifestId, Namespace, PackId, ProfileId, SegmentId, StreamId};
-use futures_util::future::BoxFuture;
+use chunk_format::{ChunkId, ManifestId, Namespace, PackId, ProfileId, SegmentId, StreamId};
+use futures_util::future::{BoxFuture, FutureExt, ready};
 use futures_util::stream::{BoxStream, TryStreamExt};
 
 mod address;
+mod cache;
+mod cache_address;
 mod directory;
+pub mod exchange;
 mod fixed;
 mod http;
 mod limited;
@@ -21,6 +24,8 @@ mod list;
 mod nobody;
 
 pub use address::{BadSource, SourceAddress};
+pub use cache::CacheSource;
+pub use cache_address::{CacheAddress, CacheToken, DEFAULT_PORT};
 pub use directory::DirectorySource;
 pub use fixed::StaticSource;
 pub use http::HttpSource;
@@ -58,6 +63,8 @@ pub enum Object {
     ProfileSignature(ProfileId),
     /// A part of a boot stream.
     Stream(StreamId),
+    /// A chunk by itself: only sources that hand chunks out by their ids have those.
+    Chunk(ChunkId),
 }
 
 impl fmt::Display for ObjectPath {
@@ -73,6 +80,7 @@ impl fmt::Display for ObjectPath {
             Object::Profile(id) => write!(f, "profiles/{id}"),
             Object::ProfileSignature(id) => write!(f, "profiles/{id}.sig"),
             Object::Stream(id) => write!(f, "streams/{id}"),
+            Object::Chunk(id) => write!(f, "chunks/{id}"),
         }
     }
 }
@@ -121,6 +129,42 @@ pub trait ChunkSource: Send + Sync + 'static {
         path: &'a ObjectPath,
         range: Option<Range<u64>>,
     ) -> BoxFuture<'a, Result<ObjectBody, SourceError>>;
+
+    /// Whether it is worth asking for an object, or for the chunks in it.
+    fn may_have(&self, object: &Object) -> bool {
+        !matches!(object, Object::Chunk(_))
+    }
+
+    /// Asks whether it answers, by the byte of an object that it was last asked for.
+    fn probe<'a>(&'a self, path: &'a ObjectPath) -> BoxFuture<'a, Result<(), SourceError>> {
+        self.get(path, Some(0..1)).map(|answer| answer.map(drop)).boxed()
+    }
+
+    /// Whether it hands chunks out by their ids: [`ChunkSource::chunks`] and [`ChunkSource::missing`] are for those that do.
+    fn hands_out_chunks(&self) -> bool {
+        false
+    }
+
+    /// Begins to fetch up to [`exchange::MAX_CHUNKS`] chunks; the answer is read by an [`exchange::AnswerDecoder`].
+    fn chunks<'a>(&'a self, ids: &'a [ChunkId]) -> BoxFuture<'a, Result<ObjectBody, SourceError>> {
+        ready(Err(self.has_objects_only(ids))).boxed()
+    }
+
+    /// Which of up to [`exchange::MAX_LOOKED_FOR`] chunks it lacks.
+    fn missing<'a>(&'a self, ids: &'a [ChunkId]) -> BoxFuture<'a, Result<Vec<bool>, SourceError>> {
+        ready(Err(self.has_objects_only(ids))).boxed()
+    }
+
+    /// The failure of who is asked for chunks by their ids and hands none out.
+    fn has_objects_only(&self, ids: &[ChunkId]) -> SourceError {
+        SourceError {
+            origin: self.origin(),
+            object: exchange::name_of(ids),
+            kind: FailureKind::NotFound,
+            retry_after: None,
+            cause: "it has whole objects only".into(),
+        }
+    }
 }
 
 /// Fetches a whole object of at most `limit_bytes`.

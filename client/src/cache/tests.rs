@@ -173,3 +173,24 @@ fn readers_never_see_a_reused_slot() {
     assert!(hits > 0);
     assert!(cache.stats().occupied <= 8);
 }
+
+#[test]
+fn a_cache_that_is_only_read_keeps_its_size_and_all_it_holds() {
+    let dir = tempfile::tempdir().unwrap();
+    let size = ChunkSize::new(SIZE as u64).unwrap();
+    let there = |owner| Cache::open_as_it_is(dir.path(), size, &owner);
+    assert!(matches!(there([1; 32]), Err(CacheError::NotThere { .. })));
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "none is begun");
+    let cache = Cache::open(dir.path(), &config(10)).unwrap();
+    fill(&cache, 1..6);
+    assert!(matches!(there([1; 32]), Err(CacheError::InUse { .. })));
+    drop(cache);
+    assert!(matches!(there([2; 32]), Err(CacheError::NotThere { .. })), "another's");
+    let bytes = || std::fs::read(dir.path().join("cache.index")).unwrap();
+    let before = bytes();
+    let cache = there([1; 32]).unwrap();
+    assert_eq!((cache.stats().slots, cache.stats().occupied), (10, 5));
+    assert!((1..6).all(|value| read(&cache, value) == CacheRead::Hit));
+    drop(cache);
+    assert_eq!(bytes(), before);
+}

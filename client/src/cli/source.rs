@@ -1,7 +1,11 @@
 //! `satchel source`
 
+use std::io::BufRead;
+
+use anyhow::Context as _;
+use clap::error::ErrorKind;
 use satchel_client::session::SessionError;
-use satchel_client::source::SourceList;
+use satchel_client::source::{SourceAddress, SourceList};
 use satchel_client::state::make_private_dir;
 use satchel_client::volume::DirVolume;
 use serde::Serialize;
@@ -16,6 +20,7 @@ struct Sources {
 }
 
 pub(crate) fn run(context: &Context, args: &SourceArgs) -> anyhow::Result<()> {
+    let added = args.add.iter().map(|text| address(text)).collect::<anyhow::Result<Vec<_>>>()?;
     let state = context.state()?;
     let (login, _) = state.remote()?;
     let directory = state.desktop_path(&args.desktop);
@@ -30,8 +35,8 @@ pub(crate) fn run(context: &Context, args: &SourceArgs) -> anyhow::Result<()> {
     for address in &args.remove {
         list.remove(address)?;
     }
-    for address in &args.add {
-        list.add(address.clone(), args.first);
+    for address in added {
+        list.add(address, args.first);
     }
     if !args.add.is_empty() || !args.remove.is_empty() {
         list.store(&volume)?;
@@ -45,4 +50,21 @@ pub(crate) fn run(context: &Context, args: &SourceArgs) -> anyhow::Result<()> {
         added.chain(mirrors).chain([format!("{} (the server)\n", sources.server)]).collect()
     })?;
     Ok(())
+}
+
+/// Reads an address. It is not the argument parser that does: that repeats what it cannot read, and an address may hold a
+/// secret.
+fn address(text: &str) -> anyhow::Result<SourceAddress> {
+    let mut line = String::new();
+    let text = match text {
+        "-" => {
+            std::io::stdin()
+                .lock()
+                .read_line(&mut line)
+                .context("cannot read an address from standard input")?;
+            line.trim()
+        }
+        text => text,
+    };
+    text.parse().or_else(|error| clap::Error::raw(ErrorKind::ValueValidation, format!("{error}\n")).exit())
 }

@@ -1,7 +1,7 @@
 //! Fetches what a start touches, in the order it does: as one download where most of it lacks, chunk by chunk where
 //! little does.
 //!
-//! An object of the boot stream is worth its download when most of its chunks are not here; what comes before it in the
+//! What a source that is asked first hands out by ids comes from there. Of the rest, an object of the boot stream is worth its download when most of its chunks are not here; what comes before it in the
 //! stream must be at hand to decode it, from memory or from the cache. Readers who need a chunk that the stream will
 //! soon bring wait for it; when it is far off, a request of its own overtakes the stream.
 
@@ -26,6 +26,7 @@ use super::flight::Flight;
 use super::pace::{Admitted, Pace};
 use super::{Arrival, Class, FetchError, Fetcher, OnMissing, Shared, Wanted, Wish};
 use crate::disk::{Base, BaseSegment};
+use crate::source::exchange::MAX_LOOKED_FOR;
 use crate::source::{Object, ObjectPath, SourceError, damaged};
 
 /// Segments asked for at once.
@@ -97,6 +98,8 @@ struct Entry {
     chunk: ChunkIndex,
     /// The disk still holds it.
     is_current: bool,
+    /// The source that is asked first has it, and hands it out by its id.
+    is_offered: bool,
 }
 
 /// A chunk that an object holds.
@@ -157,9 +160,13 @@ struct Boot<'a> {
 impl Boot<'_> {
     async fn run(&self) -> Result<(), FetchError> {
         self.load_segments().await?;
-        let entries = self.entries().await?;
+        let mut entries = self.entries().await?;
         if !entries.iter().any(|entry| self.is_missing(entry)) {
             return Ok(());
+        }
+        self.note_offers(&mut entries).await;
+        if !entries.iter().any(|entry| self.is_to_be_found(entry)) {
+            return self.fetch_offered(&entries).await;
         }
         // Whatever the stream does not bring is then one round trip away, not two.
         let locating = self.load_locators();
@@ -167,7 +174,39 @@ impl Boot<'_> {
         fetched
     }
 
+    /// Asks the source that is asked first which of the chunks that lack it hands out by their ids, if it does so.
+    async fn note_offers(&self, entries: &mut [Entry]) {
+        let Some((_, source)) = self.shared.sources.preferred_by_id(&self.plan.namespace, &[]) else {
+            return;
+        };
+        let missing = (0..entries.len()).filter(|at| entries.get(*at).is_some_and(|e| self.is_missing(e)));
+        let missing: Vec<usize> = missing.take(MAX_LOOKED_FOR).collect();
+        let ids: Vec<ChunkId> = missing.iter().filter_map(|at| Some(entries.get(*at)?.id)).collect();
+        let Some(first) = ids.first() else { return };
+        let path = ObjectPath { namespace: self.plan.namespace.clone(), object: Object::Chunk(*first) };
+        self.shared.counters.requests.fetch_add(1, Ordering::Relaxed);
+        match source.source.missing(&ids).await {
+            Ok(lacking) => {
+                self.shared.sources.succeeded(source);
+                for (at, lacks) in missing.into_iter().zip(lacking) {
+                    if let Some(entry) = entries.get_mut(at) {
+                        entry.is_offered = !lacks;
+                    }
+                }
+            }
+            Err(error) => _ = self.shared.note_failure(source, &path, &error),
+        }
+    }
+
+    async fn fetch_offered(&self, entries: &[Entry]) -> Result<(), FetchError> {
+        let offered: Vec<Entry> = entries.iter().filter(|entry| entry.is_offered).cloned().collect();
+        self.fetch_single(&offered).await
+    }
+
     async fn fetch(&self, entries: &[Entry]) -> Result<(), FetchError> {
+        // Before the stream is asked for, so that what it brings as well is not waited for there.
+        let offered: Vec<Entry> = entries.iter().filter(|entry| entry.is_offered).cloned().collect();
+        self.ask(&offered).await?;
         let Some(parts) = self.parts(entries) else {
             return self.fetch_single(entries).await;
         };
@@ -291,7 +330,8 @@ impl Boot<'_> {
             let disk = usize::from(entry.disk);
             let id = self.id(self.plan.recorded.get(disk), entry.chunk).await?;
             let now = self.id(self.plan.now.get(disk), entry.chunk).await?;
-            entries.push(Entry { id, disk, chunk: entry.chunk, is_current: id == now });
+            let is_current = id == now;
+            entries.push(Entry { id, disk, chunk: entry.chunk, is_current, is_offered: false });
         }
         Ok(entries)
     }
@@ -309,7 +349,7 @@ impl Boot<'_> {
         let mut parts = Vec::with_capacity(streams.len());
         for stream in streams {
             let end = start + stream.entries as usize;
-            let missing = entries.get(start..end)?.iter().filter(|entry| self.is_missing(entry)).count();
+            let missing = entries.get(start..end)?.iter().filter(|entry| self.is_to_be_found(entry)).count();
             let way = match missing {
                 0 => Way::Here,
                 _ if missing * 100 >= (end - start) * LEAST_MISSING_PERCENT => Way::Stream,
@@ -323,6 +363,10 @@ impl Boot<'_> {
 
     fn is_missing(&self, entry: &Entry) -> bool {
         entry.is_current && !entry.id.is_zero() && !self.shared.cache.contains(&entry.id)
+    }
+
+    fn is_to_be_found(&self, entry: &Entry) -> bool {
+        self.is_missing(entry) && !entry.is_offered
     }
 
     /// Notes what the stream will bring, and when, so that nobody asks for it meanwhile.
@@ -519,7 +563,7 @@ impl Shared {
         admitted: Admitted,
     ) -> Result<Bytes, FetchError> {
         let admitted = tokio::sync::Mutex::new(admitted);
-        self.try_sources(path, OnMissing::Fail, |source| {
+        self.try_sources(path, OnMissing::Fail, Vec::new(), |_, source| {
             let (admitted, range) = (&admitted, range.clone());
             async move {
                 let mut admitted = admitted.lock().await;

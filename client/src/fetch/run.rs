@@ -11,30 +11,45 @@ use futures_util::stream::TryStreamExt;
 use tokio::sync::Mutex;
 
 use super::pace::Admitted;
-use super::queue::{Job, Run};
+use super::queue::{Job, PlacedFrame, Run};
 use super::{Arrival, Class, Shared};
 use crate::source::{ChunkSource, FailureKind, Object, ObjectPath, SourceError, damaged};
 
 impl Shared {
-    /// Fetches every chunk of a run, in as many requests as it takes.
+    /// Fetches every chunk of a run, in as many requests as it takes; what a source by ids lacks is queued again.
     pub(super) async fn fetch_run(&self, run: Run, admitted: Admitted) {
-        let path = ObjectPath { namespace: run.pack.namespace.clone(), object: Object::Pack(run.pack.pack) };
-        // Jobs leave it as their chunks arrive, so that another request asks for the rest only. One attempt holds it
-        // at a time.
-        let request = Mutex::new(Request { left: VecDeque::from(run.jobs), admitted });
+        match run {
+            Run::Packed { pack, jobs } => {
+                let path = ObjectPath { namespace: pack.namespace.clone(), object: Object::Pack(pack.pack) };
+                self.fetch_packed(&path, Request::new(jobs, admitted)).await;
+            }
+            Run::ById { namespace, jobs } => self.fetch_by_id(&namespace, Request::new(jobs, admitted)).await,
+        }
+    }
+
+    async fn fetch_packed(&self, path: &ObjectPath, request: Request) {
+        let passed_over = request.left.front().map(|job| job.passed_over.clone()).unwrap_or_default();
+        // One attempt holds it at a time.
+        let request = Mutex::new(request);
         let fetched = self
-            .try_sources(&path, self.on_missing, |source| {
-                let (path, request) = (&path, &request);
-                async move { self.fetch_frames(&*source, path, &mut *request.lock().await).await }
+            .try_sources(path, self.on_missing, passed_over, |at, source| {
+                let request = &request;
+                async move {
+                    let request = &mut *request.lock().await;
+                    match source.hands_out_chunks() {
+                        true => self.fetch_chunks(&*source, at, path, request).await,
+                        false => self.fetch_frames(&*source, path, request).await,
+                    }
+                }
             })
             .await;
+        let Request { left, lacking, admitted } = request.into_inner();
+        drop(admitted);
         if let Err(error) = fetched {
             let error = Arc::new(error);
-            for job in request.into_inner().left {
-                self.lock_flights().remove(&job.id);
-                job.flight.finish(Err(Arc::clone(&error)));
-            }
+            left.iter().for_each(|job| self.give_up(&job.id, &job.flight, &error));
         }
+        self.enqueue(lacking);
     }
 
     /// Makes one request. Chunks of a broken answer that came whole and right are kept, whatever follows them.
@@ -57,7 +72,7 @@ impl Shared {
         &self,
         source: &dyn ChunkSource,
         path: &ObjectPath,
-        Request { left, admitted }: &mut Request,
+        Request { left, admitted, .. }: &mut Request,
         wrong: &mut VecDeque<(Job, FormatError)>,
     ) -> Result<(), SourceError> {
         let Some(range) = span(left) else { return Ok(()) };
@@ -67,9 +82,7 @@ impl Shared {
         let mut buffer = BytesMut::new();
         // Where in the pack the buffer's first byte lies.
         let mut at = range.start;
-        while let Some(job) = left.front() {
-            let start = u64::from(job.offset);
-            let end = start + u64::from(job.frame_len);
+        while let Some((start, end)) = left.front().and_then(Job::frame).map(|f| (f.start(), f.end())) {
             let arrived = at + buffer.len() as u64;
             if arrived < end {
                 let Some(part) = body.try_next().await? else {
@@ -86,11 +99,10 @@ impl Shared {
             }
             let gap = start.saturating_sub(at);
             drop(buffer.split_to(usize::try_from(gap).unwrap_or(usize::MAX).min(buffer.len())));
-            let frame = buffer.split_to((job.frame_len as usize).min(buffer.len()));
+            let frame = buffer.split_to(usize::try_from(end - start).unwrap_or(usize::MAX).min(buffer.len()));
             at = end;
-            let decoded = self.decode(job, &frame);
             let Some(job) = left.pop_front() else { break };
-            match decoded {
+            match self.decode(&job, &frame) {
                 Ok(chunk) => self.land(job, chunk).await,
                 Err(error) => wrong.push_back((job, error)),
             }
@@ -98,13 +110,13 @@ impl Shared {
         Ok(())
     }
 
-    fn decode(&self, job: &Job, frame: &[u8]) -> Result<Bytes, FormatError> {
+    pub(super) fn decode(&self, job: &Job, frame: &[u8]) -> Result<Bytes, FormatError> {
         let mut chunk = vec![0; self.cache.chunk_size().bytes()];
         self.with_decoder(|decoder| decoder.decode_chunk(frame, job.id, &mut chunk))?;
         Ok(chunk.into())
     }
 
-    async fn land(&self, mut job: Job, chunk: Bytes) {
+    pub(super) async fn land(&self, mut job: Job, chunk: Bytes) {
         self.counters.chunks.fetch_add(1, Ordering::Relaxed);
         let foreseen = job.class != Class::Waiting;
         let unread = self.tell(&job.flight, &chunk, foreseen);
@@ -116,13 +128,22 @@ impl Shared {
 }
 
 /// One request, and what of it is still to come.
-struct Request {
-    left: VecDeque<Job>,
-    admitted: Admitted,
+pub(super) struct Request {
+    /// Jobs leave it as their chunks arrive, so that another request asks for the rest only.
+    pub(super) left: VecDeque<Job>,
+    /// What a source that was asked by ids lacks.
+    pub(super) lacking: Vec<Job>,
+    pub(super) admitted: Admitted,
+}
+
+impl Request {
+    fn new(jobs: Vec<Job>, admitted: Admitted) -> Self {
+        Self { left: jobs.into(), lacking: Vec::new(), admitted }
+    }
 }
 
 /// The range of the pack that holds all these frames, which are in its order.
 fn span(jobs: &VecDeque<Job>) -> Option<Range<u64>> {
-    let (first, last) = (jobs.front()?, jobs.back()?);
-    Some(u64::from(first.offset)..u64::from(last.offset) + u64::from(last.frame_len))
+    let (first, last) = (jobs.front()?.frame()?, jobs.back()?.frame()?);
+    Some(PlacedFrame::start(first)..PlacedFrame::end(last))
 }

@@ -20,13 +20,19 @@ impl SegmentStore {
 
     /// The segment, if it is here and whole.
     pub fn load(&self, id: SegmentId) -> Option<Segment> {
+        self.load_frame(id).map(|(segment, _)| segment)
+    }
+
+    /// The segment and its frame, if it is here and whole.
+    pub fn load_frame(&self, id: SegmentId) -> Option<(Segment, Vec<u8>)> {
         let path = self.path(id);
         let length = std::fs::metadata(&path).ok()?.len();
         if length > frame_len_max(SEGMENT_BYTES) as u64 {
             return None;
         }
         let frame = std::fs::read(&path).ok()?;
-        Segment::decode(&frame, id, &mut FrameDecoder::new().ok()?).ok()
+        let segment = Segment::decode(&frame, id, &mut FrameDecoder::new().ok()?).ok()?;
+        Some((segment, frame))
     }
 
     /// Whether a file of this name is here.

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use chunk_format::ChunkId;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{StreamExt, TryStreamExt, unfold};
 
-use crate::source::{ChunkSource, FailureKind, ObjectBody, ObjectPath, SourceError};
+use crate::source::exchange::name_of;
+use crate::source::{ChunkSource, FailureKind, Object, ObjectBody, ObjectPath, SourceError};
 
 /// While other answers of the source still come in, a silent one is only being outrun by them: it may be silent for
 /// this many limits.
@@ -26,6 +28,10 @@ impl SilenceLimited {
     pub(super) fn new(inner: Arc<dyn ChunkSource>, limit: Duration) -> Self {
         Self { inner, limit, progress: Arc::default() }
     }
+
+    fn watch(&self, object: String) -> Watch {
+        Watch { limit: self.limit, progress: Arc::clone(&self.progress), origin: self.inner.origin(), object }
+    }
 }
 
 impl ChunkSource for SilenceLimited {
@@ -39,23 +45,34 @@ impl ChunkSource for SilenceLimited {
         range: Option<Range<u64>>,
     ) -> BoxFuture<'a, Result<ObjectBody, SourceError>> {
         Box::pin(async move {
-            let watch = Watch {
-                limit: self.limit,
-                progress: Arc::clone(&self.progress),
-                origin: self.inner.origin(),
-                object: path.to_string(),
-            };
+            let watch = self.watch(path.to_string());
             let body = watch.over(self.inner.get(path, range)).await?;
-            let watched = unfold(Some((body, watch)), |state| async move {
-                let (mut body, watch) = state?;
-                match watch.over(body.try_next()).await {
-                    Ok(Some(part)) => Some((Ok(part), Some((body, watch)))),
-                    Ok(None) => None,
-                    Err(error) => Some((Err(error), None)),
-                }
-            });
-            Ok(watched.boxed())
+            Ok(watch.over_body(body))
         })
+    }
+
+    fn may_have(&self, object: &Object) -> bool {
+        self.inner.may_have(object)
+    }
+
+    fn probe<'a>(&'a self, path: &'a ObjectPath) -> BoxFuture<'a, Result<(), SourceError>> {
+        Box::pin(async move { self.watch(path.to_string()).over(self.inner.probe(path)).await })
+    }
+
+    fn hands_out_chunks(&self) -> bool {
+        self.inner.hands_out_chunks()
+    }
+
+    fn chunks<'a>(&'a self, ids: &'a [ChunkId]) -> BoxFuture<'a, Result<ObjectBody, SourceError>> {
+        Box::pin(async move {
+            let watch = self.watch(name_of(ids));
+            let body = watch.over(self.inner.chunks(ids)).await?;
+            Ok(watch.over_body(body))
+        })
+    }
+
+    fn missing<'a>(&'a self, ids: &'a [ChunkId]) -> BoxFuture<'a, Result<Vec<bool>, SourceError>> {
+        Box::pin(async move { self.watch(name_of(ids)).over(self.inner.missing(ids)).await })
     }
 }
 
@@ -67,6 +84,19 @@ struct Watch {
 }
 
 impl Watch {
+    /// The body, given up on when nothing of it comes for too long.
+    fn over_body(self, body: ObjectBody) -> ObjectBody {
+        unfold(Some((body, self)), |state| async move {
+            let (mut body, watch) = state?;
+            match watch.over(body.try_next()).await {
+                Ok(Some(part)) => Some((Ok(part), Some((body, watch)))),
+                Ok(None) => None,
+                Err(error) => Some((Err(error), None)),
+            }
+        })
+        .boxed()
+    }
+
     async fn over<T>(&self, step: impl Future<Output = Result<T, SourceError>>) -> Result<T, SourceError> {
         tokio::pin!(step);
         let mut silent_limits = 0;

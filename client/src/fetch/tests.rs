@@ -5,6 +5,7 @@ use crate::cache::CacheConfig;
 use crate::upstream::MemoryServer;
 
 mod boot;
+mod by_id;
 
 const CHUNK: usize = 4096;
 
@@ -18,6 +19,15 @@ struct Rig {
 
 impl Rig {
     fn new(chunks: usize, on_missing: OnMissing) -> Self {
+        Self::beside(chunks, on_missing, |_| None)
+    }
+
+    /// A rig that asks a source, made for this content, before the server.
+    fn beside(
+        chunks: usize,
+        on_missing: OnMissing,
+        first: impl FnOnce(&[u8]) -> Option<Arc<dyn ChunkSource>>,
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let server = MemoryServer::default();
         let namespace: Namespace = "image/debian".parse().unwrap();
@@ -34,9 +44,10 @@ impl Rig {
         let base = Arc::new(Base::new(&disk, |_| namespace.clone()));
         let config = CacheConfig { chunk_size: template.chunk_size, limit_bytes: 1 << 20, owner: [0; 32] };
         let cache = Arc::new(Cache::open(dir.path(), &config).unwrap());
+        let sources = first(&content).into_iter().chain([Arc::new(server.clone()) as Arc<dyn ChunkSource>]);
         let fetcher = Fetcher::new(
             &Handle::current(),
-            vec![Arc::new(server.clone())],
+            sources.collect(),
             cache,
             SegmentStore::new(dir.path().join("segments")),
             on_missing,

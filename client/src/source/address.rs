@@ -7,10 +7,11 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ChunkSource, DirectorySource, StaticSource};
+use super::{CacheAddress, CacheSource, ChunkSource, DirectorySource, StaticSource};
 use crate::remote::{Fingerprint, RemoteError, StaticHost, Trust};
 
-/// `file:/PATH`, or `https://HOST[:PORT][/PREFIX][#SHA256:...]`, the last part pinning the host's certificate.
+/// `file:/PATH`; `https://HOST[:PORT][/PREFIX][#SHA256:...]`, the last part pinning the host's certificate; or
+/// `cache://HOST:PORT/#FINGERPRINT.TOKEN`. Shown without its secret; kept whole.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum SourceAddress {
@@ -23,6 +24,8 @@ pub enum SourceAddress {
         /// Its certificate, when it must be exactly this one.
         fingerprint: Option<Fingerprint>,
     },
+    /// A cache that another machine serves.
+    Cache(CacheAddress),
 }
 
 /// Text that names no source.
@@ -31,6 +34,12 @@ pub enum SourceAddress {
 pub struct BadSource {
     text: String,
     reason: String,
+}
+
+impl BadSource {
+    pub(super) fn new(text: &str, reason: &str) -> Self {
+        Self { text: text.to_owned(), reason: reason.to_owned() }
+    }
 }
 
 impl SourceAddress {
@@ -50,7 +59,16 @@ impl SourceAddress {
                 let trust = fingerprint.map_or(Trust::Authorities, Trust::Pinned);
                 Arc::new(StaticSource::new(StaticHost::new(url, &trust)?))
             }
+            Self::Cache(address) => Arc::new(CacheSource::new(address)?),
         })
+    }
+
+    /// The whole address, secret included: for the one file it is kept in.
+    fn reveal(&self) -> String {
+        match self {
+            Self::Cache(address) => address.reveal(),
+            Self::Directory(_) | Self::Host { .. } => self.to_string(),
+        }
     }
 }
 
@@ -58,7 +76,10 @@ impl FromStr for SourceAddress {
     type Err = BadSource;
 
     fn from_str(text: &str) -> Result<Self, BadSource> {
-        let bad = |reason: &str| BadSource { text: text.to_owned(), reason: reason.to_owned() };
+        if CacheAddress::is_meant(text) {
+            return Ok(Self::Cache(text.parse()?));
+        }
+        let bad = |reason: &str| BadSource::new(text, reason);
         if let Some(path) = text.strip_prefix("file:") {
             let path = PathBuf::from(path.strip_prefix("//").unwrap_or(path));
             return match path.is_absolute() {
@@ -75,10 +96,13 @@ impl FromStr for SourceAddress {
             None => (text, None),
         };
         let parsed = reqwest::Url::parse(url).map_err(|_| {
-            bad("write file:/DIRECTORY, or https://HOST/PREFIX with #SHA256:... to pin its certificate")
+            bad(
+                "write file:/DIRECTORY, https://HOST/PREFIX with #SHA256:... to pin its certificate, or what `satchel cache serve` \
+                 prints",
+            )
         })?;
         if parsed.scheme() != "https" {
-            return Err(bad("Satchel fetches from file: and https: only"));
+            return Err(bad("Satchel fetches from file:, https: and cache: only"));
         }
         if parsed.query().is_some() || !parsed.username().is_empty() || parsed.password().is_some() {
             return Err(bad("give scheme, host, port and path only"));
@@ -93,6 +117,7 @@ impl fmt::Display for SourceAddress {
             Self::Directory(path) => write!(f, "file:{}", path.display()),
             Self::Host { url, fingerprint: None } => f.write_str(url),
             Self::Host { url, fingerprint: Some(fingerprint) } => write!(f, "{url}#{fingerprint}"),
+            Self::Cache(address) => address.fmt(f),
         }
     }
 }
@@ -107,7 +132,7 @@ impl TryFrom<String> for SourceAddress {
 
 impl From<SourceAddress> for String {
     fn from(address: SourceAddress) -> Self {
-        address.to_string()
+        address.reveal()
     }
 }
 
@@ -139,5 +164,16 @@ mod tests {
         ] {
             assert!(bad.parse::<SourceAddress>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_cache_is_kept_with_its_secret_and_shown_without() {
+        let text = format!("cache://10.0.0.1:7443/#{}.{}", "ab".repeat(32), "cd".repeat(32));
+        let address: SourceAddress = text.parse().unwrap();
+        assert_eq!(address.to_string(), "cache://10.0.0.1:7443");
+        let kept = serde_json::to_string(&address).unwrap();
+        assert_eq!(kept, format!("\"{text}\""));
+        assert_eq!(serde_json::from_str::<SourceAddress>(&kept).unwrap(), address);
+        assert!(!address.is_local(), "it is not asked with --offline");
     }
 }

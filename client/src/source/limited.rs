@@ -6,7 +6,7 @@ use std::sync::Arc;
 use chunk_format::Namespace;
 use futures_util::future::BoxFuture;
 
-use super::{ChunkSource, FailureKind, ObjectBody, ObjectPath, SourceError};
+use super::{ChunkSource, FailureKind, Object, ObjectBody, ObjectPath, SourceError};
 
 /// Another source, for the objects of images alone: mirrors and exports hold nothing of a person's.
 pub struct ImagesOnly(pub Arc<dyn ChunkSource>);
@@ -31,5 +31,13 @@ impl ChunkSource for ImagesOnly {
             retry_after: None,
             cause: "it holds images only".into(),
         })))
+    }
+
+    fn may_have(&self, object: &Object) -> bool {
+        self.0.may_have(object)
+    }
+
+    fn probe<'a>(&'a self, path: &'a ObjectPath) -> BoxFuture<'a, Result<(), SourceError>> {
+        self.0.probe(path)
     }
 }

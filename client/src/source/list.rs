@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::SourceAddress;
+use super::{CacheAddress, SourceAddress};
 use crate::volume::{DirVolume, Volume};
 
 const FILE_NAME: &str = "sources.json";
@@ -42,8 +42,8 @@ pub enum SourceListError {
     /// There is no such source.
     #[error("{address} is no source of this desktop")]
     NoSuch {
-        /// The source.
-        address: SourceAddress,
+        /// The source, as it may be shown.
+        address: String,
     },
 }
 
@@ -105,23 +105,29 @@ impl SourceList {
         volume.replace(FILE_NAME, &bytes).map_err(failed)
     }
 
-    /// Adds a source, as the first or the last; one that is there moves.
+    /// Adds a source, as the first or the last; one that is there moves, and one that is shown as it is gives way to it.
     pub fn add(&mut self, address: SourceAddress, first: bool) {
-        self.added.retain(|other| *other != address);
+        let shown = address.to_string();
+        self.added.retain(|other| other.to_string() != shown);
         let at = if first { 0 } else { self.added.len() };
         self.added.insert(at, address);
     }
 
-    /// Removes a source.
+    /// Removes a source, by its address or as it is shown.
     ///
     /// # Errors
     /// `NoSuch`.
-    pub fn remove(&mut self, address: &SourceAddress) -> Result<(), SourceListError> {
+    pub fn remove(&mut self, address: &str) -> Result<(), SourceListError> {
+        let shown = match address.parse::<SourceAddress>() {
+            Ok(address) => address.to_string(),
+            // A cache without its secret is no address, but names one.
+            Err(_) => CacheAddress::without_secret(address),
+        };
         let before = self.added.len();
-        self.added.retain(|other| other != address);
+        self.added.retain(|other| other.to_string() != shown);
         match self.added.len() < before {
             true => Ok(()),
-            false => Err(SourceListError::NoSuch { address: address.clone() }),
+            false => Err(SourceListError::NoSuch { address: shown }),
         }
     }
 }
@@ -145,11 +151,35 @@ mod tests {
         assert_eq!(list.added, [a.clone(), c.clone(), b.clone()]);
         list.store(&volume).unwrap();
         assert_eq!(SourceList::load(&volume).unwrap(), list);
-        list.remove(&c).unwrap();
-        assert!(matches!(list.remove(&c), Err(SourceListError::NoSuch { .. })));
+        list.remove("file:/c").unwrap();
+        assert!(matches!(list.remove("file:///c"), Err(SourceListError::NoSuch { .. })));
         std::fs::write(dir.path().join(FILE_NAME), r#"{"version":1,"added":["ftp://x"]}"#).unwrap();
         assert!(matches!(SourceList::load(&volume), Err(SourceListError::Damaged { .. })));
         std::fs::write(dir.path().join(FILE_NAME), r#"{"version":2}"#).unwrap();
         assert!(matches!(SourceList::load(&volume), Err(SourceListError::Damaged { .. })));
+    }
+
+    #[test]
+    fn a_cache_is_known_by_what_is_shown_of_it_and_its_secret_is_kept_from_others() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let volume = DirVolume::open(dir.path()).unwrap();
+        let address = |token: &str| -> SourceAddress {
+            format!("cache://office:7443/#{}.{}", "ab".repeat(32), token.repeat(32)).parse().unwrap()
+        };
+        let mut list = SourceList::default();
+        list.add("file:/a".parse().unwrap(), false);
+        list.add(address("cd"), false);
+        list.add(address("ef"), true);
+        assert_eq!(list.added, [address("ef"), "file:/a".parse().unwrap()], "one of a machine");
+        list.store(&volume).unwrap();
+        assert_eq!(SourceList::load(&volume).unwrap(), list);
+        let mode = std::fs::metadata(dir.path().join(FILE_NAME)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let refused = list.remove(&format!("cache://other/#{}", "ef".repeat(32))).unwrap_err().to_string();
+        assert!(!refused.contains("efef"), "{refused}");
+        for shown in ["cache://office:7443", "cache://office:7443/"] {
+            list.clone().remove(shown).unwrap();
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! Mounted desktops: the real client, server and kernel, one file that must behave as a disk.
 
+mod cache;
 mod crash;
 mod debian;
 mod exercisers;

@@ -2,20 +2,24 @@ use chunk_format::{BootStream, ManifestId, Profile, ProfileEntry, StreamId, enco
 
 use super::*;
 
-const CHUNKS: usize = 48;
+pub(super) const CHUNKS: usize = 48;
 /// Chunks in an object.
 const PART: usize = 8;
 
 /// A rig whose disk has a profile: all its chunks, every second one first, from the end.
-struct BootRig {
-    rig: Rig,
+pub(super) struct BootRig {
+    pub(super) rig: Rig,
     order: Vec<usize>,
-    profile: Profile,
+    pub(super) profile: Profile,
 }
 
 impl BootRig {
     fn new() -> Self {
-        let rig = Rig::new(CHUNKS, OnMissing::Fail);
+        Self::on(Rig::new(CHUNKS, OnMissing::Fail))
+    }
+
+    /// With the disk of a rig, which has as many chunks.
+    pub(super) fn on(rig: Rig) -> Self {
         let order: Vec<usize> =
             (0..CHUNKS).rev().step_by(2).chain((0..CHUNKS).rev().skip(1).step_by(2)).collect();
         let mut history = Vec::new();
@@ -51,12 +55,12 @@ impl BootRig {
         }
     }
 
-    async fn boot(&self) {
+    pub(super) async fn boot(&self) {
         self.rig.fetcher.fetch_boot(self.plan()).await.unwrap();
     }
 
     /// Reads everything and says how many requests that took.
-    async fn read_all(&self) -> u64 {
+    pub(super) async fn read_all(&self) -> u64 {
         let before = self.rig.server.requests();
         for chunk in 0..CHUNKS {
             let bytes =

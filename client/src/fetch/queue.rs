@@ -401,7 +401,8 @@ mod tests {
         assert!(queue.promote(&id, Class::Waiting));
         assert!(!queue.promote(&id, Class::Readahead));
         assert_eq!(queue.waiting(), [1, 0, 0, 1]);
-        assert_eq!(queue.pop_run(Class::Background, LIMIT).unwrap().jobs[0].id, id);
+        let mut run = queue.pop_run(Class::Background, LIMIT).unwrap();
+        assert_eq!(run.jobs_mut()[0].id, id);
         assert!(queue.pop_run(Class::Background, LIMIT).is_some());
         assert!(queue.pop_run(Class::Background, LIMIT).is_none());
     }

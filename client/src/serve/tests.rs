@@ -147,7 +147,8 @@ async fn a_chunk_that_has_rotted_is_not_there() {
 async fn without_the_token_nothing_is_told() {
     let chunks = [chunk(1)];
     let rig = Rig::start(&chunks).await;
-    let other = CacheAddress { token: CacheToken::generate().unwrap(), ..rig.address.clone() };
+    let mut other = rig.address.clone();
+    other.token = CacheToken::generate().unwrap();
     let source = CacheSource::new(&other).unwrap();
     let error = source.chunks(&[chunks[0].0]).await.err().unwrap();
     assert_eq!(error.kind, FailureKind::Refused);
@@ -166,8 +167,9 @@ async fn without_the_token_nothing_is_told() {
 #[tokio::test]
 async fn another_certificate_is_told_apart_from_no_answer() {
     let rig = Rig::start(&[]).await;
-    let fingerprint = "00".repeat(32).parse().unwrap();
-    let source = CacheSource::new(&CacheAddress { fingerprint, ..rig.address.clone() }).unwrap();
+    let mut other = rig.address.clone();
+    other.fingerprint = "00".repeat(32).parse().unwrap();
+    let source = CacheSource::new(&other).unwrap();
     let error = source.chunks(&[ChunkId::of(b"a")]).await.err().unwrap();
     assert_eq!(error.kind, FailureKind::Refused);
     assert!(crate::hint::chain(&error).contains("its certificate is not the one in its address"));

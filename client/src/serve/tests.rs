@@ -166,7 +166,7 @@ async fn without_the_token_nothing_is_told() {
 
 #[tokio::test]
 async fn another_certificate_is_told_apart_from_no_answer() {
-    let rig = Rig::start(&[]).await;
+    let rig = Rig::start(&[chunk(1)]).await;
     let mut other = rig.address.clone();
     other.fingerprint = "00".repeat(32).parse().unwrap();
     let source = CacheSource::new(&other).unwrap();
@@ -181,7 +181,7 @@ async fn another_certificate_is_told_apart_from_no_answer() {
 
 #[tokio::test]
 async fn what_is_no_question_is_refused() {
-    let rig = Rig::start(&[]).await;
+    let rig = Rig::start(&[chunk(1)]).await;
     let host = rig.host();
     let ids = |count: usize| encode_question(&vec![ChunkId::of(b"a"); count]);
     for (path, body, expected) in [

@@ -50,8 +50,9 @@ impl Rig {
         let address = process.wait_for_line("its address", LIMIT, |line| {
             line.starts_with("cache://").then(|| line.trim_end().to_owned())
         });
-        let (host, secret) = address.strip_prefix("cache://").unwrap().split_once("/#").unwrap();
-        let (fingerprint, token) = secret.split_once('.').unwrap();
+        let parts = address.strip_prefix("cache://").and_then(|rest| rest.split_once("/#"));
+        let (host, secret) = parts.expect("an address has a host and a secret");
+        let (fingerprint, token) = secret.split_once('.').expect("a secret has two parts");
         let [host, fingerprint, token] = [host, fingerprint, token].map(str::to_owned);
         Served { process, address, host, fingerprint, token }
     }
@@ -59,8 +60,7 @@ impl Rig {
     fn add(&self, address: &str) {
         let listed =
             self.laptop.satchel(["--json", "source", "work", "--add", address, "--first"]).ok().json();
-        let shown = address.split("/#").next().unwrap();
-        assert_eq!(listed["added"][0], shown);
+        assert_eq!(listed["added"][0].as_str(), address.split("/#").next());
     }
 
     /// Bytes of packs and locators that the server delivered.

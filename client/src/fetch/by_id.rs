@@ -24,8 +24,7 @@ impl Shared {
     /// Asks sources that hand out chunks by their ids for those of a run, as long as one of them is to be asked first, and
     /// sees to it that the others hear of the rest.
     pub(super) async fn fetch_by_id(&self, namespace: &Namespace, mut request: Request) {
-        loop {
-            let Some(first) = request.left.front() else { break };
+        while let Some(first) = request.left.front() {
             let path = ObjectPath { namespace: namespace.clone(), object: Object::Chunk(first.id) };
             let passed_over = first.passed_over.clone();
             let Some((at, entry)) = self.sources.preferred_by_id(namespace, &passed_over) else { break };

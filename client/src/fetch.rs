@@ -22,7 +22,6 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 mod boot;
-mod by_id;
 mod fill;
 mod flight;
 mod pace;
@@ -43,11 +42,10 @@ pub use sources::LinkState;
 
 use crate::cache::Cache;
 use crate::disk::{Base, BaseSegment};
-use crate::source::exchange::MAX_CHUNKS;
 use crate::source::{ChunkSource, FailureKind, Object, ObjectPath, SourceError, get_whole};
 use flight::{Flight, Landing};
 use pace::Pace;
-use queue::{DEMAND_RUN_BYTES, Job, Place, PlacedFrame, Queue, RunLimit};
+use queue::{DEMAND_RUN_BYTES, Job, Queue};
 use silence::SilenceLimited;
 use sources::{Sources, backoff};
 
@@ -159,8 +157,6 @@ struct Shared {
     pace: Arc<Pace>,
     boot: boot::Progress,
     room: Arc<Semaphore>,
-    /// Chunks in one request, at most: there is room for all of them, and who is asked by ids is not asked for more.
-    run_chunks: usize,
     decoders: Mutex<Vec<FrameDecoder>>,
     arrived: mpsc::Sender<Arrival>,
     counters: Counters,
@@ -187,19 +183,22 @@ impl Fetcher {
     ) -> Self {
         let (arrived, arrivals) = mpsc::channel(256);
         let stop = CancellationToken::new();
-        let room = ROOM_BYTES / cache.chunk_size().bytes();
-        let silence_limit = if sources.len() > 1 { SILENCE_LIMIT_AMONG_OTHERS } else { SILENCE_LIMIT };
+        // A cache is no other place for what it lacks, so it does not shorten the patience with those that have it all.
+        let is_among_others = sources.iter().filter(|source| !source.hands_out_chunks()).count() > 1;
         let shared = Arc::new(Shared {
             sources: Sources::new(
                 sources
                     .into_iter()
                     .map(|source| {
+                        let silence_limit = match is_among_others || source.hands_out_chunks() {
+                            true => SILENCE_LIMIT_AMONG_OTHERS,
+                            false => SILENCE_LIMIT,
+                        };
                         Arc::new(SilenceLimited::new(source, silence_limit)) as Arc<dyn ChunkSource>
                     })
                     .collect(),
             ),
-            room: Arc::new(Semaphore::new(room)),
-            run_chunks: room.min(MAX_CHUNKS),
+            room: Arc::new(Semaphore::new(ROOM_BYTES / cache.chunk_size().bytes())),
             cache,
             segments,
             on_missing,
@@ -423,31 +422,20 @@ struct Wanted<'a> {
 }
 
 impl Shared {
-    /// Puts chunks into the queue: as they are while a source hands them out by their ids, else located. The flights of
-    /// those that cannot be located end.
+    /// Puts chunks into the queue; the flights of those that cannot be located end.
     async fn request(&self, wanted: Vec<Wanted<'_>>, class: Class) {
         let mut jobs = Vec::with_capacity(wanted.len());
         for Wanted { id, segment, at, flight } in wanted {
-            let place = match self.sources.may_ask_by_id(&segment.namespace, &[]) {
-                true => Ok(Place::Unplaced { segment: segment.clone(), at }),
-                false => self.locate(segment, at).await.map(Place::Packed),
-            };
-            match place {
-                Ok(place) => {
-                    jobs.push(Job { id, place, class, flight, passed_over: Vec::new(), room: None });
+            match self.locate(segment, at).await {
+                Ok((pack, offset, frame_len)) => {
+                    jobs.push(Job { id, pack, offset, frame_len, class, flight, room: None });
                 }
-                Err(error) => self.give_up(&id, &flight, &Arc::new(error)),
+                Err(error) => {
+                    self.lock_flights().remove(&id);
+                    flight.finish(Err(Arc::new(error)));
+                }
             }
         }
-        self.enqueue(jobs);
-    }
-
-    fn give_up(&self, id: &ChunkId, flight: &Flight, error: &Arc<FetchError>) {
-        self.lock_flights().remove(id);
-        flight.finish(Err(Arc::clone(error)));
-    }
-
-    fn enqueue(&self, jobs: Vec<Job>) {
         if !jobs.is_empty() {
             let mut queue = self.lock_queue();
             jobs.into_iter().for_each(|job| queue.push(job));
@@ -495,12 +483,16 @@ impl Shared {
         (Wish::Flight(flight), true)
     }
 
-    async fn locate(&self, segment: &BaseSegment, at: usize) -> Result<PlacedFrame, FetchError> {
+    async fn locate(
+        &self,
+        segment: &BaseSegment,
+        at: usize,
+    ) -> Result<(Arc<chunk_format::PackRef>, u32, u32), FetchError> {
         let locator = self.locator(segment).await?;
         // `load_locator` takes none that lacks a stored chunk.
         let place = locator.place(at).ok_or(FetchError::Stopped)?;
         let pack = locator.pack(&place).ok_or(FetchError::Stopped)?;
-        Ok(PlacedFrame { pack: Arc::new(pack.clone()), offset: place.offset, len: place.frame_len })
+        Ok((Arc::new(pack.clone()), place.offset, place.frame_len))
     }
 
     async fn locator<'a>(&self, segment: &'a BaseSegment) -> Result<&'a Arc<Locator>, FetchError> {
@@ -551,7 +543,7 @@ impl Shared {
         on_missing: OnMissing,
         decode: impl Fn(&[u8]) -> Result<T, FormatError>,
     ) -> Result<T, FetchError> {
-        let attempt = |_, source: Arc<dyn ChunkSource>| {
+        let attempt = |source: Arc<dyn ChunkSource>| {
             let decode = &decode;
             async move {
                 let bytes = get_whole(&*source, path, limit_bytes).await?;
@@ -560,21 +552,19 @@ impl Shared {
             }
         };
         tokio::select! {
-            object = self.try_sources(path, on_missing, Vec::new(), attempt) => object,
+            object = self.try_sources(path, on_missing, attempt) => object,
             () = self.stop.cancelled() => Err(FetchError::Stopped),
         }
     }
 
-    /// Asks one source after the other, but never those that are `unasked`, until `attempt` succeeds, with the patience of
-    /// [`OnMissing`].
+    /// Asks one source after the other until `attempt` succeeds, with the patience of [`OnMissing`].
     async fn try_sources<T, F: Future<Output = Result<T, SourceError>>>(
         &self,
         path: &ObjectPath,
         on_missing: OnMissing,
-        unasked: Vec<usize>,
-        mut attempt: impl FnMut(usize, Arc<dyn ChunkSource>) -> F,
+        mut attempt: impl FnMut(Arc<dyn ChunkSource>) -> F,
     ) -> Result<T, FetchError> {
-        let (mut passed_over, mut rounds, mut last) = (unasked.clone(), 0, None);
+        let (mut passed_over, mut rounds, mut last) = (Vec::new(), 0, None);
         loop {
             let Some((at, entry)) = self.sources.pick(path, &passed_over).await else {
                 rounds += 1;
@@ -589,11 +579,11 @@ impl Shared {
                     _ => {}
                 }
                 tokio::time::sleep(backoff(rounds)).await;
-                passed_over.clone_from(&unasked);
+                passed_over.clear();
                 continue;
             };
             self.counters.requests.fetch_add(1, Ordering::Relaxed);
-            match attempt(at, Arc::clone(&entry.source)).await {
+            match attempt(Arc::clone(&entry.source)).await {
                 Ok(value) => {
                     self.sources.succeeded(entry);
                     return Ok(value);
@@ -663,13 +653,13 @@ async fn dispatch(shared: Arc<Shared>, least_urgent: Class, requests: usize) {
             }
             continue;
         };
-        let bytes = match class {
+        let limit = match class {
             Class::Waiting => DEMAND_RUN_BYTES,
             _ => shared.pace.request_bytes(),
         };
         let admission = async {
             let slot = Arc::clone(&slots).acquire_owned().await;
-            (slot, shared.pace.admit(class, bytes).await)
+            (slot, shared.pace.admit(class, limit).await)
         };
         let (slot, mut admitted) = tokio::select! {
             admitted = admission => admitted,
@@ -678,17 +668,16 @@ async fn dispatch(shared: Arc<Shared>, least_urgent: Class, requests: usize) {
             () = shared.stop.cancelled() => return,
         };
         let Ok(slot) = slot else { return };
-        let limit = RunLimit { bytes, chunks: shared.run_chunks };
         let run = shared.lock_queue().pop_run(least_urgent, limit);
         let Some(mut run) = run else { continue };
         admitted.resize(run.len_bytes());
-        let wanted = u32::try_from(run.jobs_mut().len()).unwrap_or(u32::MAX);
+        let wanted = u32::try_from(run.jobs.len()).unwrap_or(u32::MAX);
         let room = tokio::select! {
             room = Arc::clone(&shared.room).acquire_many_owned(wanted) => room,
             () = shared.stop.cancelled() => return,
         };
         let Ok(mut room) = room else { return };
-        run.jobs_mut().iter_mut().for_each(|job| job.room = room.split(1));
+        run.jobs.iter_mut().for_each(|job| job.room = room.split(1));
         let shared = Arc::clone(&shared);
         tokio::spawn(async move {
             tokio::select! {

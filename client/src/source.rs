@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use bytes::Bytes;
-use chunk_format::{ChunkId, ManifestId, Namespace, PackId, ProfileId, SegmentId, StreamId};
+use chunk_format::{ChunkId, ChunkSize, ManifestId, Namespace, PackId, ProfileId, SegmentId, StreamId};
 use futures_util::future::{BoxFuture, FutureExt, ready};
 use futures_util::stream::{BoxStream, TryStreamExt};
 
@@ -63,8 +63,6 @@ pub enum Object {
     ProfileSignature(ProfileId),
     /// A part of a boot stream.
     Stream(StreamId),
-    /// A chunk by itself: only sources that hand chunks out by their ids have those.
-    Chunk(ChunkId),
 }
 
 impl fmt::Display for ObjectPath {
@@ -80,13 +78,15 @@ impl fmt::Display for ObjectPath {
             Object::Profile(id) => write!(f, "profiles/{id}"),
             Object::ProfileSignature(id) => write!(f, "profiles/{id}.sig"),
             Object::Stream(id) => write!(f, "streams/{id}"),
-            Object::Chunk(id) => write!(f, "chunks/{id}"),
         }
     }
 }
 
 /// The bytes of an object, or of the range asked for, as they arrive.
 pub type ObjectBody = BoxStream<'static, Result<Bytes, SourceError>>;
+
+/// What is said of chunks, one after the other, as it arrives.
+pub type ChunkAnswers = BoxStream<'static, Result<exchange::Answered, SourceError>>;
 
 /// What kind of failure it was: decides whether to wait, to look elsewhere, or to say so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,11 +131,11 @@ pub trait ChunkSource: Send + Sync + 'static {
     ) -> BoxFuture<'a, Result<ObjectBody, SourceError>>;
 
     /// Whether it is worth asking for an object, or for the chunks in it.
-    fn may_have(&self, object: &Object) -> bool {
-        !matches!(object, Object::Chunk(_))
+    fn may_have(&self, _: &Object) -> bool {
+        true
     }
 
-    /// Asks whether it answers, by the byte of an object that it was last asked for.
+    /// Asks whether it answers, as for a byte of an object that it was asked for in vain.
     fn probe<'a>(&'a self, path: &'a ObjectPath) -> BoxFuture<'a, Result<(), SourceError>> {
         self.get(path, Some(0..1)).map(|answer| answer.map(drop)).boxed()
     }
@@ -145,8 +145,13 @@ pub trait ChunkSource: Send + Sync + 'static {
         false
     }
 
-    /// Begins to fetch up to [`exchange::MAX_CHUNKS`] chunks; the answer is read by an [`exchange::AnswerDecoder`].
-    fn chunks<'a>(&'a self, ids: &'a [ChunkId]) -> BoxFuture<'a, Result<ObjectBody, SourceError>> {
+    /// Begins to fetch up to [`exchange::MAX_CHUNKS`] chunks of this size; what comes is about the first ones of them, in their
+    /// order, and all of them when it ends without an error.
+    fn chunks<'a>(
+        &'a self,
+        ids: &'a [ChunkId],
+        _: ChunkSize,
+    ) -> BoxFuture<'a, Result<ChunkAnswers, SourceError>> {
         ready(Err(self.has_objects_only(ids))).boxed()
     }
 

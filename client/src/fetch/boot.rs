@@ -1,9 +1,10 @@
 //! Fetches what a start touches, in the order it does: as one download where most of it lacks, chunk by chunk where
 //! little does.
 //!
-//! What a source that is asked first hands out by ids comes from there. Of the rest, an object of the boot stream is worth its download when most of its chunks are not here; what comes before it in the
+//! An object of the boot stream is worth its download when most of its chunks are not here; what comes before it in the
 //! stream must be at hand to decode it, from memory or from the cache. Readers who need a chunk that the stream will
-//! soon bring wait for it; when it is far off, a request of its own overtakes the stream.
+//! soon bring wait for it; when it is far off, a request of its own overtakes the stream. Where the source that is asked
+//! first hands out most chunks by their ids, there is no stream: all come singly.
 
 use std::collections::HashSet;
 use std::num::NonZero;
@@ -36,6 +37,9 @@ const LOCATOR_REQUESTS: usize = 4;
 /// An object is downloaded when at least this share of its chunks lacks, per cent: single frames are longer than their
 /// share of the stream by about as much.
 const LEAST_MISSING_PERCENT: usize = 65;
+/// A source that hands chunks out by their ids makes the stream unnecessary when it has at least this share of what lacks,
+/// per cent.
+const LEAST_HELD_PERCENT: usize = 65;
 /// A chunk that the stream brings within this time, and two round trips, is not asked for on its own.
 const PATIENCE: Duration = Duration::from_millis(150);
 /// Chunks asked for at once when there is no stream.
@@ -98,8 +102,6 @@ struct Entry {
     chunk: ChunkIndex,
     /// The disk still holds it.
     is_current: bool,
-    /// The source that is asked first has it, and hands it out by its id.
-    is_offered: bool,
 }
 
 /// A chunk that an object holds.
@@ -160,13 +162,9 @@ struct Boot<'a> {
 impl Boot<'_> {
     async fn run(&self) -> Result<(), FetchError> {
         self.load_segments().await?;
-        let mut entries = self.entries().await?;
+        let entries = self.entries().await?;
         if !entries.iter().any(|entry| self.is_missing(entry)) {
             return Ok(());
-        }
-        self.note_offers(&mut entries).await;
-        if !entries.iter().any(|entry| self.is_to_be_found(entry)) {
-            return self.fetch_offered(&entries).await;
         }
         // Whatever the stream does not bring is then one round trip away, not two.
         let locating = self.load_locators();
@@ -174,40 +172,12 @@ impl Boot<'_> {
         fetched
     }
 
-    /// Asks the source that is asked first which of the chunks that lack it hands out by their ids, if it does so.
-    async fn note_offers(&self, entries: &mut [Entry]) {
-        let Some((_, source)) = self.shared.sources.preferred_by_id(&self.plan.namespace, &[]) else {
-            return;
-        };
-        let missing = (0..entries.len()).filter(|at| entries.get(*at).is_some_and(|e| self.is_missing(e)));
-        let missing: Vec<usize> = missing.take(MAX_LOOKED_FOR).collect();
-        let ids: Vec<ChunkId> = missing.iter().filter_map(|at| Some(entries.get(*at)?.id)).collect();
-        let Some(first) = ids.first() else { return };
-        let path = ObjectPath { namespace: self.plan.namespace.clone(), object: Object::Chunk(*first) };
-        self.shared.counters.requests.fetch_add(1, Ordering::Relaxed);
-        match source.source.missing(&ids).await {
-            Ok(lacking) => {
-                self.shared.sources.succeeded(source);
-                for (at, lacks) in missing.into_iter().zip(lacking) {
-                    if let Some(entry) = entries.get_mut(at) {
-                        entry.is_offered = !lacks;
-                    }
-                }
-            }
-            Err(error) => _ = self.shared.note_failure(source, &path, &error),
-        }
-    }
-
-    async fn fetch_offered(&self, entries: &[Entry]) -> Result<(), FetchError> {
-        let offered: Vec<Entry> = entries.iter().filter(|entry| entry.is_offered).cloned().collect();
-        self.fetch_single(&offered).await
-    }
-
     async fn fetch(&self, entries: &[Entry]) -> Result<(), FetchError> {
-        // Before the stream is asked for, so that what it brings as well is not waited for there.
-        let offered: Vec<Entry> = entries.iter().filter(|entry| entry.is_offered).cloned().collect();
-        self.ask(&offered).await?;
-        let Some(parts) = self.parts(entries) else {
+        let parts = match self.are_mostly_handed_out(entries).await {
+            true => None,
+            false => self.parts(entries),
+        };
+        let Some(parts) = parts else {
             return self.fetch_single(entries).await;
         };
         let flights = self.register(entries, &parts);
@@ -217,6 +187,29 @@ impl Boot<'_> {
             self.release(&parts, entries, &flights).await;
         }
         fetched
+    }
+
+    /// Whether the source that is asked first hands chunks out by their ids and has most of those that lack.
+    async fn are_mostly_handed_out(&self, entries: &[Entry]) -> bool {
+        let Some(stream) = self.plan.profile.streams.first() else { return false };
+        let Some(first) = self.shared.sources.first_by_id(&self.plan.namespace) else { return false };
+        let missing = entries.iter().filter(|entry| self.is_missing(entry));
+        let ids: Vec<ChunkId> = missing.map(|entry| entry.id).take(MAX_LOOKED_FOR).collect();
+        self.shared.counters.requests.fetch_add(1, Ordering::Relaxed);
+        match first.source.missing(&ids).await {
+            Ok(lacking) => {
+                self.shared.sources.succeeded(first);
+                let held = lacking.iter().filter(|lacks| !**lacks).count();
+                held * 100 >= ids.len() * LEAST_HELD_PERCENT
+            }
+            Err(error) => {
+                // What was asked for is what would else come as the stream.
+                let object = Object::Stream(stream.id);
+                let path = ObjectPath { namespace: self.plan.namespace.clone(), object };
+                self.shared.note_failure(first, &path, &error);
+                false
+            }
+        }
     }
 
     async fn fetch_parts(
@@ -330,8 +323,7 @@ impl Boot<'_> {
             let disk = usize::from(entry.disk);
             let id = self.id(self.plan.recorded.get(disk), entry.chunk).await?;
             let now = self.id(self.plan.now.get(disk), entry.chunk).await?;
-            let is_current = id == now;
-            entries.push(Entry { id, disk, chunk: entry.chunk, is_current, is_offered: false });
+            entries.push(Entry { id, disk, chunk: entry.chunk, is_current: id == now });
         }
         Ok(entries)
     }
@@ -349,7 +341,7 @@ impl Boot<'_> {
         let mut parts = Vec::with_capacity(streams.len());
         for stream in streams {
             let end = start + stream.entries as usize;
-            let missing = entries.get(start..end)?.iter().filter(|entry| self.is_to_be_found(entry)).count();
+            let missing = entries.get(start..end)?.iter().filter(|entry| self.is_missing(entry)).count();
             let way = match missing {
                 0 => Way::Here,
                 _ if missing * 100 >= (end - start) * LEAST_MISSING_PERCENT => Way::Stream,
@@ -363,10 +355,6 @@ impl Boot<'_> {
 
     fn is_missing(&self, entry: &Entry) -> bool {
         entry.is_current && !entry.id.is_zero() && !self.shared.cache.contains(&entry.id)
-    }
-
-    fn is_to_be_found(&self, entry: &Entry) -> bool {
-        self.is_missing(entry) && !entry.is_offered
     }
 
     /// Notes what the stream will bring, and when, so that nobody asks for it meanwhile.
@@ -563,7 +551,7 @@ impl Shared {
         admitted: Admitted,
     ) -> Result<Bytes, FetchError> {
         let admitted = tokio::sync::Mutex::new(admitted);
-        self.try_sources(path, OnMissing::Fail, Vec::new(), |_, source| {
+        self.try_sources(path, OnMissing::Fail, |source| {
             let (admitted, range) = (&admitted, range.clone());
             async move {
                 let mut admitted = admitted.lock().await;

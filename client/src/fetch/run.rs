@@ -1,4 +1,4 @@
-//! One request for neighbouring frames of a pack.
+//! Fetches neighbouring frames of a pack, or the chunks in them by their ids.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -6,53 +6,55 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::{Bytes, BytesMut};
-use chunk_format::FormatError;
+use chunk_format::{ChunkId, FormatError};
 use futures_util::stream::TryStreamExt;
 use tokio::sync::Mutex;
 
 use super::pace::Admitted;
-use super::queue::{Job, PlacedFrame, Run};
+use super::queue::{GAP_LIMIT_BYTES, Job, Run};
 use super::{Arrival, Class, Shared};
+use crate::source::exchange::{Answered, MAX_CHUNKS};
 use crate::source::{ChunkSource, FailureKind, Object, ObjectPath, SourceError, damaged};
 
 impl Shared {
-    /// Fetches every chunk of a run, in as many requests as it takes; what a source by ids lacks is queued again.
+    /// Fetches every chunk of a run, in as many requests as it takes.
     pub(super) async fn fetch_run(&self, run: Run, admitted: Admitted) {
-        match run {
-            Run::Packed { pack, jobs } => {
-                let path = ObjectPath { namespace: pack.namespace.clone(), object: Object::Pack(pack.pack) };
-                self.fetch_packed(&path, Request::new(jobs, admitted)).await;
-            }
-            Run::ById { namespace, jobs } => self.fetch_by_id(&namespace, Request::new(jobs, admitted)).await,
-        }
-    }
-
-    async fn fetch_packed(&self, path: &ObjectPath, request: Request) {
-        let passed_over = request.left.front().map(|job| job.passed_over.clone()).unwrap_or_default();
-        // One attempt holds it at a time.
-        let request = Mutex::new(request);
+        let path = ObjectPath { namespace: run.pack.namespace.clone(), object: Object::Pack(run.pack.pack) };
+        // Jobs leave it as their chunks arrive, so that another request asks for the rest only. One attempt holds it
+        // at a time.
+        let request = Mutex::new(Request { left: VecDeque::from(run.jobs), admitted });
         let fetched = self
-            .try_sources(path, self.on_missing, passed_over, |at, source| {
-                let request = &request;
-                async move {
-                    let request = &mut *request.lock().await;
-                    match source.hands_out_chunks() {
-                        true => self.fetch_chunks(&*source, at, path, request).await,
-                        false => self.fetch_frames(&*source, path, request).await,
-                    }
-                }
+            .try_sources(&path, self.on_missing, |source| {
+                let (path, request) = (&path, &request);
+                async move { self.fetch_some(&*source, path, &mut *request.lock().await).await }
             })
             .await;
-        let Request { left, lacking, admitted } = request.into_inner();
-        drop(admitted);
         if let Err(error) = fetched {
             let error = Arc::new(error);
-            left.iter().for_each(|job| self.give_up(&job.id, &job.flight, &error));
+            for job in request.into_inner().left {
+                self.lock_flights().remove(&job.id);
+                job.flight.finish(Err(Arc::clone(&error)));
+            }
         }
-        self.enqueue(lacking);
     }
 
-    /// Makes one request. Chunks of a broken answer that came whole and right are kept, whatever follows them.
+    /// Has a source bring what it can of a run. Chunks of a broken answer that came whole and right are kept, whatever follows
+    /// them.
+    async fn fetch_some(
+        &self,
+        source: &dyn ChunkSource,
+        path: &ObjectPath,
+        request: &mut Request,
+    ) -> Result<(), SourceError> {
+        if request.left.is_empty() {
+            return Ok(());
+        }
+        match source.hands_out_chunks() {
+            true => self.fetch_chunks(source, path, request).await,
+            false => self.fetch_frames(source, path, request).await,
+        }
+    }
+
     async fn fetch_frames(
         &self,
         source: &dyn ChunkSource,
@@ -68,21 +70,102 @@ impl Shared {
         outcome
     }
 
+    /// Asks for the chunks of a run by their ids, in as many requests as it takes. What the source lacks stays for the others,
+    /// in the order of the pack.
+    async fn fetch_chunks(
+        &self,
+        source: &dyn ChunkSource,
+        path: &ObjectPath,
+        Request { left, admitted }: &mut Request,
+    ) -> Result<(), SourceError> {
+        let mut rest = VecDeque::new();
+        let mut outcome = Ok(());
+        while outcome.is_ok() && !left.is_empty() {
+            let mut asked: VecDeque<Job> = left.drain(..left.len().min(MAX_CHUNKS)).collect();
+            outcome = self.stream_chunks(source, path, &mut asked, admitted, &mut rest).await;
+            rest.append(&mut asked);
+        }
+        rest.append(left);
+        *left = rest;
+        match outcome {
+            // All chunks came and hold: what is wrong with the answer behind them is nobody's loss.
+            Err(error) if left.is_empty() => {
+                tracing::debug!(error = &error as &dyn std::error::Error, "an answer ended badly");
+                Ok(())
+            }
+            Ok(()) if !left.is_empty() => Err(SourceError {
+                kind: FailureKind::NotFound,
+                ..damaged(source, path, format!("it lacks {} chunks of it", left.len()))
+            }),
+            outcome => outcome,
+        }
+    }
+
+    /// Makes one request by ids; what was answered leaves `asked`, and what is to be had elsewhere goes to `rest`.
+    async fn stream_chunks(
+        &self,
+        source: &dyn ChunkSource,
+        path: &ObjectPath,
+        asked: &mut VecDeque<Job>,
+        admitted: &mut Admitted,
+        rest: &mut VecDeque<Job>,
+    ) -> Result<(), SourceError> {
+        let ids: Vec<ChunkId> = asked.iter().map(|job| job.id).collect();
+        let mut wrong = None;
+        admitted.sent();
+        let mut answers = source.chunks(&ids, self.cache.chunk_size()).await?;
+        admitted.answered();
+        while let Some(answered) = answers.try_next().await? {
+            let Some(job) = asked.pop_front() else { break };
+            let Answered::Frame(frame) = answered else {
+                rest.push_back(job);
+                continue;
+            };
+            self.counters.fetched_bytes.fetch_add(frame.len() as u64, Ordering::Relaxed);
+            admitted.arrived(frame.len() as u64);
+            match self.decode(&job, &frame) {
+                Ok(chunk) => self.land(job, chunk).await,
+                Err(error) => {
+                    wrong.get_or_insert_with(|| damaged(source, path, error));
+                    rest.push_back(job);
+                }
+            }
+        }
+        wrong.map_or(Ok(()), Err)
+    }
+
     async fn stream_frames(
         &self,
         source: &dyn ChunkSource,
         path: &ObjectPath,
-        Request { left, admitted, .. }: &mut Request,
+        Request { left, admitted }: &mut Request,
         wrong: &mut VecDeque<(Job, FormatError)>,
     ) -> Result<(), SourceError> {
-        let Some(range) = span(left) else { return Ok(()) };
+        while let Some(range) = span(left) {
+            self.stream_range(source, path, range, left, admitted, wrong).await?;
+        }
+        Ok(())
+    }
+
+    /// Makes one request for a range of the pack, which ends with a frame.
+    async fn stream_range(
+        &self,
+        source: &dyn ChunkSource,
+        path: &ObjectPath,
+        range: Range<u64>,
+        left: &mut VecDeque<Job>,
+        admitted: &mut Admitted,
+        wrong: &mut VecDeque<(Job, FormatError)>,
+    ) -> Result<(), SourceError> {
         admitted.sent();
         let mut body = source.get(path, Some(range.clone())).await?;
         admitted.answered();
         let mut buffer = BytesMut::new();
         // Where in the pack the buffer's first byte lies.
         let mut at = range.start;
-        while let Some((start, end)) = left.front().and_then(Job::frame).map(|f| (f.start(), f.end())) {
+        while let Some(job) = left.front().filter(|job| u64::from(job.offset) < range.end) {
+            let start = u64::from(job.offset);
+            let end = start + u64::from(job.frame_len);
             let arrived = at + buffer.len() as u64;
             if arrived < end {
                 let Some(part) = body.try_next().await? else {
@@ -99,10 +182,11 @@ impl Shared {
             }
             let gap = start.saturating_sub(at);
             drop(buffer.split_to(usize::try_from(gap).unwrap_or(usize::MAX).min(buffer.len())));
-            let frame = buffer.split_to(usize::try_from(end - start).unwrap_or(usize::MAX).min(buffer.len()));
+            let frame = buffer.split_to((job.frame_len as usize).min(buffer.len()));
             at = end;
+            let decoded = self.decode(job, &frame);
             let Some(job) = left.pop_front() else { break };
-            match self.decode(&job, &frame) {
+            match decoded {
                 Ok(chunk) => self.land(job, chunk).await,
                 Err(error) => wrong.push_back((job, error)),
             }
@@ -110,13 +194,13 @@ impl Shared {
         Ok(())
     }
 
-    pub(super) fn decode(&self, job: &Job, frame: &[u8]) -> Result<Bytes, FormatError> {
+    fn decode(&self, job: &Job, frame: &[u8]) -> Result<Bytes, FormatError> {
         let mut chunk = vec![0; self.cache.chunk_size().bytes()];
         self.with_decoder(|decoder| decoder.decode_chunk(frame, job.id, &mut chunk))?;
         Ok(chunk.into())
     }
 
-    pub(super) async fn land(&self, mut job: Job, chunk: Bytes) {
+    async fn land(&self, mut job: Job, chunk: Bytes) {
         self.counters.chunks.fetch_add(1, Ordering::Relaxed);
         let foreseen = job.class != Class::Waiting;
         let unread = self.tell(&job.flight, &chunk, foreseen);
@@ -128,22 +212,21 @@ impl Shared {
 }
 
 /// One request, and what of it is still to come.
-pub(super) struct Request {
-    /// Jobs leave it as their chunks arrive, so that another request asks for the rest only.
-    pub(super) left: VecDeque<Job>,
-    /// What a source that was asked by ids lacks.
-    pub(super) lacking: Vec<Job>,
-    pub(super) admitted: Admitted,
+struct Request {
+    left: VecDeque<Job>,
+    admitted: Admitted,
 }
 
-impl Request {
-    fn new(jobs: Vec<Job>, admitted: Admitted) -> Self {
-        Self { left: jobs.into(), lacking: Vec::new(), admitted }
-    }
-}
-
-/// The range of the pack that holds all these frames, which are in its order.
+/// The range of the pack that holds the first of these frames, which are in its order, and those that are near them. A run has
+/// no wide gaps but those of what came from elsewhere.
 fn span(jobs: &VecDeque<Job>) -> Option<Range<u64>> {
-    let (first, last) = (jobs.front()?.frame()?, jobs.back()?.frame()?);
-    Some(PlacedFrame::start(first)..PlacedFrame::end(last))
+    let place = |job: &Job| (u64::from(job.offset), u64::from(job.offset) + u64::from(job.frame_len));
+    let (start, mut end) = place(jobs.front()?);
+    for (from, to) in jobs.iter().map(place) {
+        if from > end + GAP_LIMIT_BYTES {
+            break;
+        }
+        end = end.max(to);
+    }
+    Some(start..end)
 }

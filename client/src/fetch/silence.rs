@@ -1,16 +1,16 @@
 //! A source that has fallen silent counts as lost.
 
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use chunk_format::ChunkId;
+use chunk_format::{ChunkId, ChunkSize};
 use futures_util::future::BoxFuture;
-use futures_util::stream::{StreamExt, TryStreamExt, unfold};
+use futures_util::stream::{BoxStream, StreamExt, TryStreamExt, unfold};
 
 use crate::source::exchange::name_of;
-use crate::source::{ChunkSource, FailureKind, Object, ObjectBody, ObjectPath, SourceError};
+use crate::source::{ChunkAnswers, ChunkSource, FailureKind, Object, ObjectBody, ObjectPath, SourceError};
 
 /// While other answers of the source still come in, a silent one is only being outrun by them: it may be silent for
 /// this many limits.
@@ -22,11 +22,13 @@ pub(super) struct SilenceLimited {
     limit: Duration,
     /// Counts what arrives in all answers.
     progress: Arc<AtomicU64>,
+    /// The chunk that it was last asked for by its id in vain.
+    failed: Arc<Mutex<Option<(ChunkId, ChunkSize)>>>,
 }
 
 impl SilenceLimited {
     pub(super) fn new(inner: Arc<dyn ChunkSource>, limit: Duration) -> Self {
-        Self { inner, limit, progress: Arc::default() }
+        Self { inner, limit, progress: Arc::default(), failed: Arc::default() }
     }
 
     fn watch(&self, object: String) -> Watch {
@@ -47,7 +49,7 @@ impl ChunkSource for SilenceLimited {
         Box::pin(async move {
             let watch = self.watch(path.to_string());
             let body = watch.over(self.inner.get(path, range)).await?;
-            Ok(watch.over_body(body))
+            Ok(watch.over_stream(body))
         })
     }
 
@@ -55,19 +57,45 @@ impl ChunkSource for SilenceLimited {
         self.inner.may_have(object)
     }
 
+    /// A source may answer and yet not bring the chunk that it was given up for, so it is asked for that one.
     fn probe<'a>(&'a self, path: &'a ObjectPath) -> BoxFuture<'a, Result<(), SourceError>> {
-        Box::pin(async move { self.watch(path.to_string()).over(self.inner.probe(path)).await })
+        Box::pin(async move {
+            let failed = *self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some((id, size)) = failed else {
+                return self.watch(path.to_string()).over(self.inner.probe(path)).await;
+            };
+            let mut answers = self.chunks(&[id], size).await?;
+            while answers.try_next().await?.is_some() {}
+            Ok(())
+        })
     }
 
     fn hands_out_chunks(&self) -> bool {
         self.inner.hands_out_chunks()
     }
 
-    fn chunks<'a>(&'a self, ids: &'a [ChunkId]) -> BoxFuture<'a, Result<ObjectBody, SourceError>> {
+    fn chunks<'a>(
+        &'a self,
+        ids: &'a [ChunkId],
+        size: ChunkSize,
+    ) -> BoxFuture<'a, Result<ChunkAnswers, SourceError>> {
         Box::pin(async move {
             let watch = self.watch(name_of(ids));
-            let body = watch.over(self.inner.chunks(ids)).await?;
-            Ok(watch.over_body(body))
+            let answers = watch.over(self.inner.chunks(ids, size)).await;
+            let mut left = ids.to_vec().into_iter();
+            let failed = Arc::clone(&self.failed);
+            let note = move |id: Option<ChunkId>| {
+                let failed_last = id.map(|id| (id, size));
+                *failed.lock().unwrap_or_else(PoisonError::into_inner) = failed_last;
+            };
+            let answers = answers.inspect_err(|_| note(ids.first().copied()))?;
+            let noted = watch.over_stream(answers).inspect(move |answered| {
+                let id = left.next();
+                if answered.is_err() {
+                    note(id);
+                }
+            });
+            Ok(noted.boxed())
         })
     }
 
@@ -84,8 +112,12 @@ struct Watch {
 }
 
 impl Watch {
-    /// The body, given up on when nothing of it comes for too long.
-    fn over_body(self, body: ObjectBody) -> ObjectBody {
+    /// A body, or what is said of chunks, given up on when no part of it comes for too long. Said of a chunk is the whole of
+    /// it: who drips brings no part in time.
+    fn over_stream<T: Send + 'static>(
+        self,
+        body: BoxStream<'static, Result<T, SourceError>>,
+    ) -> BoxStream<'static, Result<T, SourceError>> {
         unfold(Some((body, self)), |state| async move {
             let (mut body, watch) = state?;
             match watch.over(body.try_next()).await {

@@ -138,49 +138,15 @@ impl Sources {
         }
     }
 
-    /// The source to ask for chunks of a namespace by their ids: the most preferred one of those that answer, if it hands
-    /// chunks out so. Waits for nobody.
-    pub(crate) fn preferred_by_id(
-        &self,
-        namespace: &Namespace,
-        passed_over: &[usize],
-    ) -> Option<(usize, &Arc<Entry>)> {
-        let now = Instant::now();
-        let sound = self.entries.iter().enumerate().find(|(at, entry)| {
+    /// The source that is asked first for chunks, if it answers and hands them out by their ids.
+    pub(crate) fn first_by_id(&self, namespace: &Namespace) -> Option<&Arc<Entry>> {
+        let is_asked = |entry: &&Arc<Entry>| {
             let record = entry.lock();
-            let lacks = record.lacks.get(namespace).is_some_and(|since| since.elapsed() < LACK_MEMORY);
-            let is_distrusted = record.distrusted_until.is_some_and(|until| until > now);
-            !passed_over.contains(at) && !lacks && !is_distrusted && record.outage.is_none()
-        });
-        sound.filter(|(_, entry)| entry.source.hands_out_chunks())
-    }
-
-    /// Whether chunks of a namespace may be had by their ids: from the source that is to be asked first, or, when none
-    /// answers, from one that may be back before any other.
-    pub(crate) fn may_ask_by_id(&self, namespace: &Namespace, passed_over: &[usize]) -> bool {
-        if self.preferred_by_id(namespace, passed_over).is_some() {
-            return true;
-        }
-        let by_id =
-            |(at, entry): (usize, &Arc<Entry>)| !passed_over.contains(&at) && entry.source.hands_out_chunks();
-        self.entries.iter().enumerate().any(by_id)
-            && self.entries.iter().all(|entry| entry.lock().outage.is_some())
-    }
-
-    /// Waits until there is a source to ask by ids.
-    pub(crate) async fn back_by_id(&self, namespace: &Namespace, passed_over: &[usize]) {
-        loop {
-            let mut state = self.state.subscribe();
-            state.borrow_and_update();
-            if self.preferred_by_id(namespace, passed_over).is_some() {
-                return;
-            }
-            tokio::select! {
-                _ = state.changed() => {}
-                // A probe that finds one back tells of it; a request that does need not.
-                () = tokio::time::sleep(PASSED_OVER) => {}
-            }
-        }
+            record.outage.is_none()
+                && record.distrusted_until.is_none_or(|until| until <= Instant::now())
+                && record.lacks.get(namespace).is_none_or(|since| since.elapsed() >= LACK_MEMORY)
+        };
+        self.entries.iter().find(is_asked).filter(|entry| entry.source.hands_out_chunks())
     }
 
     /// Notes that a source answered.
@@ -200,9 +166,9 @@ impl Sources {
             FailureKind::NotFound => {
                 // The last one is the server, which holds everything: what it lacks is one object.
                 let is_last = self.entries.last().is_some_and(|last| Arc::ptr_eq(last, entry));
-                // A cache has some of everything: what it lacks tells nothing of the rest.
-                let has_all_or_none = !entry.source.hands_out_chunks();
-                if has_others && !is_last && has_all_or_none && matches!(path.namespace, Namespace::User(_)) {
+                // What a cache has of a namespace says nothing of the rest of it.
+                let has_objects = !entry.source.hands_out_chunks();
+                if has_others && has_objects && !is_last && matches!(path.namespace, Namespace::User(_)) {
                     entry.lock().lacks.insert(path.namespace.clone(), Instant::now());
                 }
                 self.succeeded(entry);
@@ -242,15 +208,7 @@ impl Sources {
                 news
             });
         } else if failures == 1 {
-            match error.kind {
-                FailureKind::Refused => {
-                    tracing::warn!(
-                        error = error_chain(error),
-                        "a source does not serve us; another one does"
-                    );
-                }
-                _ => tracing::warn!(error = error_chain(error), "a source does not answer; another one does"),
-            }
+            tracing::warn!(error = error_chain(error), "a source does not answer; another one does");
         }
         if has_others {
             Arc::clone(entry).probe(path.clone(), failures, self.state.clone());
@@ -277,7 +235,7 @@ impl Entry {
         self.record.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Asks the source now and then, as for a byte of an object, until it answers.
+    /// Asks the source now and then, until it answers.
     fn probe(self: Arc<Self>, path: ObjectPath, failures: u32, state: watch::Sender<LinkState>) {
         if self.is_probed.swap(true, Ordering::AcqRel) {
             return;
@@ -496,7 +454,7 @@ mod tests {
         }
 
         fn may_have(&self, object: &Object) -> bool {
-            !matches!(object, Object::Locator(_))
+            matches!(object, Object::Pack(_))
         }
 
         fn hands_out_chunks(&self) -> bool {
@@ -504,44 +462,24 @@ mod tests {
         }
     }
 
-    fn with_cache(caches_first: bool) -> Sources {
+    #[tokio::test(start_paused = true)]
+    async fn who_hands_out_chunks_is_asked_for_nothing_else_and_may_lack_any() {
         let cache = Arc::new(ById(Arc::default())) as Arc<dyn ChunkSource>;
-        let other = Arc::new(Arc::<Switched>::default()) as Arc<dyn ChunkSource>;
         let server = Arc::new(Arc::<Switched>::default()) as Arc<dyn ChunkSource>;
-        Sources::new(if caches_first { vec![cache, other, server] } else { vec![other, cache, server] })
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_cache_is_asked_by_ids_while_nothing_that_is_preferred_to_it_answers() {
-        let (image, user) = (path("image/debian"), path("user/alice"));
-        let sources = with_cache(true);
-        let (at, cache) = sources.preferred_by_id(&image.namespace, &[]).unwrap();
+        let sources = Sources::new(vec![cache, server]);
+        let user = path("user/alice");
+        let locator = ObjectPath { object: Object::Locator(chunk_format::SegmentId::of(b"a")), ..user.clone() };
+        assert_eq!(sources.pick(&locator, &[]).await.unwrap().0, 1);
+        let (at, first) = sources.pick(&user, &[]).await.unwrap();
         assert_eq!(at, 0);
-        assert!(!sources.may_ask_by_id(&image.namespace, &[0]), "it lacks this one");
-        let locator =
-            ObjectPath { object: Object::Locator(chunk_format::SegmentId::of(b"a")), ..path("image/debian") };
-        assert_eq!(sources.pick(&locator, &[]).await.unwrap().0, 1, "it is not asked for what it never has");
-        sources.failed(cache, &user, &failure(FailureKind::NotFound));
-        assert!(sources.preferred_by_id(&user.namespace, &[]).is_some(), "it lacks one object");
-        sources.failed(cache, &image, &failure(FailureKind::Unreachable));
-        assert!(!sources.may_ask_by_id(&image.namespace, &[]), "another one answers");
-        for at in 1..3 {
-            let (_, entry) = sources.pick(&locator, &[3 - at]).await.unwrap();
-            sources.failed(entry, &image, &failure(FailureKind::Unreachable));
-        }
-        assert!(sources.preferred_by_id(&image.namespace, &[]).is_none());
-        assert!(sources.may_ask_by_id(&image.namespace, &[]), "none answers: it may be the first to");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_cache_behind_another_source_is_asked_when_that_is_away() {
-        let image = path("image/debian");
-        let sources = with_cache(false);
-        assert!(sources.preferred_by_id(&image.namespace, &[]).is_none());
-        let (_, first) = sources.pick(&image, &[]).await.unwrap();
-        sources.failed(first, &image, &failure(FailureKind::Unreachable));
-        assert_eq!(sources.preferred_by_id(&image.namespace, &[]).unwrap().0, 1);
-        sources.back_by_id(&image.namespace, &[]).await;
+        sources.failed(first, &user, &failure(FailureKind::NotFound));
+        assert_eq!(sources.pick(&user, &[]).await.unwrap().0, 0, "it lacks one chunk");
+        assert!(sources.first_by_id(&user.namespace).is_some());
+        sources.failed(first, &user, &failure(FailureKind::Unreachable));
+        assert!(sources.first_by_id(&user.namespace).is_none());
+        let (_, server) = sources.pick(&user, &[]).await.unwrap();
+        sources.failed(server, &user, &failure(FailureKind::Unreachable));
+        assert_eq!(sources.pick(&locator, &[]).await.unwrap().0, 1, "whoever else is back first");
     }
 
     #[tokio::test(start_paused = true)]

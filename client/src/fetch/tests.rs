@@ -5,7 +5,7 @@ use crate::cache::CacheConfig;
 use crate::upstream::MemoryServer;
 
 mod boot;
-mod by_id;
+mod handed_out;
 
 const CHUNK: usize = 4096;
 

@@ -5,7 +5,7 @@ use reqwest::StatusCode;
 use super::*;
 use crate::cache::CacheConfig;
 use crate::remote::{CacheHost, RemoteError};
-use crate::source::exchange::{AnswerDecoder, Answered, MAX_CHUNKS, MAX_LOOKED_FOR, encode_question};
+use crate::source::exchange::{Answered, MAX_CHUNKS, MAX_LOOKED_FOR, encode_question};
 use crate::source::{CacheSource, CacheToken, ChunkSource, FailureKind, Object, ObjectPath, get_whole};
 
 const CHUNK: usize = 4096;
@@ -76,24 +76,20 @@ impl Rig {
 }
 
 async fn ask(source: &CacheSource, ids: &[ChunkId]) -> Vec<Option<Vec<u8>>> {
-    let mut answer = AnswerDecoder::new(ids.len(), CHUNK + 1);
-    let mut body = source.chunks(ids).await.unwrap();
-    while let Some(part) = body.try_next().await.unwrap() {
-        answer.push(&part);
-    }
+    let mut answers = source.chunks(ids, ChunkSize::new(CHUNK as u64).unwrap()).await.unwrap();
     let mut decoder = FrameDecoder::new().unwrap();
     let mut told = Vec::new();
-    for id in ids {
-        told.push(match answer.take_next().unwrap().unwrap() {
+    while let Some(answered) = answers.try_next().await.unwrap() {
+        told.push(match answered {
             Answered::Frame(frame) => {
                 let mut chunk = vec![0; CHUNK];
-                decoder.decode_chunk(&frame, *id, &mut chunk).unwrap();
+                decoder.decode_chunk(&frame, ids[told.len()], &mut chunk).unwrap();
                 Some(chunk)
             }
             Answered::NotHere => None,
         });
     }
-    assert_eq!(answer.take_next(), Ok(None), "nothing follows");
+    assert_eq!(told.len(), ids.len());
     told
 }
 
@@ -150,7 +146,7 @@ async fn without_the_token_nothing_is_told() {
     let mut other = rig.address.clone();
     other.token = CacheToken::generate().unwrap();
     let source = CacheSource::new(&other).unwrap();
-    let error = source.chunks(&[chunks[0].0]).await.err().unwrap();
+    let error = source.chunks(&[chunks[0].0], ChunkSize::DEFAULT).await.err().unwrap();
     assert_eq!(error.kind, FailureKind::Refused);
     let said = crate::hint::chain(&error);
     assert!(said.contains("its token is not the one in its address"), "{said}");
@@ -170,12 +166,12 @@ async fn another_certificate_is_told_apart_from_no_answer() {
     let mut other = rig.address.clone();
     other.fingerprint = "00".repeat(32).parse().unwrap();
     let source = CacheSource::new(&other).unwrap();
-    let error = source.chunks(&[ChunkId::of(b"a")]).await.err().unwrap();
+    let error = source.chunks(&[ChunkId::of(b"a")], ChunkSize::DEFAULT).await.err().unwrap();
     assert_eq!(error.kind, FailureKind::Refused);
     assert!(crate::hint::chain(&error).contains("its certificate is not the one in its address"));
     rig.stop.cancel();
     tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    let error = rig.source().chunks(&[ChunkId::of(b"a")]).await.err().unwrap();
+    let error = rig.source().chunks(&[ChunkId::of(b"a")], ChunkSize::DEFAULT).await.err().unwrap();
     assert_eq!(error.kind, FailureKind::Unreachable);
 }
 

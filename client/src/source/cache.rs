@@ -3,13 +3,13 @@
 use std::ops::Range;
 use std::time::Duration;
 
-use chunk_format::ChunkId;
+use chunk_format::{ChunkId, ChunkSize, frame_len_max};
 use futures_util::future::{BoxFuture, FutureExt, ready};
-use futures_util::stream::{StreamExt, TryStreamExt};
+use futures_util::stream::{StreamExt, TryStreamExt, try_unfold};
 use reqwest::{Response, StatusCode};
 
-use super::exchange::{decode_missing, encode_question, name_of};
-use super::{CacheAddress, ChunkSource, FailureKind, Object, ObjectBody, ObjectPath, SourceError};
+use super::exchange::{AnswerDecoder, Answered, decode_missing, encode_question, name_of};
+use super::{CacheAddress, ChunkAnswers, ChunkSource, FailureKind, Object, ObjectBody, ObjectPath, SourceError};
 use crate::remote::{CacheHost, RemoteError};
 
 /// A cache that another machine serves.
@@ -81,7 +81,7 @@ impl ChunkSource for CacheSource {
     }
 
     fn may_have(&self, object: &Object) -> bool {
-        matches!(object, Object::Chunk(_) | Object::Pack(_) | Object::Segment(_))
+        matches!(object, Object::Pack(_) | Object::Segment(_))
     }
 
     fn probe<'a>(&'a self, path: &'a ObjectPath) -> BoxFuture<'a, Result<(), SourceError>> {
@@ -95,11 +95,24 @@ impl ChunkSource for CacheSource {
         true
     }
 
-    fn chunks<'a>(&'a self, ids: &'a [ChunkId]) -> BoxFuture<'a, Result<ObjectBody, SourceError>> {
+    fn chunks<'a>(
+        &'a self,
+        ids: &'a [ChunkId],
+        size: ChunkSize,
+    ) -> BoxFuture<'a, Result<ChunkAnswers, SourceError>> {
         Box::pin(async move {
             let response = self.host.post("/v1/cache/chunks", encode_question(ids)).await;
             let response = response.map_err(|error| self.error(name_of(ids), error))?;
-            Ok(self.body(name_of(ids), response))
+            let reader = Reader {
+                origin: self.origin(),
+                object: name_of(ids),
+                body: self.body(name_of(ids), response),
+                answer: AnswerDecoder::new(ids.len(), frame_len_max(size.bytes())),
+            };
+            let answers = try_unfold(reader, |mut reader| async move {
+                Ok(reader.next().await?.map(|answered| (answered, reader)))
+            });
+            Ok(answers.boxed())
         })
     }
 
@@ -123,6 +136,43 @@ impl ChunkSource for CacheSource {
                 cause: "its answer has another length than the question".into(),
             })
         })
+    }
+}
+
+/// An answer about chunks, as it arrives.
+struct Reader {
+    origin: String,
+    object: String,
+    body: ObjectBody,
+    answer: AnswerDecoder,
+}
+
+impl Reader {
+    /// What is said of the next chunk; `None` when all was said and nothing follows.
+    async fn next(&mut self) -> Result<Option<Answered>, SourceError> {
+        loop {
+            let told = self.answer.take_next();
+            if let Some(answered) = told.map_err(|error| self.error(FailureKind::Damaged, error))? {
+                return Ok(Some(answered));
+            }
+            match self.body.try_next().await? {
+                Some(part) => self.answer.push(&part),
+                None if self.answer.left() == 0 => return Ok(None),
+                None => {
+                    let cause = format!("the answer ended before the last {} chunks", self.answer.left());
+                    return Err(self.error(FailureKind::Unreachable, cause));
+                }
+            }
+        }
+    }
+
+    fn error(
+        &self,
+        kind: FailureKind,
+        cause: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> SourceError {
+        let (origin, object) = (self.origin.clone(), self.object.clone());
+        SourceError { origin, object, kind, retry_after: None, cause: cause.into() }
     }
 }
 

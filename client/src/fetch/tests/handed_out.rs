@@ -9,16 +9,18 @@ use futures_util::stream::{self, StreamExt};
 
 use super::boot::{BootRig, CHUNKS};
 use super::*;
-use crate::source::exchange::{append_frame, append_not_here};
-use crate::source::{ObjectBody, SourceError};
+use crate::source::exchange::Answered;
+use crate::source::{ChunkAnswers, ObjectBody, SourceError};
 
-/// A shelf of chunks that may lack some, lie, or break off.
+/// A shelf of chunks that may lack some, lie, break off, or keep whoever asks waiting.
 struct Shelf {
     chunks: HashMap<ChunkId, Vec<u8>>,
     lies: AtomicBool,
     is_gone: AtomicBool,
-    /// Bytes of an answer after which it breaks off.
+    /// Chunks of an answer after which it breaks off.
     breaks_after: AtomicUsize,
+    /// A place for each answer that may begin.
+    gate: Semaphore,
     requests: AtomicU64,
     served: AtomicU64,
 }
@@ -32,6 +34,7 @@ impl Shelf {
             lies: AtomicBool::new(false),
             is_gone: AtomicBool::new(false),
             breaks_after: AtomicUsize::new(usize::MAX),
+            gate: Semaphore::new(1000),
             requests: AtomicU64::new(0),
             served: AtomicU64::new(0),
         })
@@ -80,39 +83,41 @@ impl ChunkSource for OnShelf {
     }
 
     fn may_have(&self, object: &Object) -> bool {
-        matches!(object, Object::Pack(_) | Object::Chunk(_))
-    }
-
-    fn probe<'a>(&'a self, _: &'a ObjectPath) -> BoxFuture<'a, Result<(), SourceError>> {
-        ready(match self.0.is_gone.load(Ordering::Relaxed) {
-            true => Err(failure(FailureKind::Unreachable)),
-            false => Ok(()),
-        })
-        .boxed()
+        matches!(object, Object::Pack(_))
     }
 
     fn hands_out_chunks(&self) -> bool {
         true
     }
 
-    fn chunks<'a>(&'a self, ids: &'a [ChunkId]) -> BoxFuture<'a, Result<ObjectBody, SourceError>> {
+    fn chunks<'a>(
+        &'a self,
+        ids: &'a [ChunkId],
+        _: ChunkSize,
+    ) -> BoxFuture<'a, Result<ChunkAnswers, SourceError>> {
         Box::pin(async move {
             self.0.asked()?;
+            self.0.gate.acquire().await.unwrap().forget();
             let mut encoder = FrameEncoder::for_sending().unwrap();
-            let mut answer = Vec::new();
+            let mut answers = Vec::new();
             for id in ids {
-                let Some(chunk) = self.0.chunks.get(id) else {
-                    append_not_here(&mut answer);
-                    continue;
-                };
-                self.0.served.fetch_add(1, Ordering::Relaxed);
-                let mut chunk = chunk.clone();
-                chunk[7] ^= u8::from(self.0.lies.load(Ordering::Relaxed));
-                append_frame(&mut answer, &encoder.encode(&chunk).unwrap());
+                answers.push(Ok(match self.0.chunks.get(id) {
+                    None => Answered::NotHere,
+                    Some(chunk) => {
+                        let mut chunk = chunk.clone();
+                        chunk[7] ^= u8::from(self.0.lies.load(Ordering::Relaxed));
+                        Answered::Frame(encoder.encode(&chunk).unwrap().into())
+                    }
+                }));
             }
-            answer.truncate(self.0.breaks_after.load(Ordering::Relaxed));
-            let pieces: Vec<_> = answer.chunks(50).map(|piece| Ok(Bytes::copy_from_slice(piece))).collect();
-            Ok(stream::iter(pieces).boxed())
+            let breaks_after = self.0.breaks_after.load(Ordering::Relaxed);
+            if breaks_after <= answers.len() {
+                answers.truncate(breaks_after);
+                answers.push(Err(failure(FailureKind::Unreachable)));
+            }
+            let served = answers.iter().filter(|answer| matches!(answer, Ok(Answered::Frame(_)))).count();
+            self.0.served.fetch_add(served as u64, Ordering::Relaxed);
+            Ok(stream::iter(answers).boxed())
         })
     }
 
@@ -124,14 +129,14 @@ impl ChunkSource for OnShelf {
 }
 
 /// A rig with a shelf before the server.
-fn rig(chunks: usize, on_missing: OnMissing, has: impl Fn(usize) -> bool) -> (Rig, Arc<Shelf>) {
+fn rig(chunks: usize, on_missing: OnMissing, has: impl Fn(usize) -> bool) -> (Arc<Rig>, Arc<Shelf>) {
     let mut made = None;
     let rig = Rig::beside(chunks, on_missing, |content| {
         let shelf = Shelf::of(content, has);
         made = Some(Arc::clone(&shelf));
         Some(Arc::new(OnShelf(shelf)) as Arc<dyn ChunkSource>)
     });
-    (rig, made.unwrap())
+    (Arc::new(rig), made.unwrap())
 }
 
 /// Asks for all chunks at once and checks them.
@@ -145,24 +150,20 @@ async fn read_all(rig: &Rig, chunks: usize) {
 }
 
 #[tokio::test]
-async fn what_is_handed_out_by_its_id_needs_neither_pack_nor_locator() {
+async fn what_is_handed_out_by_its_id_needs_no_pack() {
     let (rig, shelf) = rig(100, OnMissing::Fail, |_| true);
     read_all(&rig, 100).await;
-    assert_eq!(rig.server.requests(), 1, "the segment");
-    assert_eq!((shelf.served(), shelf.requests()), (100, 4), "32 at once while somebody waits");
+    assert_eq!(rig.server.requests(), 2, "the segment and its locator");
+    assert_eq!((shelf.served(), shelf.requests()), (100, 1));
     assert_eq!(rig.fetcher.stats().failures, 0);
 }
 
 #[tokio::test]
 async fn what_it_lacks_comes_from_the_next_in_few_requests_and_is_no_failure() {
-    let (rig, shelf) = rig(100, OnMissing::Fail, |chunk| chunk % 10 != 3);
+    let (rig, shelf) = rig(100, OnMissing::Fail, |chunk| chunk % 2 == 0);
     read_all(&rig, 100).await;
-    assert_eq!(shelf.served(), 90);
-    assert!(
-        rig.server.requests() <= 6,
-        "a segment, a locator, and a pack in few parts: {}",
-        rig.server.requests()
-    );
+    assert_eq!((shelf.served(), shelf.requests()), (50, 1));
+    assert_eq!(rig.server.requests(), 3, "the segment, its locator, and the pack");
     let stats = rig.fetcher.stats();
     assert_eq!((stats.failures, stats.damaged, stats.chunks), (0, 0, 100));
 }
@@ -177,40 +178,66 @@ async fn who_lies_is_replaced() {
 }
 
 #[tokio::test]
-async fn who_breaks_off_is_replaced_and_what_came_is_kept() {
-    let (rig, shelf) = rig(100, OnMissing::Fail, |_| true);
-    shelf.breaks_after.store(300, Ordering::Relaxed);
+async fn who_dies_in_the_middle_is_replaced_and_what_came_is_kept() {
+    let (rig, shelf) = rig(100, OnMissing::Fail, |chunk| chunk != 3);
+    shelf.breaks_after.store(40, Ordering::Relaxed);
     read_all(&rig, 100).await;
     let stats = rig.fetcher.stats();
-    assert!(stats.failures > 0 && stats.chunks == 100, "each chunk once: {stats:?}");
+    assert_eq!((shelf.served(), stats.chunks, stats.damaged), (39, 100, 0), "each chunk once");
+    assert!(stats.failures > 0, "{stats:?}");
 }
 
 #[tokio::test]
-async fn the_server_may_be_away() {
+async fn an_answer_that_ends_badly_behind_its_last_chunk_brought_them_all() {
+    let (rig, shelf) = rig(20, OnMissing::Fail, |_| true);
+    shelf.breaks_after.store(20, Ordering::Relaxed);
+    read_all(&rig, 20).await;
+    let stats = rig.fetcher.stats();
+    assert_eq!((rig.server.requests(), stats.chunks, stats.failures), (2, 20, 0));
+}
+
+#[tokio::test]
+async fn the_server_may_be_away_once_it_is_known_where_chunks_lie() {
     let (rig, _) = rig(50, OnMissing::Wait, |chunk| chunk != 7);
-    rig.fetcher.segment(&rig.base.segments()[0]).await.unwrap();
+    rig.fetcher.shared.locator(&rig.base.segments()[0]).await.unwrap();
     rig.server.lose_network_after(Some(0));
-    for chunk in (0..50).filter(|chunk| *chunk != 7) {
-        assert_eq!(rig.get(chunk as u64).await.unwrap(), rig.expected(chunk));
-    }
-    let rig = Arc::new(rig);
     let reader = tokio::spawn({
         let rig = Arc::clone(&rig);
         async move { rig.get(7).await }
     });
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    for chunk in (0..50).filter(|chunk| *chunk != 7) {
+        assert_eq!(rig.get(chunk as u64).await.unwrap(), rig.expected(chunk));
+    }
     assert!(!reader.is_finished(), "it waits for the server");
     rig.server.lose_network_after(None);
     assert_eq!(reader.await.unwrap().unwrap(), rig.expected(7));
 }
 
 #[tokio::test]
+async fn a_reader_who_joins_what_the_background_asked_for_is_not_held_by_its_pause() {
+    let (rig, shelf) = rig(50, OnMissing::Wait, |chunk| chunk != 7);
+    rig.fetcher.shared.locator(&rig.base.segments()[0]).await.unwrap();
+    shelf.gate.forget_permits(1000);
+    rig.fetcher.want(&rig.base, &[ChunkIndex(7)], Class::Background).await.unwrap();
+    while shelf.requests() == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    rig.fetcher.pause_background(true);
+    let reader = tokio::spawn({
+        let rig = Arc::clone(&rig);
+        async move { rig.get(7).await }
+    });
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    shelf.gate.add_permits(1000);
+    assert_eq!(reader.await.unwrap().unwrap(), rig.expected(7));
+}
+
+#[tokio::test]
 async fn whoever_is_back_first_is_asked() {
     let (rig, shelf) = rig(50, OnMissing::Wait, |_| true);
-    rig.fetcher.segment(&rig.base.segments()[0]).await.unwrap();
+    rig.fetcher.shared.locator(&rig.base.segments()[0]).await.unwrap();
     rig.server.lose_network_after(Some(0));
     shelf.is_gone.store(true, Ordering::Relaxed);
-    let rig = Arc::new(rig);
     let mut link = rig.fetcher.link();
     let reader = tokio::spawn({
         let rig = Arc::clone(&rig);
@@ -232,34 +259,32 @@ async fn what_nobody_has_is_given_up() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_start_takes_what_is_handed_out_and_no_stream() {
-    let (rig, shelf) = rig(CHUNKS, OnMissing::Fail, |_| true);
-    let boot = BootRig::on(rig);
+    let (rig, shelf) = rig(CHUNKS, OnMissing::Fail, |chunk| chunk > CHUNKS / 4);
+    let boot = BootRig::on(Arc::into_inner(rig).unwrap());
     boot.boot().await;
-    assert_eq!(boot.read_all().await, 0);
-    assert_eq!(boot.rig.server.requests(), 1, "the segment");
-    assert_eq!(shelf.served(), CHUNKS as u64);
+    boot.read_all().await;
+    assert_eq!(boot.rig.fetcher.boot_progress().stream_bytes, 0);
+    assert_eq!(shelf.served(), (CHUNKS - 1 - CHUNKS / 4) as u64);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_start_takes_the_stream_for_what_is_not_handed_out() {
-    // The stream has every second chunk from the end, then the others: of its third and last object little lacks.
-    let (rig, shelf) = rig(CHUNKS, OnMissing::Fail, |chunk| chunk < CHUNKS / 4);
-    let boot = BootRig::on(rig);
+async fn a_start_takes_the_stream_when_little_is_handed_out() {
+    let (rig, shelf) = rig(CHUNKS, OnMissing::Fail, |chunk| chunk < CHUNKS / 2);
+    let boot = BootRig::on(Arc::into_inner(rig).unwrap());
     boot.boot().await;
-    boot.read_all().await;
+    assert_eq!(boot.read_all().await, 0);
     let stats = boot.rig.fetcher.stats();
     assert_eq!((stats.chunks, stats.damaged), (CHUNKS as u64, 0), "each once");
-    assert_eq!(shelf.served(), CHUNKS as u64 / 4);
-    let streamed = boot.rig.fetcher.boot_progress().stream_bytes;
+    assert_eq!((shelf.served(), shelf.requests()), (0, 1), "it was asked what it has");
     let whole: u64 = boot.profile.streams.iter().map(|stream| u64::from(stream.len_bytes)).sum();
-    assert!(streamed > 0 && streamed < whole, "{streamed} of {whole}");
+    assert_eq!(boot.rig.fetcher.boot_progress().stream_bytes, whole);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_start_does_without_a_source_that_is_gone() {
     let (rig, shelf) = rig(CHUNKS, OnMissing::Fail, |_| true);
     shelf.is_gone.store(true, Ordering::Relaxed);
-    let boot = BootRig::on(rig);
+    let boot = BootRig::on(Arc::into_inner(rig).unwrap());
     boot.boot().await;
     assert_eq!(boot.read_all().await, 0);
     assert_eq!(shelf.served(), 0);

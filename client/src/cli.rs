@@ -357,7 +357,7 @@ struct SourceArgs {
     /// Ask what is added before the others
     #[arg(long, requires = "add")]
     first: bool,
-    /// Do not ask this source any more, named as it is listed
+    /// Do not ask this source any more, named as it is listed: a cache without its secret, cache://HOST[:PORT]
     #[arg(long, value_name = "SOURCE")]
     remove: Vec<String>,
 }

@@ -23,9 +23,10 @@ const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOS
 pub(super) enum CacheCommand {
     /// Serve what this machine has fetched of a desktop to your other machines, until interrupted
     ///
-    /// Prints one address. On the other machine, `satchel source DESKTOP --add 'ADDRESS'` has it fetch from here first.
-    /// Whoever has the address can read what is in this cache: give it to your own machines only. The desktop must not be
-    /// mounted here; nothing of it is changed, and no server is needed.
+    /// Prints one address. On the other machine, `satchel source DESKTOP --add -` takes it on its standard input and has the
+    /// desktop fetch from here first. Whoever has the address can read what is in this cache, your home's files and what
+    /// was written here and is not synced yet included: give it to your own machines only. The desktop must not be mounted
+    /// here; nothing of it is changed, and no server is needed.
     Serve(ServeArgs),
 }
 
@@ -53,8 +54,9 @@ struct Serving {
 pub(super) async fn serve(context: &Context, args: ServeArgs) -> anyhow::Result<()> {
     let state = context.state()?;
     let printer = context.printer;
-    let served = ServedCache::open(&state, &args.desktop, args.new_address)?;
+    // First, so that no address is made void for one that is then not served.
     let listener = TcpListener::bind(args.listen).await.map_err(|error| cannot_listen(args.listen, error))?;
+    let served = ServedCache::open(&state, &args.desktop, args.new_address)?;
     let listen = listener.local_addr().context("cannot tell which port was taken")?;
     // Before the address is there for anyone: from here on a signal ends the serving, and that ends well.
     let stop = stop_on_signals()?;
@@ -67,8 +69,10 @@ pub(super) async fn serve(context: &Context, args: ServeArgs) -> anyhow::Result<
         ));
     }
     printer.message(&format!(
-        "serving {} of {desktop} until Ctrl-C. On the other machine: satchel source {desktop} --add 'ADDRESS'\n\
-         whoever has the address can read what is in this cache; `satchel cache serve {desktop} --new-address` ends that",
+        "serving {} of {desktop} until Ctrl-C. On the other machine: satchel source {desktop} --add -, and \
+         paste the address there\n\
+         whoever has the address can read what is in this cache, home and what is not synced yet included; \
+         `satchel cache serve {desktop} --new-address` ends that",
         ByteSize(held_bytes),
         desktop = args.desktop
     ));

@@ -1,6 +1,6 @@
 //! `satchel source`
 
-use std::io::BufRead;
+use std::io::{BufRead, IsTerminal};
 
 use anyhow::Context as _;
 use clap::error::ErrorKind;
@@ -20,7 +20,7 @@ struct Sources {
 }
 
 pub(crate) fn run(context: &Context, args: &SourceArgs) -> anyhow::Result<()> {
-    let added = args.add.iter().map(|text| address(text)).collect::<anyhow::Result<Vec<_>>>()?;
+    let added = args.add.iter().map(|text| address(context, text)).collect::<anyhow::Result<Vec<_>>>()?;
     let state = context.state()?;
     let (login, _) = state.remote()?;
     let directory = state.desktop_path(&args.desktop);
@@ -54,14 +54,15 @@ pub(crate) fn run(context: &Context, args: &SourceArgs) -> anyhow::Result<()> {
 
 /// Reads an address. It is not the argument parser that does: that repeats what it cannot read, and an address may hold a
 /// secret.
-fn address(text: &str) -> anyhow::Result<SourceAddress> {
+fn address(context: &Context, text: &str) -> anyhow::Result<SourceAddress> {
     let mut line = String::new();
     let text = match text {
         "-" => {
-            std::io::stdin()
-                .lock()
-                .read_line(&mut line)
-                .context("cannot read an address from standard input")?;
+            let input = std::io::stdin();
+            if input.is_terminal() {
+                context.printer.message("paste the address, and press Enter:");
+            }
+            input.lock().read_line(&mut line).context("cannot read an address from standard input")?;
             line.trim()
         }
         text => text,

@@ -156,3 +156,67 @@ impl Watch {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use chunk_format::PackId;
+    use futures_util::stream::{iter, pending};
+
+    use super::*;
+    use crate::source::exchange::Answered;
+
+    /// Answers at once, but never about one chunk.
+    struct Stuck {
+        on: Mutex<Option<ChunkId>>,
+        asked: Mutex<Vec<Vec<ChunkId>>>,
+    }
+
+    impl ChunkSource for Arc<Stuck> {
+        fn origin(&self) -> String {
+            "a".to_owned()
+        }
+
+        fn get<'a>(
+            &'a self,
+            _: &'a ObjectPath,
+            _: Option<Range<u64>>,
+        ) -> BoxFuture<'a, Result<ObjectBody, SourceError>> {
+            Box::pin(async { Ok(iter([]).boxed()) })
+        }
+
+        fn hands_out_chunks(&self) -> bool {
+            true
+        }
+
+        fn chunks<'a>(
+            &'a self,
+            ids: &'a [ChunkId],
+            _: ChunkSize,
+        ) -> BoxFuture<'a, Result<ChunkAnswers, SourceError>> {
+            self.asked.lock().unwrap().push(ids.to_vec());
+            let told = ids.iter().position(|id| Some(*id) == *self.on.lock().unwrap());
+            let answers = iter((0..told.unwrap_or(ids.len())).map(|_| Ok(Answered::NotHere)));
+            Box::pin(std::future::ready(Ok(match told {
+                Some(_) => answers.chain(pending()).boxed(),
+                None => answers.boxed(),
+            })))
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_answers_but_not_about_a_chunk_is_out_until_it_does() {
+        let [a, b, c] = [b"a", b"b", b"c"].map(|bytes| ChunkId::of(bytes));
+        let stuck = Arc::new(Stuck { on: Mutex::new(Some(b)), asked: Mutex::default() });
+        let source = SilenceLimited::new(Arc::new(Arc::clone(&stuck)), Duration::from_secs(1));
+        let namespace = "image/debian".parse().unwrap();
+        let path = ObjectPath { namespace, object: Object::Pack(PackId::of(b"a")) };
+        source.probe(&path).await.unwrap();
+        let mut answers = source.chunks(&[a, b, c], ChunkSize::DEFAULT).await.unwrap();
+        assert_eq!(answers.try_next().await.unwrap(), Some(Answered::NotHere));
+        assert_eq!(answers.try_next().await.unwrap_err().kind, FailureKind::Unreachable);
+        assert_eq!(source.probe(&path).await.unwrap_err().kind, FailureKind::Unreachable);
+        *stuck.on.lock().unwrap() = None;
+        source.probe(&path).await.unwrap();
+        assert_eq!(*stuck.asked.lock().unwrap(), [vec![a, b, c], vec![b], vec![b]]);
+    }
+}

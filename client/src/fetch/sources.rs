@@ -468,7 +468,8 @@ mod tests {
         let server = Arc::new(Arc::<Switched>::default()) as Arc<dyn ChunkSource>;
         let sources = Sources::new(vec![cache, server]);
         let user = path("user/alice");
-        let locator = ObjectPath { object: Object::Locator(chunk_format::SegmentId::of(b"a")), ..user.clone() };
+        let locator =
+            ObjectPath { object: Object::Locator(chunk_format::SegmentId::of(b"a")), ..user.clone() };
         assert_eq!(sources.pick(&locator, &[]).await.unwrap().0, 1);
         let (at, first) = sources.pick(&user, &[]).await.unwrap();
         assert_eq!(at, 0);

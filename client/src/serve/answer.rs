@@ -15,7 +15,8 @@ use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use serde_json::json;
 use sha2::{Digest, Sha256};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 
 use super::Sent;
@@ -29,8 +30,12 @@ use crate::source::exchange::{
 
 /// Time for the whole of a question to arrive.
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(30);
-/// Chunks read and compressed at a time for one answer, which is then sent before the next.
-const CHUNKS_AT_ONCE: usize = 8;
+/// Questions that are read and answered at once, from all machines together; others wait.
+const MAX_ANSWERS: usize = 32;
+/// Bytes of chunks read and compressed at a time for one answer, one chunk at least. Two such pieces wait to be taken at most.
+const PIECE_BYTES: usize = 512 << 10;
+/// How long a piece may wait to be taken; then its connection is ended.
+const UNTAKEN_TIMEOUT: Duration = Duration::from_secs(60);
 
 type Body = UnsyncBoxBody<Bytes, io::Error>;
 
@@ -40,9 +45,19 @@ pub(super) struct Answers {
     token_hash: [u8; 32],
     cache: Arc<Cache>,
     segments: SegmentStore,
+    places: Arc<Semaphore>,
     readers: Arc<Semaphore>,
     encoders: Mutex<Vec<FrameEncoder>>,
     sent: Arc<Sent>,
+}
+
+/// What answers tell of the connection they are for.
+#[derive(Default)]
+pub(super) struct Peer {
+    /// It showed the token.
+    pub(super) is_known: Notify,
+    /// It does not take what it asked for.
+    pub(super) has_stalled: Notify,
 }
 
 /// Why a request is refused: status, code and sentence, as in `docs/api.md`.
@@ -60,19 +75,20 @@ impl Answers {
             token_hash: Sha256::digest(token.reveal()).into(),
             cache,
             segments,
+            places: Arc::new(Semaphore::new(MAX_ANSWERS)),
             readers: Arc::new(Semaphore::new(processors)),
             encoders: Mutex::default(),
             sent,
         }
     }
 
-    /// Answers a request; tells `known` when it showed the token.
+    /// Answers a request.
     pub(super) async fn answer(
         self: &Arc<Self>,
         request: Request<Incoming>,
-        known: &Notify,
+        peer: &Arc<Peer>,
     ) -> Response<Body> {
-        let mut response = match self.judge(request, known).await {
+        let mut response = match self.judge(request, peer).await {
             Ok(response) => response,
             Err(Refusal(status, code, message)) => {
                 tracing::info!(%status, message, "a request was refused");
@@ -86,7 +102,7 @@ impl Answers {
     async fn judge(
         self: &Arc<Self>,
         request: Request<Incoming>,
-        known: &Notify,
+        peer: &Arc<Peer>,
     ) -> Result<Response<Body>, Refusal> {
         let spoken = request.headers().get(API_HEADER);
         if let Some(spoken) = spoken.filter(|spoken| spoken.as_bytes() != API_VERSION.as_bytes()) {
@@ -98,7 +114,8 @@ impl Answers {
             let message = "this cache is opened by another token".to_owned();
             return Err(Refusal(StatusCode::UNAUTHORIZED, "unauthorized", message));
         }
-        known.notify_one();
+        peer.is_known.notify_one();
+        let place = Arc::clone(&self.places).acquire_owned().await.map_err(|_| stopping())?;
         let (head, body) = request.into_parts();
         let path = head.uri.path();
         let segment = path.strip_prefix("/v1/cache/segments/");
@@ -114,7 +131,10 @@ impl Answers {
         }
         match (path, segment) {
             (_, Some(id)) => self.segment(id).await,
-            ("/v1/cache/chunks", _) => Ok(self.chunks(question(body, MAX_CHUNKS).await?)),
+            ("/v1/cache/chunks", _) => {
+                let ids = question(body, MAX_CHUNKS).await?;
+                Ok(self.chunks(ids, place, Arc::clone(peer)))
+            }
             ("/v1/cache/missing", _) => self.missing(question(body, MAX_LOOKED_FOR).await?).await,
             _ => Ok(whole(StatusCode::OK, b"ok\n".to_vec())),
         }
@@ -144,18 +164,46 @@ impl Answers {
     }
 
     /// The chunks, a few at a time as whoever asked takes them.
-    fn chunks(self: &Arc<Self>, ids: Vec<ChunkId>) -> Response<Body> {
-        let pieces = stream::try_unfold((Arc::clone(self), ids, 0), |(answers, ids, at)| async move {
-            let end = ids.len().min(at + CHUNKS_AT_ONCE);
-            let Some(group) = ids.get(at..end).filter(|group| !group.is_empty()) else { return Ok(None) };
-            let group = group.to_vec();
-            let read = answers.off_the_runtime(move |answers| answers.read(&group)).await;
-            let piece = read.map_err(|Refusal(_, _, message)| io::Error::other(message))??;
-            Ok::<_, io::Error>(Some((Frame::data(Bytes::from(piece)), (answers, ids, end))))
+    fn chunks(
+        self: &Arc<Self>,
+        ids: Vec<ChunkId>,
+        place: OwnedSemaphorePermit,
+        peer: Arc<Peer>,
+    ) -> Response<Body> {
+        let (sender, mut pieces) = mpsc::channel(1);
+        let answers = Arc::clone(self);
+        tokio::spawn(async move {
+            let _place = place;
+            if answers.send_chunks(ids, &sender).await.is_err() {
+                peer.has_stalled.notify_one();
+            }
         });
+        let pieces = stream::poll_fn(move |context| pieces.poll_recv(context));
         let mut response = Response::new(BodyExt::boxed_unsync(StreamBody::new(pieces)));
         mark_as_bytes(response.headers_mut());
         response
+    }
+
+    /// Reads chunks and sends them, until all are taken or nobody wants them any more.
+    async fn send_chunks(
+        self: &Arc<Self>,
+        ids: Vec<ChunkId>,
+        sender: &mpsc::Sender<io::Result<Frame<Bytes>>>,
+    ) -> Result<(), Elapsed> {
+        let at_once = (PIECE_BYTES / self.cache.chunk_size().bytes()).max(1);
+        for group in ids.chunks(at_once) {
+            let group = group.to_vec();
+            let read = self.off_the_runtime(move |answers| answers.read(&group)).await;
+            let read = read.map_err(|Refusal(_, _, message)| io::Error::other(message)).flatten();
+            let is_last = read.is_err();
+            let piece = read.map(|bytes| Frame::data(Bytes::from(bytes)));
+            let is_cut = timeout(UNTAKEN_TIMEOUT, sender.send(piece)).await?.is_err();
+            if is_last || is_cut {
+                return Ok(());
+            }
+        }
+        // There is room again when the last piece was taken, and an error when nobody wants it.
+        timeout(UNTAKEN_TIMEOUT, sender.reserve()).await.map(drop)
     }
 
     /// A part of an answer. A chunk that has rotted is not there.
@@ -182,7 +230,6 @@ impl Answers {
         self: &Arc<Self>,
         work: impl FnOnce(&Self) -> T + Send + 'static,
     ) -> Result<T, Refusal> {
-        let stopping = || Refusal(StatusCode::SERVICE_UNAVAILABLE, "busy", "it is being stopped".to_owned());
         let reader = Arc::clone(&self.readers).acquire_owned().await.map_err(|_| stopping())?;
         let answers = Arc::clone(self);
         let worked = tokio::task::spawn_blocking(move || {
@@ -191,6 +238,10 @@ impl Answers {
         });
         worked.await.map_err(|_| stopping())
     }
+}
+
+fn stopping() -> Refusal {
+    Refusal(StatusCode::SERVICE_UNAVAILABLE, "busy", "it is being stopped".to_owned())
 }
 
 /// Reads a question about at most so many ids.
@@ -230,4 +281,33 @@ fn refused(status: StatusCode, code: &str, message: &str) -> Response<Body> {
     let mut response = whole(status, body.into_bytes());
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::CacheConfig;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_nobody_takes_gives_its_place_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let chunk_size = chunk_format::ChunkSize::new(4096).unwrap();
+        let config = CacheConfig { chunk_size, limit_bytes: 1 << 20, owner: [0; 32] };
+        let cache = Arc::new(Cache::open(dir.path(), &config).unwrap());
+        let segments = SegmentStore::new(dir.path().to_owned());
+        let token = CacheToken::generate().unwrap();
+        let answers = Arc::new(Answers::new(&token, cache, segments, Arc::default()));
+        let place = Arc::clone(&answers.places).acquire_owned().await.unwrap();
+        let peer = Arc::<Peer>::default();
+        let ids = vec![ChunkId::of(b"absent"); MAX_CHUNKS];
+        let untaken = answers.chunks(ids.clone(), place, Arc::clone(&peer));
+        peer.has_stalled.notified().await;
+        drop(untaken);
+
+        let place = Arc::clone(&answers.places).acquire_owned().await.unwrap();
+        let taken = answers.chunks(ids, place, Arc::clone(&peer)).into_body().collect().await.unwrap();
+        assert_eq!(taken.to_bytes(), vec![0; MAX_CHUNKS * 4]);
+        let all = u32::try_from(MAX_ANSWERS).unwrap();
+        drop(answers.places.acquire_many(all).await.unwrap());
+    }
 }

@@ -11,15 +11,16 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
-use super::answer::Answers;
+use super::answer::{Answers, Peer};
 
 /// Machines at once; more wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 32;
+/// Requests at once on one of them.
 const MAX_STREAMS: u32 = 128;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time to show the token once; who has none is not kept.
@@ -69,11 +70,11 @@ async fn serve(stream: TcpStream, acceptor: TlsAcceptor, answers: Arc<Answers>) 
         Err(_) => return tracing::debug!("TLS handshake took too long"),
     };
     let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-    let known = Arc::new(Notify::new());
-    let shown = Arc::clone(&known);
+    let peer = Arc::<Peer>::default();
+    let told = Arc::clone(&peer);
     let service = service_fn(move |request: hyper::Request<Incoming>| {
-        let (answers, shown) = (Arc::clone(&answers), Arc::clone(&shown));
-        async move { Ok::<_, Infallible>(answers.answer(request, &shown).await) }
+        let (answers, peer) = (Arc::clone(&answers), Arc::clone(&told));
+        async move { Ok::<_, Infallible>(answers.answer(request, &peer).await) }
     });
     let io = TokioIo::new(stream);
     let connection = async move {
@@ -100,14 +101,19 @@ async fn serve(stream: TcpStream, acceptor: TlsAcceptor, answers: Arc<Answers>) 
     let mut connection = pin!(connection);
     let ended = tokio::select! {
         ended = &mut connection => Some(ended),
-        shown = timeout(TOKEN_TIMEOUT, known.notified()) => match shown {
+        shown = timeout(TOKEN_TIMEOUT, peer.is_known.notified()) => match shown {
             Ok(()) => None,
             Err(_) => return tracing::debug!("a connection without the token was ended"),
         },
     };
     let ended = match ended {
         Some(ended) => ended,
-        None => connection.await,
+        None => tokio::select! {
+            ended = &mut connection => ended,
+            () = peer.has_stalled.notified() => {
+                return tracing::debug!("a connection that did not take its answer was ended");
+            }
+        },
     };
     if let Err(error) = ended {
         tracing::debug!(error = &error as &dyn std::error::Error, "a connection ended");

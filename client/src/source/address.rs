@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::cache_address::without_secret;
 use super::{CacheAddress, CacheSource, ChunkSource, DirectorySource, StaticSource};
 use crate::remote::{Fingerprint, RemoteError, StaticHost, Trust};
 
@@ -37,8 +38,9 @@ pub struct BadSource {
 }
 
 impl BadSource {
+    /// Neither is repeated with what may be a secret.
     pub(super) fn new(text: &str, reason: &str) -> Self {
-        Self { text: text.to_owned(), reason: reason.to_owned() }
+        Self { text: without_secret(text), reason: without_secret(reason) }
     }
 }
 
@@ -89,8 +91,7 @@ impl FromStr for SourceAddress {
         }
         let (url, fingerprint) = match text.split_once('#') {
             Some((url, fingerprint)) => {
-                let fingerprint =
-                    fingerprint.parse().map_err(|reason| BadSource { text: text.to_owned(), reason })?;
+                let fingerprint = fingerprint.parse().map_err(|reason: String| bad(&reason))?;
                 (url, Some(fingerprint))
             }
             None => (text, None),

@@ -9,7 +9,9 @@ use futures_util::stream::{StreamExt, TryStreamExt, try_unfold};
 use reqwest::{Response, StatusCode};
 
 use super::exchange::{AnswerDecoder, Answered, decode_missing, encode_question, name_of};
-use super::{CacheAddress, ChunkAnswers, ChunkSource, FailureKind, Object, ObjectBody, ObjectPath, SourceError};
+use super::{
+    CacheAddress, ChunkAnswers, ChunkSource, FailureKind, Object, ObjectBody, ObjectPath, SourceError,
+};
 use crate::remote::{CacheHost, RemoteError};
 
 /// A cache that another machine serves.
@@ -189,5 +191,56 @@ fn classify(error: &RemoteError) -> (FailureKind, Option<Duration>) {
         }
         RemoteError::Unreachable { .. } | RemoteError::Unexpected { .. } => (FailureKind::Unreachable, None),
         _ => (FailureKind::Refused, None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use futures_util::stream::{iter, unfold};
+
+    use super::*;
+    use crate::source::exchange::{append_frame, append_not_here};
+
+    fn reader(body: ObjectBody) -> Reader {
+        let answer = AnswerDecoder::new(2, 100);
+        Reader { origin: "a".to_owned(), object: "b".to_owned(), body, answer }
+    }
+
+    fn answer() -> Vec<u8> {
+        let mut answer = Vec::new();
+        append_frame(&mut answer, b"frame");
+        append_not_here(&mut answer);
+        answer
+    }
+
+    fn in_pieces(bytes: &[u8]) -> ObjectBody {
+        let pieces: Vec<_> = bytes.chunks(3).map(|piece| Ok(Bytes::copy_from_slice(piece))).collect();
+        iter(pieces).boxed()
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_about_all_that_was_asked_and_nothing_else() {
+        let frame = Some(Answered::Frame(Bytes::from_static(b"frame")));
+        let mut whole = reader(in_pieces(&answer()));
+        assert_eq!(whole.next().await.unwrap(), frame);
+        assert_eq!(whole.next().await.unwrap(), Some(Answered::NotHere));
+        assert_eq!(whole.next().await.unwrap(), None);
+        let mut cut = reader(in_pieces(&answer()[..10]));
+        assert_eq!(cut.next().await.unwrap(), frame);
+        assert_eq!(cut.next().await.unwrap_err().kind, FailureKind::Unreachable);
+        let mut long = reader(in_pieces(&[answer(), vec![1]].concat()));
+        assert!(long.next().await.is_ok() && long.next().await.is_ok());
+        assert_eq!(long.next().await.unwrap_err().kind, FailureKind::Damaged);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn bytes_that_drip_are_no_sign_of_life() {
+        let dripping = unfold(answer().into_iter(), |mut left| async move {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            Some((Ok(Bytes::from(vec![left.next()?])), left))
+        });
+        let mut dripping = reader(dripping.boxed());
+        assert!(tokio::time::timeout(Duration::from_millis(1500), dripping.next()).await.is_err());
     }
 }

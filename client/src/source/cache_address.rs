@@ -93,23 +93,45 @@ impl CacheAddress {
         text.trim_start().to_ascii_lowercase().starts_with("cache")
     }
 
-    /// A text as it may be shown: what is meant as such an address loses all that may be secret.
-    pub fn without_secret(text: &str) -> String {
-        if !Self::is_meant(text) {
-            return text.to_owned();
-        }
-        let host_at = text.find("://").map_or(0, |at| at + "://".len());
-        let host = text.get(host_at..).unwrap_or_default();
-        let host = host.split(['/', '#']).next().unwrap_or_default();
-        text.get(..host_at + host.len()).unwrap_or_default().to_owned()
+    /// The machine that a text names as such an address, secret or not, and as it is shown; `None` when it names none.
+    pub fn shown_of(text: &str) -> Option<String> {
+        let text = text.trim();
+        let (scheme, rest) = text.split_at_checked(SCHEME.len())?;
+        let host = rest.split(['/', '#', '?']).next().unwrap_or_default();
+        let host = scheme.eq_ignore_ascii_case(SCHEME).then(|| checked_host(host).ok())??;
+        Some(format!("{SCHEME}{host}"))
     }
+}
+
+/// Hex digits in a row from which on they are taken for a secret, or a part of one.
+const SECRET_DIGITS: usize = 16;
+
+/// A text as it may be shown, which a person wrote and which may hold a secret: long rows of hex digits are left out, and of
+/// what is meant as the address of a cache all that follows the host.
+pub(super) fn without_secret(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for row in text.split_inclusive(|letter: char| !letter.is_ascii_hexdigit()) {
+        let digits = row.trim_end_matches(|letter: char| !letter.is_ascii_hexdigit());
+        match digits.len() >= SECRET_DIGITS {
+            true => shown.extend(["…", row.get(digits.len()..).unwrap_or_default()]),
+            false => shown.push_str(row),
+        }
+    }
+    if CacheAddress::is_meant(text) {
+        let host_at = shown.find("://").map_or(0, |at| at + "://".len());
+        let host_len = shown.get(host_at..).and_then(|rest| rest.find(['/', '#', '?']));
+        if let Some(host_len) = host_len {
+            shown.truncate(host_at + host_len);
+        }
+    }
+    shown
 }
 
 impl FromStr for CacheAddress {
     type Err = BadSource;
 
     fn from_str(text: &str) -> Result<Self, BadSource> {
-        let bad = |reason: &str| BadSource::new(&Self::without_secret(text), reason);
+        let bad = |reason: &str| BadSource::new(text, reason);
         let form = "write the whole address as `satchel cache serve` prints it: cache://HOST:PORT/#FINGERPRINT.TOKEN";
         let rest = text.strip_prefix(SCHEME).ok_or_else(|| bad(form))?;
         let (host, secret) = rest.split_once('#').ok_or_else(|| bad(form))?;
@@ -192,11 +214,47 @@ mod tests {
             format!("cache//a#{secret}"),
             format!("CACHE://a#{secret}"),
             format!("cache://a/{secret}"),
+            format!("cache://a?{secret}"),
+            format!("cache://a%23{secret}"),
+            format!("cache://a#{}x{}", &secret[..100], &secret[101..]),
             "cache://a".to_owned(),
             "cache://a#".to_owned(),
         ] {
             let said = bad.parse::<CacheAddress>().unwrap_err().to_string();
             assert!(!said.contains("cdcd") && said.contains("is no source"), "{said}");
+        }
+    }
+
+    #[test]
+    fn what_was_nearly_an_address_is_refused_without_its_secret_too() {
+        let secret = secret();
+        for bad in [
+            format!("https://office:7443/#{secret}"),
+            format!("https://office:7443/#SHA256:{secret}"),
+            format!("\"cache://office:7443/#{secret}\""),
+            format!("“cache://office:7443/#{secret}”"),
+            format!("office:7443/#{secret}"),
+            format!("ache://office:7443/#{secret}"),
+            secret.clone(),
+        ] {
+            let said = bad.parse::<crate::source::SourceAddress>().unwrap_err().to_string();
+            assert!(!said.contains("cdcd") && said.contains("is no source"), "{said}");
+        }
+        assert_eq!(
+            without_secret("https://mirror.example.org/deadbeef/x"),
+            "https://mirror.example.org/deadbeef/x"
+        );
+    }
+
+    #[test]
+    fn a_machine_is_named_without_its_secret() {
+        for text in
+            ["cache://office", "cache://Office:7443/", "CACHE://office#x", "cache://office:7443/#ab.cd"]
+        {
+            assert_eq!(CacheAddress::shown_of(text).as_deref(), Some("cache://office:7443"), "{text}");
+        }
+        for text in ["office", "cache:", "cache://", "https://office", "file:/a"] {
+            assert_eq!(CacheAddress::shown_of(text), None, "{text}");
         }
     }
 }

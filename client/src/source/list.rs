@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::cache_address::without_secret;
 use super::{CacheAddress, SourceAddress};
 use crate::volume::{DirVolume, Volume};
 
@@ -78,7 +79,8 @@ impl SourceList {
             Err(source) => return Err(SourceListError::Io { action: "read", path, source }),
         };
         let damaged = |reason: String| SourceListError::Damaged { path: path.clone(), reason };
-        let stored: Stored = serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
+        let stored: Stored =
+            serde_json::from_slice(&bytes).map_err(|error| damaged(without_secret(&error.to_string())))?;
         if stored.version != FORMAT_VERSION {
             return Err(damaged(format!(
                 "it has version {}, this program reads {FORMAT_VERSION}",
@@ -121,7 +123,7 @@ impl SourceList {
         let shown = match address.parse::<SourceAddress>() {
             Ok(address) => address.to_string(),
             // A cache without its secret is no address, but names one.
-            Err(_) => CacheAddress::without_secret(address),
+            Err(_) => CacheAddress::shown_of(address).unwrap_or_else(|| without_secret(address)),
         };
         let before = self.added.len();
         self.added.retain(|other| other.to_string() != shown);
@@ -178,8 +180,12 @@ mod tests {
         assert_eq!(mode & 0o777, 0o600);
         let refused = list.remove(&format!("cache://other/#{}", "ef".repeat(32))).unwrap_err().to_string();
         assert!(!refused.contains("efef"), "{refused}");
-        for shown in ["cache://office:7443", "cache://office:7443/"] {
+        for shown in ["cache://office:7443", "cache://office", "cache://Office:7443/"] {
             list.clone().remove(shown).unwrap();
         }
+        let broken = format!(r#"{{"version":1,"added":"cache://office/#{}"}}"#, "ef".repeat(32));
+        std::fs::write(dir.path().join(FILE_NAME), broken).unwrap();
+        let said = SourceList::load(&volume).unwrap_err().to_string();
+        assert!(said.contains("does not hold") && !said.contains("efef"), "{said}");
     }
 }

@@ -63,10 +63,10 @@ impl Rig {
         assert_eq!(listed["added"][0].as_str(), address.split("/#").next());
     }
 
-    /// Bytes of packs and locators that the server delivered.
+    /// Bytes of packs that the server delivered.
     fn delivered_bytes(&self) -> u64 {
         let delivered = self.proxy.exchanges().into_iter();
-        let delivered = delivered.filter(|exchange| matches!(exchange.class, Class::Packs | Class::Locators));
+        let delivered = delivered.filter(|exchange| matches!(exchange.class, Class::Packs));
         delivered.map(|exchange| exchange.response_bytes).sum()
     }
 
@@ -123,11 +123,16 @@ fn a_desktop_comes_from_another_machines_cache_and_the_server_is_hardly_asked() 
         assert_eq!(mode & 0o777, 0o600, "{}", path.display());
     }
 
-    // Enough without the server, for a machine that knows the desktop.
+    // Enough without the server, for a mount that knows where the chunks lie.
     rig.add(&again.address);
     std::fs::remove_dir_all(rig.laptop.desktop_directory("work").join("cache")).unwrap();
-    rig.published.server.stop();
     let mount = rig.laptop.mount("work");
+    let model = Model::of(rig.published.content, IMAGE_BYTES);
+    let disk = super::open(&mount.system());
+    model.read(&disk, 0, IMAGE_BYTES / 8);
+    rig.published.server.stop();
+    model.read(&disk, IMAGE_BYTES / 8, IMAGE_BYTES * 7 / 8);
+    drop(disk);
     rig.published.content.assert_in(&mount.system());
     mount.unmount();
     rig.published.server.start_again();
@@ -216,7 +221,8 @@ fn a_wrong_token_or_certificate_is_said_and_the_server_is_used() {
         assert!(rig.delivered_bytes() - before > IMAGE_BYTES / 4);
         std::fs::remove_dir_all(rig.laptop.desktop_directory("work")).unwrap();
     }
-    for bad in [&served.address[..served.address.len() - 1], "cache://a", "cache:b"] {
+    let repaired = served.address.replace("cache:", "https:");
+    for bad in [&served.address[..served.address.len() - 1], &repaired, "cache://a", "cache:b"] {
         let said = rig.laptop.satchel(["source", "work", "--add", bad]).exited(2).stderr;
         assert!(said.contains("is no source"), "{said}");
         assert!(!said.contains(&served.token[..60]), "{said}");

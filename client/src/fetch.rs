@@ -641,6 +641,8 @@ impl Shared {
 /// Turns queued chunks of a class and all more urgent ones into requests, as many at once as told and admitted.
 async fn dispatch(shared: Arc<Shared>, least_urgent: Class, requests: usize) {
     let slots = Arc::new(Semaphore::new(requests));
+    // One request alone never needs more room than there is: it would wait for it for ever.
+    let most = (ROOM_BYTES / shared.cache.chunk_size().bytes() / 2).max(1);
     loop {
         let queued = shared.queued.notified();
         tokio::pin!(queued);
@@ -668,7 +670,7 @@ async fn dispatch(shared: Arc<Shared>, least_urgent: Class, requests: usize) {
             () = shared.stop.cancelled() => return,
         };
         let Ok(slot) = slot else { return };
-        let run = shared.lock_queue().pop_run(least_urgent, limit);
+        let run = shared.lock_queue().pop_run(least_urgent, limit, most);
         let Some(mut run) = run else { continue };
         admitted.resize(run.len_bytes());
         let wanted = u32::try_from(run.jobs.len()).unwrap_or(u32::MAX);

@@ -114,20 +114,25 @@ impl Queue {
     }
 
     /// Takes the first chunk of the most urgent class, with its neighbours in the pack of the same or a more urgent
-    /// class, or of the next one: at most `limit` bytes unless the first alone is longer.
-    pub(super) fn pop_run(&mut self, least_urgent: Class, limit: u64) -> Option<Run> {
+    /// class, or of the next one: at most `limit` bytes unless the first alone is longer, and at most `most` chunks, however
+    /// short their frames are.
+    pub(super) fn pop_run(&mut self, least_urgent: Class, limit: u64, most: usize) -> Option<Run> {
         let class = self.first_class(least_urgent)?;
         let first = self.front(class)?;
         let first = self.take(first)?;
         let pack = Arc::clone(&first.pack);
         let (mut start, mut end) = (u64::from(first.offset), first.end());
         let mut jobs = VecDeque::from([first]);
-        while let Some(next) = self.neighbour_after(pack.pack, end, class) {
+        while jobs.len() < most
+            && let Some(next) = self.neighbour_after(pack.pack, end, class)
+        {
             let Some(next) = self.take_if(next, |job| job.end() - start <= limit) else { break };
             end = next.end();
             jobs.push_back(next);
         }
-        while let Some(before) = self.neighbour_before(pack.pack, start, class) {
+        while jobs.len() < most
+            && let Some(before) = self.neighbour_before(pack.pack, start, class)
+        {
             let Some(before) = self.take_if(before, |job| end - u64::from(job.offset) <= limit) else {
                 break;
             };
@@ -205,12 +210,15 @@ mod tests {
         queue.push(job("b", 4000, Class::Waiting));
         queue.push(job("b", 7000, Class::Readahead));
         queue.push(job("b", 60_000, Class::Waiting));
-        assert_eq!(offsets(&queue.pop_run(Class::Waiting, 1 << 20).unwrap()), [4000, 5000, 7000]);
-        assert_eq!(offsets(&queue.pop_run(Class::Waiting, 1 << 20).unwrap()), [60_000]);
-        assert!(queue.pop_run(Class::Waiting, 1 << 20).is_none());
+        assert_eq!(offsets(&queue.pop_run(Class::Waiting, 1 << 20, 5000).unwrap()), [4000, 5000, 7000]);
+        assert_eq!(offsets(&queue.pop_run(Class::Waiting, 1 << 20, 5000).unwrap()), [60_000]);
+        assert!(queue.pop_run(Class::Waiting, 1 << 20, 5000).is_none());
         assert_eq!(queue.first_class(Class::Profile), None);
         assert_eq!(queue.first_class(Class::Background), Some(Class::Background));
-        assert_eq!(offsets(&queue.pop_run(Class::Background, 1 << 20).unwrap()), [10_000, 11_000, 12_000]);
+        assert_eq!(
+            offsets(&queue.pop_run(Class::Background, 1 << 20, 5000).unwrap()),
+            [10_000, 11_000, 12_000]
+        );
         assert_eq!(queue.waiting(), [0; 4]);
     }
 
@@ -219,8 +227,8 @@ mod tests {
         let mut queue = Queue::default();
         queue.push(job("a", 1000, Class::Waiting));
         queue.push(job("a", 2000, Class::Background));
-        assert_eq!(offsets(&queue.pop_run(Class::Background, 1 << 20).unwrap()), [1000]);
-        assert_eq!(offsets(&queue.pop_run(Class::Background, 1 << 20).unwrap()), [2000]);
+        assert_eq!(offsets(&queue.pop_run(Class::Background, 1 << 20, 5000).unwrap()), [1000]);
+        assert_eq!(offsets(&queue.pop_run(Class::Background, 1 << 20, 5000).unwrap()), [2000]);
     }
 
     #[test]
@@ -229,8 +237,10 @@ mod tests {
         for at in 0..2000 {
             queue.push(job("a", 16 + at * 1000, Class::Waiting));
         }
-        let run = queue.pop_run(Class::Waiting, 1 << 20).unwrap();
+        let run = queue.pop_run(Class::Waiting, 1 << 20, 5000).unwrap();
         assert_eq!(run.jobs.len(), 1048);
+        let run = queue.pop_run(Class::Waiting, 1 << 20, 100).unwrap();
+        assert_eq!(run.jobs.len(), 100);
     }
 
     #[test]
@@ -243,8 +253,8 @@ mod tests {
         assert!(queue.promote(&id, Class::Waiting));
         assert!(!queue.promote(&id, Class::Readahead));
         assert_eq!(queue.waiting(), [1, 0, 0, 1]);
-        assert_eq!(queue.pop_run(Class::Background, 1 << 20).unwrap().jobs[0].id, id);
-        assert!(queue.pop_run(Class::Background, 1 << 20).is_some());
-        assert!(queue.pop_run(Class::Background, 1 << 20).is_none());
+        assert_eq!(queue.pop_run(Class::Background, 1 << 20, 5000).unwrap().jobs[0].id, id);
+        assert!(queue.pop_run(Class::Background, 1 << 20, 5000).is_some());
+        assert!(queue.pop_run(Class::Background, 1 << 20, 5000).is_none());
     }
 }

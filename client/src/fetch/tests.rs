@@ -19,7 +19,7 @@ struct Rig {
 
 impl Rig {
     fn new(chunks: usize, on_missing: OnMissing) -> Self {
-        Self::beside(chunks, on_missing, |_| None)
+        Self::of(chunks, CHUNK, on_missing, |_| None)
     }
 
     /// A rig that asks a source, made for this content, before the server.
@@ -28,21 +28,30 @@ impl Rig {
         on_missing: OnMissing,
         first: impl FnOnce(&[u8]) -> Option<Arc<dyn ChunkSource>>,
     ) -> Self {
+        Self::of(chunks, CHUNK, on_missing, first)
+    }
+
+    fn of(
+        chunks: usize,
+        chunk_bytes: usize,
+        on_missing: OnMissing,
+        first: impl FnOnce(&[u8]) -> Option<Arc<dyn ChunkSource>>,
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let server = MemoryServer::default();
         let namespace: Namespace = "image/debian".parse().unwrap();
         let content: Vec<u8> = (0..chunks)
-            .flat_map(|chunk| u32::try_from(chunk + 1).unwrap().to_le_bytes().repeat(CHUNK / 4))
+            .flat_map(|chunk| u32::try_from(chunk + 1).unwrap().to_le_bytes().repeat(chunk_bytes / 4))
             .collect();
         let template = Disk {
             role: DiskRole::System,
             size: DiskSize::new(content.len() as u64).unwrap(),
-            chunk_size: ChunkSize::new(CHUNK as u64).unwrap(),
+            chunk_size: ChunkSize::new(chunk_bytes as u64).unwrap(),
             segments: Vec::new(),
         };
         let disk = server.store_disk(&namespace, &template, &content);
         let base = Arc::new(Base::new(&disk, |_| namespace.clone()));
-        let config = CacheConfig { chunk_size: template.chunk_size, limit_bytes: 1 << 20, owner: [0; 32] };
+        let config = CacheConfig { chunk_size: template.chunk_size, limit_bytes: 4 << 20, owner: [0; 32] };
         let cache = Arc::new(Cache::open(dir.path(), &config).unwrap());
         let sources = first(&content).into_iter().chain([Arc::new(server.clone()) as Arc<dyn ChunkSource>]);
         let fetcher = Fetcher::new(
@@ -101,6 +110,21 @@ async fn neighbours_come_in_one_request() {
         assert_eq!(flight.land().await.unwrap(), rig.expected(chunk));
     }
     assert_eq!(rig.server.requests(), 3);
+}
+
+#[tokio::test]
+async fn a_request_for_more_chunks_than_there_is_room_for_is_made_in_parts() {
+    const LONG: usize = 1 << 20;
+    let chunks = ROOM_BYTES / LONG + 10;
+    let rig = Rig::of(chunks, LONG, OnMissing::Fail, |_| None);
+    let wanted: Vec<ChunkIndex> = (0..chunks as u64).map(ChunkIndex).collect();
+    let wishes = rig.fetcher.want(&rig.base, &wanted, Class::Waiting).await.unwrap();
+    for (chunk, wish) in wishes.into_iter().enumerate() {
+        let Wish::Flight(flight) = wish else { panic!("chunk {chunk} cannot be here yet") };
+        let landed = tokio::time::timeout(Duration::from_secs(60), flight.land()).await;
+        assert_eq!(landed.expect("it comes").unwrap(), rig.content[chunk * LONG..(chunk + 1) * LONG]);
+    }
+    assert!(rig.server.requests() < 10, "{}", rig.server.requests());
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::time::Duration;
 
-use satchel_tests::{Access, Client, RunOptions, Signal, Turn, lab, require, skip, wait};
+use satchel_tests::{Access, Client, RunOptions, Signal, Turn, images, lab, require, skip, wait};
 use serde::{Deserialize, Serialize};
 
 use super::BOOT_LIMIT;
@@ -23,12 +23,27 @@ struct Task {
     fingerprint: String,
     /// A server on the network, `HOST PORT`.
     greeter: Option<String>,
-    cpus: u32,
+    story: Story,
+}
+
+#[derive(Clone, Copy, Serialize, Deserialize)]
+enum Story {
+    /// Work on one machine is found on another.
+    Follow,
+    /// A desktop takes a new version up.
+    Renew,
 }
 
 impl Task {
     fn access(&self) -> Access {
         Access { url: self.url.clone(), token: self.token.clone(), fingerprint: self.fingerprint.clone() }
+    }
+
+    fn tell(&self) -> String {
+        match self.story {
+            Story::Follow => follow(self),
+            Story::Renew => renew(self),
+        }
     }
 }
 
@@ -39,50 +54,83 @@ fn a_desktop_in_our_own_machine_follows_its_person() {
         require!(lab);
     }
     let debian = DebianServer::start();
+    println!("{}", play(&debian, Story::Follow));
+    debian.server.verify();
+}
+
+#[test]
+fn a_new_version_boots_its_own_kernel_on_two_processors() {
+    require!(fuse, guest, tool("passt"));
+    if skip::kvm().lack.is_some() {
+        require!(lab);
+    }
+    let debian = DebianServer::start();
+    let office = Client::new("office");
+    office.login(&debian.server.access("alice", "user"));
+    let _ = office.satchel(["create", "work", "--image", "debian", "--home", "1G", "--mode", "keep"]).ok();
+    let _ = debian.publisher.publish(&images::plain_next(), "debian");
+    println!("{}", play(&debian, Story::Renew));
+    let history = office.history("work").to_string();
+    assert!(history.contains("renewed to debian@2"), "{history}");
+}
+
+/// Plays a story on this machine, or else in the lab; says how that went.
+fn play(debian: &DebianServer, story: Story) -> String {
     let _turn = Turn::wait("guest");
     let access = debian.server.access("alice", "user");
-    let mut task = Task {
-        url: access.url,
-        token: access.token,
-        fingerprint: access.fingerprint,
-        greeter: None,
-        cpus: 1,
-    };
+    let mut task =
+        Task { url: access.url, token: access.token, fingerprint: access.fingerprint, greeter: None, story };
     if skip::kvm().lack.is_none() {
-        println!("{}", scenario(&task));
-        return;
+        return task.tell();
     }
     let greeter = greeter();
     task.url = task.url.replace("127.0.0.1", lab::HOST);
     task.greeter = Some(format!("{} {greeter}", lab::HOST));
     let task = serde_json::to_string(&task).expect("plain data");
-    println!("{}", lab::run_inside("kvm::inside", &task, LAB_LIMIT));
-    debian.server.verify();
+    lab::run_inside("kvm::inside", &task, LAB_LIMIT)
 }
 
 #[test]
 #[ignore = "runs in the lab, started by the tests beside it"]
 fn inside() {
     let Ok(task) = std::env::var(lab::TASK) else { return };
-    println!("{}", scenario(&serde_json::from_str(&task).expect("a task")));
+    println!("{}", serde_json::from_str::<Task>(&task).expect("a task").tell());
+}
+
+fn machine(cpus: u32) -> RunOptions {
+    RunOptions {
+        engine: "kvm".to_owned(),
+        memory: Some("512M".to_owned()),
+        cpus: Some(cpus.to_string()),
+        ..RunOptions::default()
+    }
+}
+
+/// Starts a desktop made elsewhere, whose image has moved on; says how that went.
+fn renew(task: &Task) -> String {
+    let laptop = Client::new("laptop");
+    laptop.login(&task.access());
+    let mut running = laptop.run("work", &machine(2));
+    let uptime_s = running.guest().wait_ready(BOOT_LIMIT);
+    let found = running.guest().run("nproc; uname -r; ls /boot | sed -n s/vmlinuz-//p | sort -V | tail -n 1");
+    let found: Vec<&str> = found.split_whitespace().collect();
+    // The version before had an older one.
+    assert!(matches!(found[..], ["2", runs, newest] if runs == newest), "{found:?}");
+    running.process().signal(Signal::INT);
+    let _ = running.wait_closed(BOOT_LIMIT);
+    format!("up after {uptime_s} s on two processors in our own machine")
 }
 
 /// Works on one machine, finds the work on another; says how that went.
-fn scenario(task: &Task) -> String {
+fn follow(task: &Task) -> String {
     let laptop = Client::new("laptop");
     laptop.login(&task.access());
     laptop.create("work", "debian", Some("1G"));
-    let options = RunOptions {
-        engine: "kvm".to_owned(),
-        memory: Some("512M".to_owned()),
-        cpus: Some(task.cpus.to_string()),
-        ..RunOptions::default()
-    };
-    let mut running = laptop.run("work", &options);
+    let mut running = laptop.run("work", &machine(1));
     let uptime_s = running.guest().wait_ready(BOOT_LIMIT);
     let guest = running.guest();
     let disks = guest.run("cat /sys/block/vda/serial; echo; cat /sys/block/vdb/serial; echo; nproc");
-    assert_eq!(disks.split_whitespace().collect::<Vec<_>>(), ["system", "home", &task.cpus.to_string()]);
+    assert_eq!(disks.split_whitespace().collect::<Vec<_>>(), ["system", "home", "1"]);
     if let Some(greeter) = &task.greeter {
         let (host, port) = greeter.split_once(' ').expect("host and port");
         let fetch = format!(

@@ -82,7 +82,7 @@ impl ChunkSource for SilenceLimited {
         Box::pin(async move {
             let watch = self.watch(name_of(ids));
             let answers = watch.over(self.inner.chunks(ids, size)).await;
-            let mut left = ids.to_vec().into_iter();
+            let mut left = Vec::from(ids).into_iter();
             let failed = Arc::clone(&self.failed);
             let note = move |id: Option<ChunkId>| {
                 let failed_last = id.map(|id| (id, size));

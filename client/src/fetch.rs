@@ -47,7 +47,7 @@ use flight::{Flight, Landing};
 use pace::Pace;
 use queue::{DEMAND_RUN_BYTES, Job, Queue};
 use silence::SilenceLimited;
-use sources::{Sources, backoff};
+use sources::{NobodyLeft, Sources, backoff};
 
 /// Requests at once for chunks someone waits for.
 const WAITING_REQUESTS: usize = 32;
@@ -566,21 +566,25 @@ impl Shared {
     ) -> Result<T, FetchError> {
         let (mut passed_over, mut rounds, mut last) = (Vec::new(), 0, None);
         loop {
-            let Some((at, entry)) = self.sources.pick(path, &passed_over).await else {
-                rounds += 1;
-                match last.take() {
-                    // Later when no source was asked until then: what is known to lack this is left out for a while.
-                    Some(source) if on_missing == OnMissing::Fail && rounds >= ROUNDS => {
-                        return Err(FetchError::NotToBeHad { what: path.to_string(), source });
+            let (at, entry) = match self.sources.pick(path, &passed_over).await {
+                Ok(picked) => picked,
+                Err(nobody) => {
+                    // Who is away may have it: that is an outage, and no round.
+                    rounds += u32::from(nobody == NobodyLeft::AllAsked);
+                    match last.take() {
+                        // Later when no source was asked until then: what is known to lack this is left out for a while.
+                        Some(source) if on_missing == OnMissing::Fail && rounds >= ROUNDS => {
+                            return Err(FetchError::NotToBeHad { what: path.to_string(), source });
+                        }
+                        Some(error) if on_missing == OnMissing::Wait && rounds == ROUNDS => {
+                            tracing::error!(object = %path, %error, "no source has the right bytes");
+                        }
+                        _ => {}
                     }
-                    Some(error) if on_missing == OnMissing::Wait && rounds == ROUNDS => {
-                        tracing::error!(object = %path, %error, "no source has the right bytes");
-                    }
-                    _ => {}
+                    tokio::time::sleep(backoff(rounds)).await;
+                    passed_over.clear();
+                    continue;
                 }
-                tokio::time::sleep(backoff(rounds)).await;
-                passed_over.clear();
-                continue;
             };
             self.counters.requests.fetch_add(1, Ordering::Relaxed);
             match attempt(Arc::clone(&entry.source)).await {

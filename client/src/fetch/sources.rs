@@ -41,6 +41,15 @@ pub enum LinkState {
     },
 }
 
+/// Why there is no other source to ask for an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NobodyLeft {
+    /// All that may have it were asked.
+    AllAsked,
+    /// Those that were not asked do not answer.
+    OthersAway,
+}
+
 /// The sources of a desktop, in the order of preference.
 pub(crate) struct Sources {
     entries: Vec<Arc<Entry>>,
@@ -84,16 +93,18 @@ impl Sources {
         self.state.subscribe()
     }
 
-    /// Waits for a source worth asking for an object, the most preferred first; `None` when all are in `passed_over`, or
-    /// those that are not do not answer: it is time to ask all of them again.
+    /// Waits for a source worth asking for an object, the most preferred first.
+    ///
+    /// # Errors
+    /// [`NobodyLeft`], when it is time to ask those in `passed_over` again.
     pub(crate) async fn pick(
         &self,
         path: &ObjectPath,
         passed_over: &[usize],
-    ) -> Option<(usize, &Arc<Entry>)> {
+    ) -> Result<(usize, &Arc<Entry>), NobodyLeft> {
         loop {
             let now = Instant::now();
-            let mut earliest: Option<(Instant, usize)> = None;
+            let mut earliest: Option<(Instant, (usize, &Arc<Entry>))> = None;
             let mut distrusted = None;
             for (at, entry) in self.entries.iter().enumerate().filter(|(at, _)| !passed_over.contains(at)) {
                 if !entry.source.may_have(&path.object) {
@@ -106,26 +117,25 @@ impl Sources {
                 match &record.outage {
                     Some(outage) => {
                         if earliest.is_none_or(|(time, _)| outage.retry_at < time) {
-                            earliest = Some((outage.retry_at, at));
+                            earliest = Some((outage.retry_at, (at, entry)));
                         }
                     }
                     None if record.distrusted_until.is_some_and(|until| until > now) => {
                         distrusted.get_or_insert((at, entry));
                     }
-                    None => return Some((at, entry)),
+                    None => return Ok((at, entry)),
                 }
             }
-            if distrusted.is_some() {
-                return distrusted;
+            if let Some(distrusted) = distrusted {
+                return Ok(distrusted);
             }
-            let (retry_at, at) = earliest?;
+            let (retry_at, (at, entry)) = earliest.ok_or(NobodyLeft::AllAsked)?;
             if retry_at <= now {
-                let entry = self.entries.get(at)?;
                 // Ours is the one request that tries it; the others wait for what it finds.
                 if let Some(outage) = &mut entry.lock().outage {
                     outage.retry_at = now + LONGEST_PAUSE;
                 }
-                return Some((at, entry));
+                return Ok((at, entry));
             }
             let mut state = self.state.subscribe();
             state.borrow_and_update();
@@ -133,7 +143,9 @@ impl Sources {
                 () = tokio::time::sleep_until(retry_at) => {}
                 _ = state.changed() => {}
                 // One of these may be the only one that is left, and right this time.
-                () = tokio::time::sleep(PASSED_OVER), if !passed_over.is_empty() => return None,
+                () = tokio::time::sleep(PASSED_OVER), if !passed_over.is_empty() => {
+                    return Err(NobodyLeft::OthersAway);
+                }
             }
         }
     }
@@ -408,7 +420,7 @@ mod tests {
             sources.failed(only, &image, &failure(kind));
         }
         assert_eq!(sources.pick(&image, &[]).await.unwrap().0, 0);
-        assert!(sources.pick(&image, &[at]).await.is_none());
+        assert_eq!(sources.pick(&image, &[at]).await.err(), Some(NobodyLeft::AllAsked));
     }
 
     #[tokio::test(start_paused = true)]
@@ -493,7 +505,7 @@ mod tests {
         assert_ne!(at, second_at);
         // The second one's answer was wrong: it is passed over, but not for as long as the first one is away.
         for _ in 0..10 {
-            let Some((at, entry)) = sources.pick(&image, &[second_at]).await else { return };
+            let Ok((at, entry)) = sources.pick(&image, &[second_at]).await else { return };
             assert_ne!(at, second_at);
             sources.failed(entry, &image, &failure(FailureKind::Unreachable));
         }

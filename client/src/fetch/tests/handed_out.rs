@@ -248,6 +248,31 @@ async fn whoever_is_back_first_is_asked() {
     assert_eq!(reader.await.unwrap().unwrap(), rig.expected(7), "the server is still away");
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_outage_is_no_sign_that_nobody_has_it() {
+    let (rig, _) = rig(50, OnMissing::Fail, |chunk| chunk != 7);
+    rig.fetcher.shared.locator(&rig.base.segments()[0]).await.unwrap();
+    rig.server.lose_network_after(Some(0));
+    let reader = tokio::spawn({
+        let rig = Arc::clone(&rig);
+        async move { rig.get(7).await }
+    });
+    // The clock does not go on by itself while a thread keeps arrivals.
+    let later = async || {
+        tokio::time::advance(Duration::from_millis(250)).await;
+        tokio::task::yield_now().await;
+    };
+    for _ in 0..200 {
+        later().await;
+    }
+    assert!(!reader.is_finished(), "it waits for the server, which has it");
+    rig.server.lose_network_after(None);
+    while !reader.is_finished() {
+        later().await;
+    }
+    assert_eq!(reader.await.unwrap().unwrap(), rig.expected(7));
+}
+
 #[tokio::test]
 async fn what_nobody_has_is_given_up() {
     let (rig, _) = rig(4, OnMissing::Fail, |chunk| chunk != 2);

@@ -1,10 +1,15 @@
 //! `satchel rebase`
 
+use std::sync::Arc;
+
 use chunk_format::{Name, SystemMode};
 use satchel_client::lease::Claim;
 use satchel_client::renew::{ModeChanged, Renewer, Wanted};
 use satchel_client::session::Session;
+use satchel_client::sync::Syncer;
+use satchel_client::upload::UploadProgress;
 
+use super::progress::while_uploading;
 use super::quantity::ByteSize;
 use super::{Context, OnMissingArg, OpenArgs, RebaseArgs, mount, now_ms};
 
@@ -15,11 +20,12 @@ pub(crate) async fn run(context: &Context, args: RebaseArgs) -> anyhow::Result<(
     let state = context.state()?;
     let open = OpenArgs::for_command(ByteSize(CACHE_BYTES), OnMissingArg::Wait);
     let session = mount::open(context, &state, &args.desktop, &open, Claim::Write).await?;
-    let syncer = mount::syncer(&state, &session)?;
+    let progress = Arc::new(UploadProgress::default());
+    let syncer = Syncer { progress: Arc::clone(&progress), ..mount::syncer(&state, &session)? };
     let directory = state.desktop_path(&args.desktop);
     let renewer = Renewer { state: &state, syncer: &syncer, directory: &directory };
     if let Some(mode) = args.mode {
-        let outcome = renewer.set_mode(&session, mode.into()).await;
+        let outcome = while_uploading(progress, renewer.set_mode(&session, mode.into())).await;
         close(&session).await?;
         context.printer.result(&outcome?, |changed| say_changed(&args.desktop, changed))?;
         return Ok(());
@@ -29,7 +35,7 @@ pub(crate) async fn run(context: &Context, args: RebaseArgs) -> anyhow::Result<(
         (None, true) => Wanted::Undo,
         (None, false) => Wanted::Channel,
     };
-    let outcome = renewer.rebase(&session, &wanted).await;
+    let outcome = while_uploading(progress, renewer.rebase(&session, &wanted)).await;
     close(&session).await?;
     context.printer.result(&outcome?, |renewed| mount::say_renewed(&args.desktop, renewed))?;
     Ok(())

@@ -63,7 +63,7 @@ pub fn encode_stream_object(history: &[u8], content: &[u8]) -> Result<Vec<u8>, F
 }
 
 /// The part of a stream's bytes that the next object may refer to.
-pub fn last_history(bytes: &[u8]) -> &[u8] {
+fn last_history(bytes: &[u8]) -> &[u8] {
     bytes.get(bytes.len().saturating_sub(STREAM_HISTORY_BYTES)..).unwrap_or(bytes)
 }
 

@@ -35,7 +35,7 @@ mod units;
 
 pub use boot_stream::{
     MAX_STREAM_BYTES, MAX_STREAM_CONTENT_BYTES, STREAM_CONTENT_BYTES, STREAM_HISTORY_BYTES, StreamDecoder,
-    StreamWindow, encode_stream_object, last_history,
+    StreamWindow, encode_stream_object,
 };
 pub use digest::PackHasher;
 pub use error::FormatError;

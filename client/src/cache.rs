@@ -189,7 +189,9 @@ impl Cache {
             return Err(not_there());
         }
         let records_bytes = index_file.metadata().map_err(failed)?.len().saturating_sub(HEADER_BYTES as u64);
-        let slots = (records_bytes / RECORD_BYTES as u64).min(u64::from(u32::MAX / 2));
+        let data_bytes =
+            data.metadata().map_err(|source| CacheError::Open { path: data_path, source })?.len();
+        let slots = (records_bytes / RECORD_BYTES as u64).min(data_bytes / chunk_size.bytes_u64());
         let slots = u32::try_from(slots).unwrap_or(0);
         Self::load_files(data, index_file, chunk_size, slots).map_err(failed)
     }

@@ -1,6 +1,6 @@
 //! `satchel source`
 
-use std::io::{BufRead, IsTerminal};
+use std::io::{BufRead, IsTerminal, Read};
 
 use anyhow::Context as _;
 use clap::error::ErrorKind;
@@ -11,6 +11,9 @@ use satchel_client::volume::DirVolume;
 use serde::Serialize;
 
 use super::{Context, SourceArgs};
+
+/// The longest address that is read from standard input.
+const MAX_ADDRESS_BYTES: u64 = 4096;
 
 #[derive(Serialize)]
 struct Sources {
@@ -62,7 +65,11 @@ fn address(context: &Context, text: &str) -> anyhow::Result<SourceAddress> {
             if input.is_terminal() {
                 context.printer.message("paste the address, and press Enter:");
             }
-            input.lock().read_line(&mut line).context("cannot read an address from standard input")?;
+            input
+                .lock()
+                .take(MAX_ADDRESS_BYTES)
+                .read_line(&mut line)
+                .context("cannot read an address from standard input")?;
             line.trim()
         }
         text => text,

@@ -43,7 +43,7 @@ const LEAST_HELD_PERCENT: usize = 65;
 /// A chunk that the stream brings within this time, and two round trips, is not asked for on its own.
 const PATIENCE: Duration = Duration::from_millis(150);
 /// Chunks asked for at once when there is no stream.
-const BATCH: usize = 256;
+const CHUNKS_AT_ONCE: usize = 256;
 
 /// The longest piece of a stream asked for in one request, and how many may be under way or wait to be decoded.
 const LONGEST_PIECE_BYTES: u64 = 1 << 20;
@@ -195,6 +195,10 @@ impl Boot<'_> {
         let Some(first) = self.shared.sources.first_by_id(&self.plan.namespace) else { return false };
         let missing = entries.iter().filter(|entry| self.is_missing(entry));
         let ids: Vec<ChunkId> = missing.map(|entry| entry.id).take(MAX_LOOKED_FOR).collect();
+        if ids.is_empty() {
+            // Readers have fetched them meanwhile.
+            return false;
+        }
         self.shared.counters.requests.fetch_add(1, Ordering::Relaxed);
         match first.source.missing(&ids).await {
             Ok(lacking) => {
@@ -498,7 +502,7 @@ impl Boot<'_> {
     /// Fetches all chunks singly, a batch being asked for while the one before comes.
     async fn fetch_single(&self, entries: &[Entry]) -> Result<(), FetchError> {
         let mut before = Vec::new();
-        for batch in entries.chunks(BATCH) {
+        for batch in entries.chunks(CHUNKS_AT_ONCE) {
             let flights = self.ask(batch).await?;
             for flight in std::mem::replace(&mut before, flights) {
                 // Whoever needs the chunk asks again.

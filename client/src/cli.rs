@@ -663,7 +663,7 @@ fn run(cli: Cli, printer: Printer) -> anyhow::Result<()> {
             Command::Checkpoint(args) => interruptible(sync::checkpoint(&context, args)).await,
             Command::Pin(args) => interruptible(pin::run(&context, args)).await,
             Command::Source(args) => source::run(&context, &args),
-            Command::Cache(cache::CacheCommand::Serve(args)) => cache::serve(&context, args).await,
+            Command::Cache(cache::CacheCommand::Serve(args)) => cache::run(&context, args).await,
             Command::Status(args) if args.watch => {
                 watch::run(&context, &args.desktop, Duration::from_secs(args.interval)).await
             }

@@ -3,6 +3,7 @@
 
 use std::error::Error;
 use std::ffi::OsStr;
+use std::io;
 use std::path::Path;
 
 use crate::adopt::AdoptError;
@@ -13,6 +14,7 @@ use crate::engine::EngineError;
 use crate::fetch::FillError;
 use crate::files::copy::CopyError;
 use crate::image::ImageError;
+use crate::metrics::MetricsError;
 use crate::mount::{MountError, PointError};
 use crate::overlay::OverlayError;
 use crate::publish::PublishError;
@@ -89,6 +91,9 @@ fn hint_of(error: &(dyn Error + 'static)) -> Option<String> {
     }
     if let Some(error) = error.downcast_ref::<RenewError>() {
         return of_renewal(error);
+    }
+    if let Some(MetricsError::Listen { source, .. }) = error.downcast_ref() {
+        return of_listening(source);
     }
     if let Some(error) = error.downcast_ref::<ServeError>() {
         return of_serving(error);
@@ -230,8 +235,19 @@ fn of_session(error: &SessionError) -> Option<String> {
     Some(text.to_owned())
 }
 
+fn of_listening(error: &io::Error) -> Option<String> {
+    let text = match error.kind() {
+        io::ErrorKind::AddrInUse => "another program listens there: choose another port",
+        io::ErrorKind::PermissionDenied => "ports below 1024 need privileges: choose another",
+        io::ErrorKind::AddrNotAvailable => "no network interface of this machine has this address",
+        _ => return None,
+    };
+    Some(text.to_owned())
+}
+
 fn of_serving(error: &ServeError) -> Option<String> {
     let text = match error {
+        ServeError::Listen { source, .. } => return of_listening(source),
         ServeError::InUse { .. } => "unmount it, or switch its machine off, and serve it then",
         ServeError::NotHere { .. } => {
             "serve it where it was run or pinned; `satchel pin DESKTOP` fetches all of one"
@@ -287,8 +303,8 @@ fn of_renewal(error: &RenewError) -> Option<String> {
 fn of_mount(error: &MountError) -> Option<String> {
     let MountError::Fuse { source, .. } = error else { return None };
     let text = match source.kind() {
-        std::io::ErrorKind::NotFound => "install FUSE: `apt install fuse3`",
-        std::io::ErrorKind::PermissionDenied => "may you use /dev/fuse, and is the directory yours?",
+        io::ErrorKind::NotFound => "install FUSE: `apt install fuse3`",
+        io::ErrorKind::PermissionDenied => "may you use /dev/fuse, and is the directory yours?",
         _ => {
             "is FUSE there (`ls -l /dev/fuse`, Debian package fuse3)? `--allow-other` needs `user_allow_other` in /etc/fuse.conf"
         }
@@ -298,7 +314,7 @@ fn of_mount(error: &MountError) -> Option<String> {
 
 fn of_point(error: &PointError) -> Option<String> {
     let text = match error {
-        PointError::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+        PointError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => {
             "make the directory first: `mkdir -p DIR`"
         }
         PointError::NotEmpty { .. } => "mount on a new directory: what is in this one would be hidden",

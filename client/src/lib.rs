@@ -29,6 +29,7 @@ pub mod run;
 mod said;
 pub mod serve;
 pub mod session;
+pub mod signals;
 pub mod source;
 pub mod starts;
 pub mod state;

@@ -8,7 +8,6 @@ use std::time::Duration;
 use chunk_format::Name;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::runtime::Handle;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 mod freezes;
@@ -32,6 +31,7 @@ use crate::hint::explain;
 use crate::metrics;
 use crate::renew::{self, Ready};
 use crate::session::Session;
+use crate::signals::EndSignals;
 use crate::status::DesktopStatus;
 use crate::sync::{SyncReport, Syncer};
 use crate::upload::{Pace, UploadProgress};
@@ -202,8 +202,7 @@ pub async fn serve(
     ));
     events(Event::Mounted);
 
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(setup("watch for signals"))?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(setup("watch for signals"))?;
+    let mut signals = EndSignals::watch().map_err(setup("watch for signals"))?;
     let mut link = session.desktop.fetcher().link();
     let mut save = tokio::time::interval(SAVE_INTERVAL);
     let mut retry = tokio::time::interval(RETRY_INTERVAL);
@@ -212,8 +211,7 @@ pub async fn serve(
     let outcome = loop {
         tokio::select! {
             outcome = &mut unmounted => break outcome,
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
+            () = signals.received() => {}
             () = asked.notified() => {}
             Ok(()) = link.changed() => {
                 match link.borrow_and_update().clone() {

@@ -10,7 +10,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use chunk_format::{ChunkSize, Name};
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
 
 mod answer;
 mod connection;
@@ -30,6 +29,15 @@ pub use identity::IdentityError;
 /// Why a cache cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
+    /// The port cannot be had.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
     /// Nothing of the desktop is on this machine.
     #[error("nothing of desktop {desktop} is on this machine")]
     NotHere {
@@ -66,6 +74,14 @@ pub enum ServeError {
     /// The certificate or token failed.
     #[error("{0}")]
     Identity(#[from] IdentityError),
+}
+
+/// Takes a port to serve on.
+///
+/// # Errors
+/// `Listen`.
+pub async fn listen(address: SocketAddr) -> Result<TcpListener, ServeError> {
+    TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })
 }
 
 /// A desktop's cache, open to be served. The desktop's lock is held until this is dropped.
@@ -149,14 +165,11 @@ impl ServedCache {
         Arc::clone(&self.sent)
     }
 
-    /// Serves until `stop` is cancelled; answers under way are cut then, and whoever waits for them asks elsewhere.
-    pub async fn serve(self, listener: TcpListener, stop: CancellationToken) {
+    /// Serves until this is dropped; answers under way are cut then, and whoever waits for them asks elsewhere.
+    pub async fn serve(self, listener: TcpListener) {
         let Self { identity, cache, segments, sent, _lock } = self;
         let answers = Arc::new(Answers::new(&identity.token, cache, segments, sent));
-        tokio::select! {
-            () = connection::accept(listener, identity.tls, answers) => {}
-            () = stop.cancelled() => {}
-        }
+        connection::accept(listener, identity.tls, answers).await;
     }
 }
 

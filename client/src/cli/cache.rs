@@ -1,18 +1,15 @@
 //! `satchel cache`
 
-use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::Ordering;
 
 use anyhow::Context as _;
 use chunk_format::Name;
 use clap::{Args, Subcommand};
-use satchel_client::serve::{Sent, ServedCache};
+use satchel_client::serve::{self, Sent, ServedCache};
+use satchel_client::signals::EndSignals;
 use satchel_client::source::DEFAULT_PORT;
 use serde::Serialize;
-use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
 
 use super::Context;
 use super::quantity::ByteSize;
@@ -51,15 +48,15 @@ struct Serving {
     held_bytes: u64,
 }
 
-pub(super) async fn serve(context: &Context, args: ServeArgs) -> anyhow::Result<()> {
+pub(super) async fn run(context: &Context, args: ServeArgs) -> anyhow::Result<()> {
     let state = context.state()?;
     let printer = context.printer;
     // First, so that no address is made void for one that is then not served.
-    let listener = TcpListener::bind(args.listen).await.map_err(|error| cannot_listen(args.listen, error))?;
+    let listener = serve::listen(args.listen).await?;
     let served = ServedCache::open(&state, &args.desktop, args.new_address)?;
     let listen = listener.local_addr().context("cannot tell which port was taken")?;
     // Before the address is there for anyone: from here on a signal ends the serving, and that ends well.
-    let stop = stop_on_signals()?;
+    let mut signals = EndSignals::watch().context("cannot watch for signals")?;
     let address = served.address(listen)?.reveal();
     let held_bytes = served.held_bytes();
     if held_bytes == 0 {
@@ -85,7 +82,10 @@ pub(super) async fn serve(context: &Context, args: ServeArgs) -> anyhow::Result<
     let serving = Serving { desktop: args.desktop, address, listen, held_bytes };
     printer.result(&serving, |serving| serving.address.clone())?;
     let sent = served.sent();
-    served.serve(listener, stop).await;
+    tokio::select! {
+        () = served.serve(listener) => {}
+        () = signals.received() => {}
+    }
     printer.message(&said(&sent));
     Ok(())
 }
@@ -93,32 +93,4 @@ pub(super) async fn serve(context: &Context, args: ServeArgs) -> anyhow::Result<
 fn said(sent: &Sent) -> String {
     let (chunks, bytes) = (sent.chunks.load(Ordering::Relaxed), sent.bytes.load(Ordering::Relaxed));
     format!("stopped; {chunks} chunks were sent, {}", ByteSize(bytes))
-}
-
-fn stop_on_signals() -> anyhow::Result<CancellationToken> {
-    let install = |kind| signal(kind).context("cannot catch signals");
-    let (mut interrupt, mut terminate) =
-        (install(SignalKind::interrupt())?, install(SignalKind::terminate())?);
-    let stop = CancellationToken::new();
-    let stopping = stop.clone();
-    tokio::spawn(async move {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
-        stopping.cancel();
-    });
-    Ok(stop)
-}
-
-fn cannot_listen(address: SocketAddr, error: io::Error) -> anyhow::Error {
-    let hint = match error.kind() {
-        io::ErrorKind::AddrInUse => " (another program listens there: choose another port with --listen)",
-        io::ErrorKind::PermissionDenied => {
-            " (ports below 1024 need privileges: choose another with --listen)"
-        }
-        io::ErrorKind::AddrNotAvailable => " (no network interface here has this address)",
-        _ => "",
-    };
-    anyhow::Error::new(error).context(format!("cannot listen on {address}{hint}"))
 }

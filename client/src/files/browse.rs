@@ -16,7 +16,6 @@ use fuser::{
     ReplyStatfs, Request, Session, SessionACL,
 };
 use tokio::runtime::Handle;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
 use super::{DiskFiles, Entry, FileKind, FileSystem, FilesError, Inode, InodeNumber, Moment};
@@ -24,6 +23,7 @@ use crate::fetch::LinkState;
 use crate::mount::point::{self, PointError, clean_stale, unmount};
 use crate::mount::{Event, MountError};
 use crate::past::Past;
+use crate::signals::EndSignals;
 
 /// A version never changes.
 const TTL: Duration = Duration::from_secs(3600);
@@ -422,8 +422,7 @@ pub async fn serve(
     }
     point::check(directory)?;
     let setup = |action| move |source| MountError::Setup { action, source };
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(setup("watch for signals"))?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(setup("watch for signals"))?;
+    let mut signals = EndSignals::watch().map_err(setup("watch for signals"))?;
     let fuse = mount(tree, directory, name)
         .map_err(|source| MountError::Fuse { directory: directory.to_owned(), source })?;
     let (ended, mut unmounted) = oneshot::channel();
@@ -437,8 +436,7 @@ pub async fn serve(
     let outcome = loop {
         tokio::select! {
             outcome = &mut unmounted => break outcome,
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
+            () = signals.received() => {}
             Ok(()) = link.changed() => {
                 match link.borrow_and_update().clone() {
                     LinkState::Up => events(Event::LinkUp),

@@ -14,7 +14,7 @@ struct Rig {
     address: CacheAddress,
     segment: Segment,
     sent: Arc<Sent>,
-    stop: CancellationToken,
+    serving: tokio::task::JoinHandle<()>,
     _dir: tempfile::TempDir,
 }
 
@@ -52,16 +52,10 @@ impl Rig {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let host = listener.local_addr().unwrap().to_string();
         let address = CacheAddress::new(&host, identity.fingerprint, identity.token.clone()).unwrap();
-        let (sent, stop) = (Arc::<Sent>::default(), CancellationToken::new());
+        let sent = Arc::<Sent>::default();
         let answers = Arc::new(Answers::new(&identity.token, cache, segments, Arc::clone(&sent)));
-        let stopped = stop.clone();
-        tokio::spawn(async move {
-            tokio::select! {
-                () = connection::accept(listener, identity.tls, answers) => {}
-                () = stopped.cancelled() => {}
-            }
-        });
-        Self { address, segment, sent, stop, _dir: dir }
+        let serving = tokio::spawn(connection::accept(listener, identity.tls, answers));
+        Self { address, segment, sent, serving, _dir: dir }
     }
 
     fn source(&self) -> CacheSource {
@@ -122,7 +116,7 @@ async fn chunks_are_handed_out_in_the_order_asked_and_what_lacks_is_said() {
         rig.segment
     );
     source.probe(&path).await.unwrap();
-    rig.stop.cancel();
+    rig.serving.abort();
 }
 
 #[tokio::test]
@@ -169,7 +163,7 @@ async fn another_certificate_is_told_apart_from_no_answer() {
     let error = source.chunks(&[ChunkId::of(b"a")], ChunkSize::DEFAULT).await.err().unwrap();
     assert_eq!(error.kind, FailureKind::Refused);
     assert!(crate::hint::chain(&error).contains("its certificate is not the one in its address"));
-    rig.stop.cancel();
+    rig.serving.abort();
     tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     let error = rig.source().chunks(&[ChunkId::of(b"a")], ChunkSize::DEFAULT).await.err().unwrap();
     assert_eq!(error.kind, FailureKind::Unreachable);

@@ -72,6 +72,18 @@ impl Guest {
         Self { console, rng: Rng::new(seed), has_shell: false, hush: HUSH, scratch: SCRATCH.to_owned() }
     }
 
+    /// Waits for a line that `find` makes something of, after those that were waited for before.
+    #[track_caller]
+    pub fn wait_for_line<T>(
+        &mut self,
+        what: &str,
+        limit: Duration,
+        find: impl FnMut(&str) -> Option<T>,
+    ) -> T {
+        let found = self.console.wait_for_line(limit, find);
+        found.unwrap_or_else(|| self.fail(&format!("did not say {what} within {limit:?}")))
+    }
+
     /// Waits until the guest says it is up; its uptime then, seconds.
     #[track_caller]
     pub fn wait_ready(&mut self, limit: Duration) -> f64 {

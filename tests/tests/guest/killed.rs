@@ -13,7 +13,7 @@ use super::BOOT_LIMIT;
 use super::server::{DebianServer, emulated};
 
 /// The process below `parent` whose command line holds `word`.
-fn child(parent: u32, word: &str) -> Option<rustix::process::Pid> {
+pub(super) fn child(parent: u32, word: &str) -> Option<rustix::process::Pid> {
     let entries = fs::read_dir("/proc").expect("/proc is mounted");
     let ids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
     let mut children = ids.filter(|id| {
@@ -28,7 +28,7 @@ fn child(parent: u32, word: &str) -> Option<rustix::process::Pid> {
 
 /// Replays the journal of a copied file system, as mounting it would, and then finds nothing wrong with it.
 #[track_caller]
-fn assert_sound(file_system: &Path) {
+pub(super) fn assert_sound(file_system: &Path) {
     let place = file_system.display();
     let check = |arguments: &[&str]| {
         let output =
@@ -52,7 +52,7 @@ fn root_offset(disk: &Path) -> u64 {
 }
 
 /// A copy of a mounted disk from an offset on, with holes for its zeros.
-fn copy(machine: &Client, disk: &Path, offset: u64) -> PathBuf {
+pub(super) fn copy(machine: &Client, disk: &Path, offset: u64) -> PathBuf {
     let copy = machine.directory().join("copy.raw");
     let mut dd = Command::new("dd");
     dd.args(["bs=1M", "iflag=skip_bytes", "conv=sparse", "status=none"]).arg(format!("skip={offset}"));

@@ -1,10 +1,12 @@
 //! Desktops in Satchel's own machine: on this machine where KVM works, else in the lab.
 
+mod killed;
+
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::time::Duration;
 
-use satchel_tests::{Access, Client, RunOptions, Signal, Turn, images, lab, require, skip, wait};
+use satchel_tests::{Access, Client, RunOptions, Signal, TestServer, Turn, images, lab, require, skip, wait};
 use serde::{Deserialize, Serialize};
 
 use super::BOOT_LIMIT;
@@ -12,6 +14,8 @@ use super::server::DebianServer;
 
 /// How long all of a scenario may take inside the lab, where everything is imitated twice over.
 const LAB_LIMIT: Duration = Duration::from_secs(1500);
+/// How long one kill may take there: a start, and looking at what is left.
+const KILL_LIMIT: Duration = Duration::from_secs(400);
 /// What a server on the network says.
 const GREETING: &str = "reached over the network";
 
@@ -32,6 +36,13 @@ enum Story {
     Follow,
     /// A desktop takes a new version up.
     Renew,
+    /// Parts of a running desktop stand still and are killed.
+    Killed {
+        /// How often each part is.
+        kills: u32,
+        /// Decides when.
+        seed: u64,
+    },
 }
 
 impl Task {
@@ -43,6 +54,7 @@ impl Task {
         match self.story {
             Story::Follow => follow(self),
             Story::Renew => renew(self),
+            Story::Killed { kills, seed } => killed::kill(self, kills, seed),
         }
     }
 }
@@ -54,7 +66,7 @@ fn a_desktop_in_our_own_machine_follows_its_person() {
         require!(lab);
     }
     let debian = DebianServer::start();
-    println!("{}", play(&debian, Story::Follow));
+    println!("{}", play(&debian.server, Story::Follow));
     debian.server.verify();
 }
 
@@ -69,15 +81,15 @@ fn a_new_version_boots_its_own_kernel_on_two_processors() {
     office.login(&debian.server.access("alice", "user"));
     let _ = office.satchel(["create", "work", "--image", "debian", "--home", "1G", "--mode", "keep"]).ok();
     let _ = debian.publisher.publish(&images::plain_next(), "debian");
-    println!("{}", play(&debian, Story::Renew));
+    println!("{}", play(&debian.server, Story::Renew));
     let history = office.history("work").to_string();
     assert!(history.contains("renewed to debian@2"), "{history}");
 }
 
 /// Plays a story on this machine, or else in the lab; says how that went.
-fn play(debian: &DebianServer, story: Story) -> String {
+fn play(server: &TestServer, story: Story) -> String {
     let _turn = Turn::wait("guest");
-    let access = debian.server.access("alice", "user");
+    let access = server.access("alice", "user");
     let mut task =
         Task { url: access.url, token: access.token, fingerprint: access.fingerprint, greeter: None, story };
     if skip::kvm().lack.is_none() {
@@ -87,7 +99,11 @@ fn play(debian: &DebianServer, story: Story) -> String {
     task.url = task.url.replace("127.0.0.1", lab::HOST);
     task.greeter = Some(format!("{} {greeter}", lab::HOST));
     let task = serde_json::to_string(&task).expect("plain data");
-    lab::run_inside("kvm::inside", &task, LAB_LIMIT)
+    let limit = match story {
+        Story::Killed { kills, .. } => LAB_LIMIT + KILL_LIMIT * 3 * kills,
+        Story::Follow | Story::Renew => LAB_LIMIT,
+    };
+    lab::run_inside("kvm::inside", &task, limit)
 }
 
 #[test]

@@ -14,6 +14,7 @@ mod demand;
 mod disk;
 mod failover;
 mod link;
+mod machine;
 mod publish;
 mod replay;
 mod report;
@@ -26,6 +27,7 @@ use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use report::Report;
+use satchel_tests::lab;
 use selection::{Selection, USAGE};
 
 /// Measures and writes a section.
@@ -46,9 +48,14 @@ const SECTIONS: &[(&str, Measure)] = &[
     ("memory", disk::memory_while_streaming),
     ("disk", disk::against_a_raw_file),
     ("trickle", trickle::under_writes),
+    ("machine", machine::beside_microvm),
 ];
 
 fn main() -> ExitCode {
+    if let Ok(task) = std::env::var(lab::TASK) {
+        machine::inside(&task);
+        return ExitCode::SUCCESS;
+    }
     let selection = match Selection::parse(std::env::args().skip(1)) {
         Ok(selection) => selection,
         Err(reason) => {

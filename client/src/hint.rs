@@ -21,6 +21,7 @@ use crate::publish::PublishError;
 use crate::remote::RemoteError;
 use crate::renew::RenewError;
 use crate::rollback::RollbackError;
+use crate::run::RunError;
 use crate::serve::{IdentityError, ServeError};
 use crate::session::SessionError;
 use crate::source::{FailureKind, SourceError, SourceListError};
@@ -100,6 +101,8 @@ fn hint_of(error: &(dyn Error + 'static)) -> Option<String> {
     }
     let text = if let Some(EngineError::NoKvm { .. }) = error.downcast_ref() {
         "`--engine qemu` runs the desktop all the same, more slowly; for /dev/kvm, be in the group kvm"
+    } else if let Some(RunError::Machine { .. }) = error.downcast_ref() {
+        "its disks are as after a power cut: what it had flushed is safe, and `satchel run` starts it again"
     } else if let Some(EngineError::NoScreen) = error.downcast_ref() {
         "use `--engine qemu` with this screen, or `--display none`"
     } else if error.downcast_ref::<CommitError>().is_some_and(|e| matches!(e, CommitError::HeadMoved { .. }))

@@ -188,7 +188,7 @@ fn strike(laptop: &Client, part: Part, flushed: u64, rng: &mut Rng) -> u64 {
             let said = running.process().stderr();
             let errors: Vec<&str> = said.lines().filter(|line| line.starts_with("error: ")).collect();
             let expected = match part {
-                Part::Vmm => "error: satchel-vmm ended with an error: signal: 9 (SIGKILL)",
+                Part::Vmm => "error: the machine ended with an error: it was ended by signal 9",
                 _ => {
                     "error: the process that serves the disks ended; the machine was stopped. What it had flushed is safe"
                 }

@@ -1,0 +1,338 @@
+//! What opening a desktop takes: the lease, the newest version, its sources, its disks.
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::Arc;
+
+use chunk_format::{ChunkSize, ManifestId, Name, Subject};
+use tokio::runtime::Handle;
+
+use super::{Holder, Notice, SessionError, SessionOptions, has_changes};
+use crate::cache::{Cache, CacheConfig};
+use crate::desktop::{DesktopError, DesktopStore, NewDesktop, OpenDesktop, Version, layouts};
+use crate::fetch::{Fetcher, SegmentStore};
+use crate::lease::{self, Asked, Claim, LeaseRecord, Standing};
+use crate::profile::ProfileStore;
+use crate::remote::{AfterExpiry, DesktopInfo, Remote, RemoteError};
+use crate::source::{ChunkSource, HttpSource, ImagesOnly, NoSource, SourceAddress, SourceList};
+use crate::state::Login;
+use crate::versions::{VersionError, fetch_unjudged, fetch_version};
+use crate::volume::{DirVolume, Volume};
+
+/// A desktop on its way to being open.
+pub(super) struct Opening<'a> {
+    pub(super) login: &'a Login,
+    pub(super) remote: &'a Remote,
+    pub(super) desktop: &'a Name,
+    pub(super) directory: &'a Path,
+}
+
+impl Opening<'_> {
+    /// Takes the lease, or finds out what may be done without it. Answers what the server knows of the desktop, and
+    /// whether it is only to be looked at.
+    ///
+    /// The lease comes before the look at the newest version: what another machine commits at its end is then seen.
+    pub(super) async fn claim(
+        &self,
+        options: &SessionOptions,
+        holder: &Holder,
+        found: Result<Option<DesktopInfo>, RemoteError>,
+        notices: &mut Vec<Notice>,
+    ) -> Result<(Result<Option<DesktopInfo>, RemoteError>, bool), SessionError> {
+        if options.claim == Claim::ReadOnly {
+            return Ok((found, true));
+        }
+        let now_ms = (options.now_ms)();
+        let volume = DirVolume::open(self.directory)
+            .map_err(|source| SessionError::Lock { path: self.directory.to_owned(), source })?;
+        let info = match found {
+            Ok(Some(info)) => info,
+            Ok(None) => return Ok((found, false)),
+            Err(_) => {
+                let is_read_only = self.claim_unheard(options, &volume, now_ms, notices)?;
+                return Ok((found, is_read_only));
+            }
+        };
+        let take = options.claim == Claim::Take;
+        let before = info.lease.as_ref().filter(|lease| !lease::is_ours(lease, &holder.key));
+        let taken_from = before.map(|lease| lease.machine.clone());
+        // What this machine stands on is kept for it, whatever becomes of the lease.
+        let stands_on = self.stands_on();
+        let wish = holder.wish(stands_on.unwrap_or(info.head.id), take, None);
+        let asked = match lease::ask(self.remote, self.desktop, &wish).await {
+            // The server was set back to a state without it.
+            Err(error) if error.code() == Some("bad_request") && stands_on.is_some() => {
+                lease::ask(self.remote, self.desktop, &holder.wish(info.head.id, take, None)).await
+            }
+            asked => asked,
+        };
+        match asked {
+            Ok(Asked::Held(answer)) => {
+                notices.extend(taken_from.map(|machine| Notice::Taken { machine }));
+                let record = LeaseRecord::heard(&answer, true, now_ms);
+                record.store(&volume).map_err(|source| SessionError::Lock {
+                    path: self.directory.join("lease.json"),
+                    source,
+                })?;
+                let info = match answer.head.id == info.head.id {
+                    true => info,
+                    false => match self.remote.desktop(self.desktop).await {
+                        Ok(info) => info,
+                        Err(error) => return Ok((Err(error), false)),
+                    },
+                };
+                Ok((Ok(Some(info)), false))
+            }
+            Ok(Asked::HeldElsewhere(_)) if options.claim == Claim::IfFree => Ok((Ok(Some(info)), false)),
+            Ok(Asked::HeldElsewhere(lease)) => {
+                Err(SessionError::LeaseHeld { desktop: self.desktop.clone(), lease, now_ms })
+            }
+            Err(error) => {
+                tracing::info!(error = &error as &dyn std::error::Error, "no lease could be had");
+                let is_read_only = self.claim_unheard(options, &volume, now_ms, notices)?;
+                Ok((Err(error), is_read_only))
+            }
+        }
+    }
+
+    /// The version below what is on this machine, if anything is.
+    pub(super) fn stands_on(&self) -> Option<ManifestId> {
+        let volume = DirVolume::open(self.directory).ok()?;
+        Some(DesktopStore::read_only(Arc::new(volume)).ok()?.record().head)
+    }
+
+    /// What may be done when the server cannot be asked; answers whether the desktop is only to be looked at.
+    fn claim_unheard(
+        &self,
+        options: &SessionOptions,
+        volume: &DirVolume,
+        now_ms: u64,
+        notices: &mut Vec<Notice>,
+    ) -> Result<bool, SessionError> {
+        let Some(record) = LeaseRecord::load(volume) else {
+            notices.push(Notice::NoLease);
+            return Ok(false);
+        };
+        let standing = record.standing(now_ms);
+        let (is_held, lease_ms) = (record.is_held, record.lease_ms);
+        if let Err(error) = record.seen(now_ms).store(volume) {
+            tracing::warn!(%error, "what is known of the lease was not written down");
+        }
+        match standing {
+            Standing::Expired { .. } if options.claim == Claim::IfFree => Ok(false),
+            Standing::Expired { after: AfterExpiry::ReadOnly } => {
+                notices.push(Notice::LeaseExpired);
+                Ok(true)
+            }
+            Standing::Expired { after: AfterExpiry::Refuse } => {
+                Err(SessionError::LeaseExpired { desktop: self.desktop.clone(), lease_ms })
+            }
+            Standing::Ending { left_ms } => {
+                notices.push(Notice::LeaseEnding { left_ms });
+                Ok(false)
+            }
+            Standing::Good => {
+                notices.extend((!is_held).then_some(Notice::NoLease));
+                Ok(false)
+            }
+        }
+    }
+
+    pub(super) fn subject(&self) -> Subject {
+        Subject::Desktop { owner: self.login.user.clone(), desktop: self.desktop.clone() }
+    }
+
+    fn failed(&self, source: DesktopError) -> SessionError {
+        SessionError::Desktop { desktop: self.desktop.clone(), path: self.directory.to_owned(), source }
+    }
+
+    /// Opens the desktop's files, begins them if there are none, and takes up a newer version if nothing here
+    /// speaks against it.
+    pub(super) async fn bring_up_to_date(
+        &self,
+        found: Result<Option<DesktopInfo>, RemoteError>,
+        notices: &mut Vec<Notice>,
+    ) -> Result<DesktopStore, SessionError> {
+        let volume: Arc<dyn Volume> = Arc::new(
+            DirVolume::open(self.directory)
+                .map_err(|source| SessionError::Lock { path: self.directory.to_owned(), source })?,
+        );
+        let opened =
+            DesktopStore::open(Arc::clone(&volume), &self.login.server, &self.login.user, self.desktop);
+        let store = match opened {
+            Err(DesktopError::NotHere) => return self.begin(volume, found).await,
+            opened => opened.map_err(|source| self.failed(source))?,
+        };
+        match found {
+            Err(RemoteError::Offline) => {}
+            Err(error) => notices.push(Notice::Offline { reason: error.to_string() }),
+            Ok(None) => notices.push(Notice::GoneFromServer),
+            Ok(Some(info)) => self.catch_up(&store, &info, notices).await?,
+        }
+        Ok(store)
+    }
+
+    async fn begin(
+        &self,
+        volume: Arc<dyn Volume>,
+        found: Result<Option<DesktopInfo>, RemoteError>,
+    ) -> Result<DesktopStore, SessionError> {
+        let desktop = self.desktop.clone();
+        let info = match found {
+            Ok(Some(info)) => info,
+            Ok(None) => return Err(SessionError::NoSuchDesktop { desktop }),
+            Err(source) => return Err(SessionError::NotHere { desktop, source }),
+        };
+        let (head, base) = self.fetch(&info).await?;
+        let publisher = base.signature.key;
+        let new = NewDesktop {
+            server: self.login.server,
+            owner: self.login.user.clone(),
+            desktop,
+            id: info.id,
+            publisher,
+        };
+        DesktopStore::create(volume, new, &head, &base).map_err(|source| self.failed(source))
+    }
+
+    async fn catch_up(
+        &self,
+        store: &DesktopStore,
+        info: &DesktopInfo,
+        notices: &mut Vec<Notice>,
+    ) -> Result<(), SessionError> {
+        let record = store.record();
+        let server = &info.head;
+        // A version of ours whose commit was not yet heard of is the next sync's business.
+        if server.id == record.head || record.pending.is_some_and(|pending| pending.manifest == server.id) {
+            return Ok(());
+        }
+        let here = store.version(record.head).map_err(|source| self.failed(source))?;
+        if let Subject::Desktop { desktop: fork, .. } = &here.manifest.subject
+            && fork != self.desktop
+        {
+            let fork = fork.clone();
+            if has_changes(store, &here).map_err(|source| self.failed(source))? {
+                notices.push(Notice::OnFork { fork });
+            } else {
+                let (head, base) = self.fetch(info).await?;
+                store.move_to(&head, &base).map_err(|source| self.failed(source))?;
+                notices.push(Notice::WorkIsInFork { fork });
+            }
+            return Ok(());
+        }
+        let (sequence, machine) = (server.sequence, server.machine.clone());
+        if sequence <= here.manifest.sequence {
+            notices.push(Notice::ServerIsBehind { server: sequence, here: here.manifest.sequence });
+        } else if has_changes(store, &here).map_err(|source| self.failed(source))? {
+            // A renewal of ours whose commit was not heard of is the next sync's business.
+            if record.renewal != Some(server.id) {
+                notices.push(Notice::Diverged { sequence, machine });
+            }
+        } else {
+            let (head, base) = self.fetch(info).await?;
+            store.move_to(&head, &base).map_err(|source| self.failed(source))?;
+            notices.push(Notice::MovedTo { sequence, machine });
+        }
+        Ok(())
+    }
+
+    /// Fetches a version of the desktop, signed as its listing says, and the golden version below it, signed by the
+    /// publisher the desktop's version names.
+    async fn fetch(&self, info: &DesktopInfo) -> Result<(Version, Version), SessionError> {
+        let listed = Subject::Image { image: info.base.image.clone() };
+        let subject = self.subject();
+        // The listing's word is enough to begin with; the signed version has the last.
+        let (head, golden) = tokio::try_join!(
+            fetch_version(self.remote, &subject, info.head.id, &info.head.key),
+            fetch_unjudged(self.remote, &listed, info.base.version)
+        )?;
+        let Some(base) = &head.manifest.base else {
+            let what = format!("desktop {}", self.desktop);
+            return Err(VersionError::OtherSubject { id: info.head.id, what }.into());
+        };
+        let image = Subject::Image { image: base.image.clone() };
+        let base = match (&image, base.version) == (&listed, info.base.version) {
+            true => golden.judge(&image, &base.publisher)?,
+            false => fetch_version(self.remote, &image, base.version, &base.publisher).await?,
+        };
+        Ok((head, base))
+    }
+
+    /// Remembers the mirrors the server names, for when it cannot be asked.
+    pub(super) fn note_mirrors(&self, named: &[String]) -> Result<(), SessionError> {
+        let volume = DirVolume::open(self.directory)
+            .map_err(|source| SessionError::Lock { path: self.directory.to_owned(), source })?;
+        let mut list = SourceList::load(&volume)?;
+        // What this program cannot use is not its business, and whose cache is asked is for its person to say.
+        let mirrors = named.iter().filter_map(|mirror| mirror.parse().ok());
+        let mirrors: Vec<SourceAddress> =
+            mirrors.filter(|mirror| !matches!(mirror, SourceAddress::Cache(_))).collect();
+        if mirrors != list.mirrors {
+            list.mirrors = mirrors;
+            list.store(&volume)?;
+        }
+        Ok(())
+    }
+
+    /// What a person added first, then the mirrors, the server last.
+    fn sources(&self, options: &SessionOptions) -> Result<Vec<Arc<dyn ChunkSource>>, SessionError> {
+        let volume = DirVolume::open(self.directory)
+            .map_err(|source| SessionError::Lock { path: self.directory.to_owned(), source })?;
+        let list = SourceList::load(&volume)?;
+        let open = |address: &SourceAddress| {
+            address.open().map_err(|source| SessionError::BadSource { address: address.clone(), source })
+        };
+        let usable = |address: &&SourceAddress| address.is_local() || !options.offline;
+        let mut sources = Vec::new();
+        for address in list.added.iter().filter(usable) {
+            sources.push(open(address)?);
+        }
+        for address in list.mirrors.iter().filter(usable).filter(|mirror| !list.added.contains(mirror)) {
+            // Whoever named it is not here to mend it, and there are others.
+            match open(address) {
+                Ok(source) => sources.push(Arc::new(ImagesOnly(source))),
+                Err(error) => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "a mirror is left out");
+                }
+            }
+        }
+        sources.push(match options.offline {
+            true => Arc::new(NoSource),
+            false => Arc::new(HttpSource::new(self.remote.clone())),
+        });
+        Ok(sources)
+    }
+
+    pub(super) fn assemble(
+        &self,
+        store: DesktopStore,
+        options: &SessionOptions,
+        runtime: &Handle,
+        is_read_only: bool,
+    ) -> Result<OpenDesktop, SessionError> {
+        let record = store.record();
+        let head = store.version(record.head).map_err(|source| self.failed(source))?;
+        let chunk_size = head.manifest.disks.first().map_or(ChunkSize::DEFAULT, |disk| disk.chunk_size);
+        let config =
+            CacheConfig { chunk_size, limit_bytes: options.cache_bytes, owner: *record.id.as_bytes() };
+        let cache = Arc::new(Cache::open(&self.directory.join("cache"), &config)?);
+        let segments = SegmentStore::new(self.directory.join("segments"));
+        let mut wanted = vec![head];
+        if let Some(pending) = record.pending {
+            wanted.push(store.version(pending.manifest).map_err(|source| self.failed(source))?);
+        }
+        let disks = wanted.iter().flat_map(|version| version.manifest.disks.iter());
+        segments.retain(&disks.flat_map(|disk| disk.segments.iter().copied()).collect());
+        let fetcher =
+            Fetcher::new(runtime, self.sources(options)?, Arc::clone(&cache), segments, options.on_missing);
+        let profiles = ProfileStore::new(self.directory.join("profiles"));
+        profiles.retain(&HashSet::from([store.record().base]));
+        if is_read_only {
+            let head = store.version(record.head).map_err(|source| self.failed(source))?;
+            store.add_discarded_generation(&layouts(&head.manifest)).map_err(|source| self.failed(source))?;
+        }
+        OpenDesktop::assemble(store, cache, fetcher, profiles, runtime.clone())
+            .map_err(|source| self.failed(source))
+    }
+}

@@ -1,20 +1,14 @@
 //! The command line: one module a command. stdout is data, stderr is messages and progress; exit 0 done, 1 failed,
 //! 2 bad usage.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use chunk_format::{DiskRole, Name, PublicKey, SystemMode};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Parser, Subcommand};
 use satchel_client::hint;
-use satchel_client::profile::LinkShape;
-use satchel_client::remote::Fingerprint;
 use satchel_client::state::StateDir;
-use satchel_client::versions::{DesktopRef, ImageRef};
 
 mod browse;
 mod cache;
@@ -29,8 +23,10 @@ mod history;
 mod images;
 mod login;
 mod mount;
+mod open;
 mod output;
 mod pin;
+mod place;
 mod profile;
 mod progress;
 mod publish;
@@ -45,7 +41,6 @@ mod sync;
 mod watch;
 
 use output::Printer;
-use quantity::{ByteSize, Every};
 
 /// Carries your desktop from machine to machine.
 ///
@@ -70,549 +65,57 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Log in to an image server
-    Login(LoginArgs),
+    Login(login::LoginArgs),
     /// Publish a disk image as the next version of an image
-    Publish(PublishArgs),
+    Publish(publish::PublishArgs),
     /// Write a published version out as files: for a stick, a static host, or a place without a network
-    Export(ExportArgs),
+    Export(export::ExportArgs),
     /// List the server's images
     Images,
     /// List your desktops
     Desktops,
     /// Make a desktop from an image
-    Create(CreateArgs),
+    Create(create::CreateArgs),
     /// List the forks of your desktops: work that could not be a desktop's next version
-    Forks(ForksArgs),
+    Forks(forks::ForksArgs),
     /// Make a fork's disks the desktop's, and keep the desktop's as the fork
-    Adopt(AdoptArgs),
+    Adopt(forks::AdoptArgs),
     /// Mount a desktop's disks, in the foreground until it is unmounted or interrupted
-    Mount(MountArgs),
+    Mount(mount::MountArgs),
     /// Run a desktop's machine; its changes are synced when it is switched off
-    Run(RunArgs),
+    Run(run::RunArgs),
     /// Send a desktop's changes to the server
-    Sync(SyncArgs),
+    Sync(sync::SyncArgs),
     /// Make a version of a desktop as it is, to come back to; also while its machine runs
-    Checkpoint(CheckpointArgs),
+    Checkpoint(sync::CheckpointArgs),
     /// Fetch all of a desktop and keep it, so that it works without a network
-    Pin(PinArgs),
+    Pin(pin::PinArgs),
     /// Show or change where a desktop's chunks come from beside its server
-    Source(SourceArgs),
+    Source(source::SourceArgs),
     /// Serve what this machine has of a desktop to your other machines
     #[command(subcommand)]
     Cache(cache::CacheCommand),
     /// Show what a desktop is doing
-    Status(StatusArgs),
+    Status(status::StatusArgs),
     /// List the versions of a desktop or image
-    History(HistoryArgs),
+    History(history::HistoryArgs),
     /// Put a desktop's disks back as they were at an earlier version, as a new version
-    Rollback(RollbackArgs),
+    Rollback(rollback::RollbackArgs),
     /// Show the files of any version of a desktop on a directory, until it is unmounted or interrupted
-    Browse(BrowseArgs),
+    Browse(browse::BrowseArgs),
     /// Tell which files differ between two versions
-    Diff(DiffArgs),
+    Diff(diff::DiffArgs),
     /// Copy a file or directory out of any version into a desktop on this machine
-    Copy(CopyArgs),
+    Copy(copy::CopyArgs),
     /// Show or change how many versions of a desktop the server keeps
-    Retention(RetentionArgs),
+    Retention(retention::RetentionArgs),
     /// Show where an image's channels point, or move one
-    Channel(ChannelArgs),
+    Channel(channel::ChannelArgs),
     /// Move a desktop to another golden version of its image, or back; its home stays as it is
-    Rebase(RebaseArgs),
+    Rebase(rebase::RebaseArgs),
     /// Record or show what a start of an image touches, so that clients fetch it ahead
     #[command(subcommand)]
-    Profile(ProfileCommand),
-}
-
-#[derive(Debug, Subcommand)]
-enum ProfileCommand {
-    /// Boot a published version twice on this machine and attach what both starts read to it
-    Record(RecordArgs),
-    /// Show a version's profile, and what a start takes over a given link
-    Show(ShowProfileArgs),
-}
-
-#[derive(Debug, Args)]
-struct RecordArgs {
-    /// The version: NAME, NAME:CHANNEL or NAME@VERSION
-    #[arg(value_name = "NAME[:CHANNEL|@VERSION]")]
-    image: ImageRef,
-    /// The machine's memory
-    #[arg(long, value_name = "SIZE", default_value = "2G")]
-    memory: ByteSize,
-    /// The machine's processors
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=64))]
-    cpus: u32,
-    /// The machine's screen: a desktop needs one to start
-    #[arg(long, value_enum, default_value_t = DisplayArg::Vnc)]
-    display: DisplayArg,
-    /// A start is over when its serial console says this
-    #[arg(long, value_name = "TEXT", conflicts_with = "quiet")]
-    until: Option<String>,
-    /// A start is over when nothing new was read for so many seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 20)]
-    quiet: u64,
-    /// The longest a start may take, seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 900)]
-    limit: u64,
-}
-
-#[derive(Debug, Args)]
-struct ShowProfileArgs {
-    /// The version: NAME, NAME:CHANNEL or NAME@VERSION
-    #[arg(value_name = "NAME[:CHANNEL|@VERSION]")]
-    image: ImageRef,
-    /// A link to estimate a start for, as in 25mbit/40ms
-    #[arg(long, value_name = "RATE/ROUND-TRIP", default_value = "25mbit/40ms")]
-    link: LinkShape,
-}
-
-#[derive(Debug, Args)]
-struct LoginArgs {
-    /// The server: HOST, HOST:PORT or https://HOST:PORT
-    url: String,
-    /// The token its operator gave you (`-` reads it from standard input)
-    #[arg(long, env = "SATCHEL_TOKEN", hide_env_values = true)]
-    token: String,
-    /// The server's certificate, as `satchel-server init` printed it
-    #[arg(long, value_name = "SHA256:...")]
-    fingerprint: Option<Fingerprint>,
-}
-
-#[derive(Debug, Args)]
-struct PublishArgs {
-    /// The disk image: raw or qcow2
-    file: PathBuf,
-    /// The image it is a version of
-    #[arg(long, value_name = "NAME")]
-    image: Name,
-    /// The channel that moves to the new version
-    #[arg(long, value_name = "CHANNEL", default_value = "stable")]
-    channel: Name,
-    /// What to say of this version
-    #[arg(long, short, value_name = "TEXT")]
-    message: Option<String>,
-    /// Publish a file that does not look like a disk
-    #[arg(long)]
-    force: bool,
-    /// Publish the free blocks of ext4 file systems as they are, and not as zeros
-    #[arg(long)]
-    keep_free: bool,
-    /// Carry the profile of an earlier version over to this one: its number or id, or `newest`
-    #[arg(long, value_name = "VERSION")]
-    profile_from: Option<String>,
-    /// Do not tell what changed against the version before
-    #[arg(long)]
-    no_summary: bool,
-    /// Refuse a version of which a client with the one before would have to fetch more
-    #[arg(long, value_name = "SIZE")]
-    max_update: Option<ByteSize>,
-    /// The share of desktops that the channel leads to this version, per cent; the others stay on the one before
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=100))]
-    percent: Option<u8>,
-    /// What desktops made from this image do with their system disk (without it: as the version before)
-    #[arg(long, value_name = "MODE", value_enum)]
-    mode: Option<ModeArg>,
-}
-
-/// How a desktop takes up new golden versions.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum ModeArg {
-    /// A fresh system disk at every start; what is written to it is dropped
-    Renew,
-    /// Changes to the system disk are kept until the channel moves on
-    Keep,
-    /// The system disk is the desktop's own, and moves only with `satchel rebase`
-    Own,
-}
-
-impl From<ModeArg> for SystemMode {
-    fn from(mode: ModeArg) -> Self {
-        match mode {
-            ModeArg::Renew => Self::Renew,
-            ModeArg::Keep => Self::Keep,
-            ModeArg::Own => Self::Own,
-        }
-    }
-}
-
-#[derive(Debug, Args)]
-struct ChannelArgs {
-    /// The image
-    image: Name,
-    /// The channel
-    channel: Option<Name>,
-    /// Where it is to point: a version's number, or its id
-    #[arg(requires = "channel", conflicts_with = "rollback")]
-    version: Option<String>,
-    /// The share of desktops that follow, per cent; the others stay on the version before
-    #[arg(long, value_name = "N", requires = "channel", value_parser = clap::value_parser!(u8).range(0..=100))]
-    percent: Option<u8>,
-    /// No further desktop follows for the time being
-    #[arg(long, requires = "channel", conflicts_with = "resume")]
-    pause: bool,
-    /// Desktops follow again
-    #[arg(long, requires = "channel")]
-    resume: bool,
-    /// Take the last move back, at once and for all desktops
-    #[arg(long, requires = "channel", conflicts_with_all = ["percent", "pause", "resume"])]
-    rollback: bool,
-}
-
-#[derive(Debug, Args)]
-struct RebaseArgs {
-    /// The desktop
-    desktop: Name,
-    /// The golden version: its number, or its id (without it: what the channel names)
-    #[arg(long, value_name = "VERSION", conflicts_with = "undo")]
-    to: Option<String>,
-    /// Go back to the golden version and the system disk before the last renewal
-    #[arg(long)]
-    undo: bool,
-    /// Stay on this golden version, and change what becomes of the system disk when the channel moves on
-    #[arg(long, value_name = "MODE", value_enum, conflicts_with_all = ["to", "undo"])]
-    mode: Option<ModeArg>,
-}
-
-#[derive(Debug, Args)]
-struct CreateArgs {
-    /// What to call it
-    desktop: Name,
-    /// The image it starts from: NAME, NAME:CHANNEL or NAME@VERSION
-    #[arg(long, value_name = "NAME[:CHANNEL|@VERSION]")]
-    image: ImageRef,
-    /// The size of its home disk (0: none)
-    #[arg(long, value_name = "SIZE", default_value = "32G")]
-    home: ByteSize,
-    /// The key that must have signed the image
-    #[arg(long, value_name = "ed25519:...")]
-    publisher: Option<PublicKey>,
-    /// What becomes of its system disk when the image's channel moves on (without it: as the image says, or own)
-    #[arg(long, value_name = "MODE", value_enum)]
-    mode: Option<ModeArg>,
-}
-
-#[derive(Debug, Args)]
-struct OpenArgs {
-    /// The most disk space to use for what was fetched
-    #[arg(long, value_name = "SIZE", default_value = "20G")]
-    cache_size: ByteSize,
-    /// What to do when the server answers but has not the right bytes
-    #[arg(long, value_name = "WHAT", value_enum, default_value_t = OnMissingArg::Wait)]
-    on_missing: OnMissingArg,
-    /// Contact nobody: start from what is on this machine, and only if a start needs no more
-    #[arg(long)]
-    offline: bool,
-    /// Take the desktop from another machine that has it in use: what that one has not synced goes to a fork
-    #[arg(long, conflicts_with_all = ["ask", "read_only", "offline"])]
-    take: bool,
-    /// Ask the machine that has the desktop in use to sync and end, and wait for that
-    #[arg(long, conflicts_with_all = ["read_only", "offline"])]
-    ask: bool,
-    /// Only look at it: nobody is kept from using it, and what is written is thrown away at the end
-    #[arg(long)]
-    read_only: bool,
-    /// Serve numbers for Prometheus on this loopback address (port 0: any)
-    #[arg(long, value_name = "127.0.0.1:PORT")]
-    metrics: Option<SocketAddr>,
-    /// Sync by itself so often while it is in use, as 10m, 90s or 2h, or never; without it as the server's operator says, or else every 10m
-    #[arg(long, value_name = "TIME")]
-    sync_every: Option<Every>,
-    /// The most such a sync sends in a second; without it, half of what the link carries
-    #[arg(long, value_name = "SIZE", value_parser = quantity::rate)]
-    sync_rate: Option<ByteSize>,
-    /// Seconds between two looks whether the channel names another version
-    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=86_400))]
-    ask_every: u64,
-}
-
-#[derive(Debug, Args)]
-struct StatusArgs {
-    /// The desktop
-    desktop: Name,
-    /// Show it again and again until interrupted
-    #[arg(long, short)]
-    watch: bool,
-    /// Seconds from one look to the next
-    #[arg(long, value_name = "SECONDS", default_value_t = 1, requires = "watch", value_parser = clap::value_parser!(u64).range(1..=3600))]
-    interval: u64,
-}
-
-#[derive(Debug, Args)]
-struct ExportArgs {
-    /// The version: NAME, NAME:CHANNEL or NAME@VERSION
-    #[arg(value_name = "NAME[:CHANNEL|@VERSION]")]
-    image: ImageRef,
-    /// The directory; several versions may share one
-    dir: PathBuf,
-}
-
-#[derive(Debug, Args)]
-struct SourceArgs {
-    /// The desktop
-    desktop: Name,
-    /// Ask this source too: file:/DIRECTORY, https://HOST/PREFIX with #SHA256:... to pin its certificate, or the address that
-    /// `satchel cache serve` prints on another machine (`-` reads one from standard input)
-    #[arg(long, value_name = "SOURCE")]
-    add: Vec<String>,
-    /// Ask what is added before the others
-    #[arg(long, requires = "add")]
-    first: bool,
-    /// Do not ask this source any more, named as it is listed: a cache without its secret, cache://HOST[:PORT]
-    #[arg(long, value_name = "SOURCE")]
-    remove: Vec<String>,
-}
-
-#[derive(Debug, Args)]
-struct ForksArgs {
-    /// The desktop; without it, all
-    desktop: Option<Name>,
-}
-
-#[derive(Debug, Args)]
-struct AdoptArgs {
-    /// The fork, as `satchel forks` lists it
-    fork: Name,
-}
-
-#[derive(Debug, Args)]
-struct PinArgs {
-    /// The desktop
-    desktop: Name,
-    /// The most to take of the link, bytes a second (without it: all that nobody else needs)
-    #[arg(long, value_name = "SIZE")]
-    limit_rate: Option<ByteSize>,
-    /// No longer keep all of it
-    #[arg(long, conflicts_with_all = ["pause", "resume", "limit_rate"])]
-    unpin: bool,
-    /// Stop fetching in the background while the desktop is mounted
-    #[arg(long, conflicts_with = "resume")]
-    pause: bool,
-    /// Go on with fetching in the background
-    #[arg(long)]
-    resume: bool,
-    /// The most disk space to use for what was fetched
-    #[arg(long, value_name = "SIZE", default_value = "20G")]
-    cache_size: ByteSize,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum OnMissingArg {
-    /// Wait until it has: the machine pauses
-    Wait,
-    /// Fail the read
-    Fail,
-}
-
-#[derive(Debug, Args)]
-struct MountArgs {
-    /// The desktop
-    desktop: Name,
-    /// An empty directory; DIR/system.raw and DIR/home.raw appear in it
-    dir: PathBuf,
-    #[command(flatten)]
-    open: OpenArgs,
-    /// Let other users of this machine use the disks
-    #[arg(long)]
-    allow_other: bool,
-}
-
-#[derive(Debug, Args)]
-struct RunArgs {
-    /// The desktop
-    desktop: Name,
-    /// What runs the machine
-    #[arg(long, value_enum, default_value_t = EngineArg::Auto)]
-    engine: EngineArg,
-    /// The machine's memory
-    #[arg(long, value_name = "SIZE", default_value = "2G")]
-    memory: ByteSize,
-    /// The machine's processors
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=64))]
-    cpus: u32,
-    /// The machine's screen
-    #[arg(long, value_enum, default_value_t = DisplayArg::None)]
-    display: DisplayArg,
-    /// Leave the changes on this machine when it is switched off
-    #[arg(long)]
-    no_sync: bool,
-    /// A start is good when the machine has run so many minutes until it is shut down; three in a row that are not, on a version
-    /// that never was, and the desktop goes back to the one before
-    #[arg(long, value_name = "MINUTES", default_value_t = 5, value_parser = clap::value_parser!(u64).range(0..=1440))]
-    good_after: u64,
-    #[command(flatten)]
-    open: OpenArgs,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum EngineArg {
-    /// The best there is on this machine
-    Auto,
-    /// Satchel's own machine
-    Kvm,
-    /// QEMU, with KVM where it works
-    Qemu,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum DisplayArg {
-    /// A window
-    Window,
-    /// A VNC server on 127.0.0.1
-    Vnc,
-    /// A page in the browser
-    Web,
-    /// None: the serial console is in the terminal
-    None,
-}
-
-#[derive(Debug, Args)]
-struct SyncArgs {
-    /// The desktop
-    desktop: Name,
-    /// Wait for the server as long as it cannot be reached, and go on then
-    #[arg(long)]
-    wait: bool,
-    /// What to say of this version
-    #[arg(long, short, value_name = "TEXT")]
-    message: Option<String>,
-}
-
-#[derive(Debug, Args)]
-struct CheckpointArgs {
-    /// The desktop
-    desktop: Name,
-    /// What to say of this version; there is one even if nothing changed
-    #[arg(long, short, value_name = "TEXT")]
-    message: String,
-}
-
-#[derive(Debug, Args)]
-struct BrowseArgs {
-    /// The version: DESKTOP is its newest, without what was not synced yet
-    #[arg(value_name = "DESKTOP[@VERSION]")]
-    desktop: DesktopRef,
-    /// An empty directory; the files appear in DIR/system and DIR/home
-    dir: PathBuf,
-}
-
-#[derive(Debug, Args)]
-struct DiffArgs {
-    /// The first version
-    #[arg(value_name = "DESKTOP[@VERSION]")]
-    before: DesktopRef,
-    /// The second version
-    #[arg(value_name = "DESKTOP[@VERSION]")]
-    after: DesktopRef,
-    /// Look at this disk only
-    #[arg(long, value_enum)]
-    disk: Option<DiskArg>,
-}
-
-#[derive(Debug, Args)]
-struct CopyArgs {
-    /// The file or directory, and the version it is copied out of
-    #[arg(value_name = "DESKTOP[@VERSION]:PATH")]
-    from: FilePlace<DesktopRef>,
-    /// Where it goes: into a directory that is there, or under a new name
-    #[arg(value_name = "DESKTOP:PATH")]
-    to: FilePlace<Name>,
-    /// The disk that both paths are on
-    #[arg(long, value_enum, default_value_t = DiskArg::Home)]
-    disk: DiskArg,
-    /// Replace files that are there
-    #[arg(long)]
-    force: bool,
-    /// The most disk space to use for what was fetched
-    #[arg(long, value_name = "SIZE", default_value = "20G")]
-    cache_size: ByteSize,
-}
-
-/// A path on a disk of something: `DESKTOP:PATH`.
-#[derive(Clone, Debug)]
-struct FilePlace<T> {
-    of: T,
-    path: String,
-}
-
-impl<T: FromStr<Err: std::fmt::Display>> FromStr for FilePlace<T> {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let parts = text.split_once(':').filter(|(_, path)| !path.is_empty());
-        let (of, path) = parts.ok_or_else(|| format!("`{text}` names no file: write DESKTOP:/PATH"))?;
-        Ok(Self { of: of.parse().map_err(|error: T::Err| error.to_string())?, path: path.to_owned() })
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum DiskArg {
-    /// The disk that boots
-    System,
-    /// The person's own disk
-    Home,
-}
-
-impl DiskArg {
-    fn role(self) -> DiskRole {
-        match self {
-            Self::System => DiskRole::System,
-            Self::Home => DiskRole::Home,
-        }
-    }
-}
-
-#[derive(Debug, Args)]
-struct HistoryArgs {
-    /// The desktop
-    #[arg(required_unless_present = "image", conflicts_with = "image")]
-    desktop: Option<Name>,
-    /// An image instead
-    #[arg(long, value_name = "NAME")]
-    image: Option<Name>,
-    /// At most so many, the newest first
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    limit: Option<u32>,
-    /// Only those before this number
-    #[arg(long, value_name = "VERSION")]
-    before: Option<u64>,
-    /// Also those whose content the server no longer keeps
-    #[arg(long)]
-    pruned: bool,
-}
-
-#[derive(Debug, Args)]
-struct RetentionArgs {
-    /// The desktop
-    desktop: Name,
-    /// Keep the newest N versions; rules that are not given keep none
-    #[arg(long, value_name = "N")]
-    keep_last: Option<u32>,
-    /// Keep the newest version of each of the last N hours that have one
-    #[arg(long, value_name = "N")]
-    keep_hourly: Option<u32>,
-    /// Keep the newest version of each of the last N days that have one
-    #[arg(long, value_name = "N")]
-    keep_daily: Option<u32>,
-    /// Keep the newest version of each of the last N weeks that have one
-    #[arg(long, value_name = "N")]
-    keep_weekly: Option<u32>,
-    /// Keep what the server keeps of all desktops
-    #[arg(long, conflicts_with_all = ["keep_last", "keep_hourly", "keep_daily", "keep_weekly"])]
-    default: bool,
-}
-
-#[derive(Debug, Args)]
-struct RollbackArgs {
-    /// The desktop
-    desktop: Name,
-    /// The version: its number, its id, or the first eight digits of it (see `satchel history`)
-    version: String,
-    /// Put back the system disk only, with the golden version below it
-    #[arg(long, conflicts_with = "home_only")]
-    system_only: bool,
-    /// Put back the home disk only
-    #[arg(long)]
-    home_only: bool,
+    Profile(profile::ProfileCommand),
 }
 
 /// What every command gets.
@@ -676,10 +179,10 @@ fn run(cli: Cli, printer: Printer) -> anyhow::Result<()> {
             Command::Copy(args) => copy::run(&context, args).await,
             Command::Channel(args) => interruptible(channel::run(&context, args)).await,
             Command::Rebase(args) => interruptible(rebase::run(&context, args)).await,
-            Command::Profile(ProfileCommand::Record(args)) => {
+            Command::Profile(profile::ProfileCommand::Record(args)) => {
                 interruptible(profile::record(&context, args)).await
             }
-            Command::Profile(ProfileCommand::Show(args)) => {
+            Command::Profile(profile::ProfileCommand::Show(args)) => {
                 interruptible(profile::show(&context, args)).await
             }
         }

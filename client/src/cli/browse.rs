@@ -1,17 +1,29 @@
 //! `satchel browse`
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use chunk_format::{ChunkSize, Name};
+use clap::Args;
 use satchel_client::files::browse::{self, Tree};
 use satchel_client::files::{DiskFiles, FilesError, Holds};
 use satchel_client::image::DiskImage;
 use satchel_client::past::{Past, PastDisk, PastVersion};
 use satchel_client::state::StateDir;
+use satchel_client::versions::DesktopRef;
 use serde::Serialize;
 
+use super::Context;
 use super::mount::say;
-use super::{BrowseArgs, Context};
+
+#[derive(Debug, Args)]
+pub(super) struct BrowseArgs {
+    /// The version: DESKTOP is its newest, without what was not synced yet
+    #[arg(value_name = "DESKTOP[@VERSION]")]
+    desktop: DesktopRef,
+    /// An empty directory; the files appear in DIR/system and DIR/home
+    dir: PathBuf,
+}
 
 #[derive(Serialize)]
 struct Browsed {

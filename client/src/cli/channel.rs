@@ -4,12 +4,36 @@ use std::collections::BTreeMap;
 
 use anyhow::bail;
 use chunk_format::{Name, Subject, rollback_statement};
+use clap::Args;
 use satchel_client::remote::{ChannelInfo, ChannelMove, ImageInfo, NamedVersion, Remote, Rollout, States};
 use satchel_client::versions::{VersionError, find_version};
 use serde::Serialize;
 
+use super::Context;
 use super::output::{moment, short, table};
-use super::{ChannelArgs, Context};
+
+#[derive(Debug, Args)]
+pub(super) struct ChannelArgs {
+    /// The image
+    image: Name,
+    /// The channel
+    channel: Option<Name>,
+    /// Where it is to point: a version's number, or its id
+    #[arg(requires = "channel", conflicts_with = "rollback")]
+    version: Option<String>,
+    /// The share of desktops that follow, per cent; the others stay on the version before
+    #[arg(long, value_name = "N", requires = "channel", value_parser = clap::value_parser!(u8).range(0..=100))]
+    percent: Option<u8>,
+    /// No further desktop follows for the time being
+    #[arg(long, requires = "channel", conflicts_with = "resume")]
+    pause: bool,
+    /// Desktops follow again
+    #[arg(long, requires = "channel")]
+    resume: bool,
+    /// Take the last move back, at once and for all desktops
+    #[arg(long, requires = "channel", conflicts_with_all = ["percent", "pause", "resume"])]
+    rollback: bool,
+}
 
 /// All channels of an image, and how desktops get on with what they lead to.
 #[derive(Serialize)]

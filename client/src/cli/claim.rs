@@ -4,13 +4,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use chunk_format::Name;
-use satchel_client::lease::{self, Claim};
-use satchel_client::session::{ASK_EVERY, Notice, SessionError};
+use satchel_client::lease;
+use satchel_client::session::{Notice, SessionError};
 use satchel_client::state::StateDir;
 
 use super::output::moment;
-use super::quantity::ByteSize;
-use super::{Context, OnMissingArg, OpenArgs, machine_name};
+use super::{Context, machine_name};
 
 /// How often it is looked whether the holder has handed over.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
@@ -21,33 +20,6 @@ const PATIENCE: Duration = Duration::from_secs(600);
 const DAY_MS: u64 = 86_400_000;
 const HOUR_MS: u64 = 3_600_000;
 const MINUTE_MS: u64 = 60_000;
-
-impl OpenArgs {
-    /// How a command opens a desktop that serves nobody: with the server, and its lease by the claim alone.
-    pub(crate) fn for_command(cache_size: ByteSize, on_missing: OnMissingArg) -> Self {
-        Self {
-            cache_size,
-            on_missing,
-            offline: false,
-            take: false,
-            ask: false,
-            read_only: false,
-            metrics: None,
-            ask_every: ASK_EVERY.as_secs(),
-            sync_every: None,
-            sync_rate: None,
-        }
-    }
-
-    /// What is to be done with the desktop.
-    pub(crate) fn claim(&self) -> Claim {
-        match (self.take, self.read_only) {
-            (true, _) => Claim::Take,
-            (false, true) => Claim::ReadOnly,
-            (false, false) => Claim::Write,
-        }
-    }
-}
 
 /// Asks whoever has the desktop in use to hand it over, and waits for that.
 pub(crate) async fn ask(context: &Context, state: &StateDir, desktop: &Name) -> anyhow::Result<()> {

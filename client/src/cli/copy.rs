@@ -4,6 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use chunk_format::Name;
+use clap::Args;
 use satchel_client::files::copy::{Copied, CopyError, Staged, Target, stage};
 use satchel_client::files::{DiskFiles, FileSystem};
 use satchel_client::fs::DesktopFs;
@@ -14,11 +16,33 @@ use satchel_client::mount::{clean_stale, unmount};
 use satchel_client::past::{LiveDisk, Past, PastVersion};
 use satchel_client::session::Session;
 use satchel_client::state::{StateDir, make_private_dir};
+use satchel_client::versions::DesktopRef;
 use serde::Serialize;
 use tokio::runtime::Handle;
 
+use super::open::{OnMissingArg, OpenArgs};
+use super::place::{DiskArg, FilePlace};
 use super::quantity::ByteSize;
-use super::{Context, CopyArgs, OnMissingArg, OpenArgs, browse, mount, progress};
+use super::{Context, browse, mount, progress};
+
+#[derive(Debug, Args)]
+pub(super) struct CopyArgs {
+    /// The file or directory, and the version it is copied out of
+    #[arg(value_name = "DESKTOP[@VERSION]:PATH")]
+    from: FilePlace<DesktopRef>,
+    /// Where it goes: into a directory that is there, or under a new name
+    #[arg(value_name = "DESKTOP:PATH")]
+    to: FilePlace<Name>,
+    /// The disk that both paths are on
+    #[arg(long, value_enum, default_value_t = DiskArg::Home)]
+    disk: DiskArg,
+    /// Replace files that are there
+    #[arg(long)]
+    force: bool,
+    /// The most disk space to use for what was fetched
+    #[arg(long, value_name = "SIZE", default_value = "20G")]
+    cache_size: ByteSize,
+}
 
 #[derive(Serialize)]
 struct Report {

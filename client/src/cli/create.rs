@@ -1,12 +1,54 @@
 //! `satchel create`
 
 use anyhow::{Context as _, bail};
-use chunk_format::{ChunkSize, DiskSize};
+use chunk_format::{ChunkSize, DiskSize, Name, PublicKey, SystemMode};
+use clap::{Args, ValueEnum};
 use satchel_client::create::{Creator, NewDesktopRequest};
 use satchel_client::remote::VersionInfo;
+use satchel_client::versions::ImageRef;
 use serde::Serialize;
 
-use super::{Context, CreateArgs, machine_name, now_ms};
+use super::quantity::ByteSize;
+use super::{Context, machine_name, now_ms};
+
+/// How a desktop takes up new golden versions.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum ModeArg {
+    /// A fresh system disk at every start; what is written to it is dropped
+    Renew,
+    /// Changes to the system disk are kept until the channel moves on
+    Keep,
+    /// The system disk is the desktop's own, and moves only with `satchel rebase`
+    Own,
+}
+
+impl From<ModeArg> for SystemMode {
+    fn from(mode: ModeArg) -> Self {
+        match mode {
+            ModeArg::Renew => Self::Renew,
+            ModeArg::Keep => Self::Keep,
+            ModeArg::Own => Self::Own,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct CreateArgs {
+    /// What to call it
+    desktop: Name,
+    /// The image it starts from: NAME, NAME:CHANNEL or NAME@VERSION
+    #[arg(long, value_name = "NAME[:CHANNEL|@VERSION]")]
+    image: ImageRef,
+    /// The size of its home disk (0: none)
+    #[arg(long, value_name = "SIZE", default_value = "32G")]
+    home: ByteSize,
+    /// The key that must have signed the image
+    #[arg(long, value_name = "ed25519:...")]
+    publisher: Option<PublicKey>,
+    /// What becomes of its system disk when the image's channel moves on (without it: as the image says, or own)
+    #[arg(long, value_name = "MODE", value_enum)]
+    mode: Option<ModeArg>,
+}
 
 #[derive(Serialize)]
 struct Created {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use anyhow::bail;
 use chunk_format::DiskRole;
+use clap::Args;
 use satchel_client::files::diff::{Change, DiskSide, Fate, compare_disks};
 use satchel_client::files::{DiskFiles, FilesError};
 use satchel_client::image::DiskImage;
@@ -13,8 +14,22 @@ use satchel_client::versions::DesktopRef;
 use serde::Serialize;
 
 use super::output::short;
+use super::place::DiskArg;
 use super::quantity::ByteSize;
-use super::{Context, DiffArgs, browse, progress};
+use super::{Context, browse, progress};
+
+#[derive(Debug, Args)]
+pub(super) struct DiffArgs {
+    /// The first version
+    #[arg(value_name = "DESKTOP[@VERSION]")]
+    before: DesktopRef,
+    /// The second version
+    #[arg(value_name = "DESKTOP[@VERSION]")]
+    after: DesktopRef,
+    /// Look at this disk only
+    #[arg(long, value_enum)]
+    disk: Option<DiskArg>,
+}
 
 #[derive(Serialize)]
 struct Report {
@@ -57,7 +72,7 @@ pub(crate) async fn run(context: &Context, args: DiffArgs) -> anyhow::Result<()>
     let after = PastVersion::find(&state, &args.after).await?;
     let past = browse::open(&state, &args.before.desktop, &before)?;
     let (old, new) = (past.disks(&before)?, past.disks(&after)?);
-    let wanted = args.disk.map(super::DiskArg::role);
+    let wanted = args.disk.map(DiskArg::role);
     let mut reports = Vec::new();
     for role in [DiskRole::System, DiskRole::Home] {
         if wanted.is_some_and(|wanted| wanted != role) {

@@ -1,18 +1,29 @@
 //! `satchel export`
 
 use std::io::IsTerminal;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use clap::Args;
 use indicatif::ProgressBar;
 use satchel_client::export::{ExportProgress, Exporter};
 use satchel_client::source::HttpSource;
-use satchel_client::versions::fetch_golden;
+use satchel_client::versions::{ImageRef, fetch_golden};
 use serde::Serialize;
 
+use super::Context;
 use super::quantity::ByteSize;
-use super::{Context, ExportArgs};
+
+#[derive(Debug, Args)]
+pub(super) struct ExportArgs {
+    /// The version: NAME, NAME:CHANNEL or NAME@VERSION
+    #[arg(value_name = "NAME[:CHANNEL|@VERSION]")]
+    image: ImageRef,
+    /// The directory; several versions may share one
+    dir: PathBuf,
+}
 
 const REDRAW: Duration = Duration::from_millis(250);
 const PLAIN_INTERVAL: Duration = Duration::from_secs(5);

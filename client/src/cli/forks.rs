@@ -2,12 +2,26 @@
 
 use std::sync::Arc;
 
+use chunk_format::Name;
+use clap::Args;
 use satchel_client::adopt::Adopter;
 use satchel_client::remote::DesktopInfo;
 use satchel_client::versions::VersionError;
 
 use super::output::{moment, short, table};
-use super::{AdoptArgs, Context, ForksArgs, machine_name, now_ms};
+use super::{Context, machine_name, now_ms};
+
+#[derive(Debug, Args)]
+pub(super) struct ForksArgs {
+    /// The desktop; without it, all
+    desktop: Option<Name>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct AdoptArgs {
+    /// The fork, as `satchel forks` lists it
+    fork: Name,
+}
 
 pub(crate) async fn list(context: &Context, args: ForksArgs) -> anyhow::Result<()> {
     let (_, remote) = context.state()?.remote()?;

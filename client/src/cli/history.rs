@@ -1,12 +1,32 @@
 //! `satchel history`
 
-use chunk_format::Subject;
+use chunk_format::{Name, Subject};
+use clap::Args;
 use satchel_client::remote::{Listing, VersionInfo};
 use satchel_client::versions::VersionError;
 
+use super::Context;
 use super::output::{moment, short, table};
 use super::quantity::ByteSize;
-use super::{Context, HistoryArgs};
+
+#[derive(Debug, Args)]
+pub(super) struct HistoryArgs {
+    /// The desktop
+    #[arg(required_unless_present = "image", conflicts_with = "image")]
+    desktop: Option<Name>,
+    /// An image instead
+    #[arg(long, value_name = "NAME")]
+    image: Option<Name>,
+    /// At most so many, the newest first
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    limit: Option<u32>,
+    /// Only those before this number
+    #[arg(long, value_name = "VERSION")]
+    before: Option<u64>,
+    /// Also those whose content the server no longer keeps
+    #[arg(long)]
+    pruned: bool,
+}
 
 /// Versions asked for at once.
 const PAGE: u32 = 100;

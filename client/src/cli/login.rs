@@ -2,11 +2,24 @@
 
 use std::io::{BufRead, IsTerminal, Write};
 
-use satchel_client::remote::{Endpoint, Remote, RemoteError, ServerInfo, Trust};
+use clap::Args;
+use satchel_client::remote::{Endpoint, Fingerprint, Remote, RemoteError, ServerInfo, Trust};
 use satchel_client::state::Login;
 use serde::Serialize;
 
-use super::{Context, LoginArgs, output};
+use super::{Context, output};
+
+#[derive(Debug, Args)]
+pub(super) struct LoginArgs {
+    /// The server: HOST, HOST:PORT or https://HOST:PORT
+    url: String,
+    /// The token its operator gave you (`-` reads it from standard input)
+    #[arg(long, env = "SATCHEL_TOKEN", hide_env_values = true)]
+    token: String,
+    /// The server's certificate, as `satchel-server init` printed it
+    #[arg(long, value_name = "SHA256:...")]
+    fingerprint: Option<Fingerprint>,
+}
 
 #[derive(Serialize)]
 struct LoggedIn {

@@ -2,29 +2,44 @@
 
 use std::fmt::Write;
 use std::num::NonZeroU64;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::bail;
 use chunk_format::Name;
+use clap::Args;
 use satchel_client::fetch::OnMissing;
 use satchel_client::fs::fuse::MountOptions;
-use satchel_client::hint;
 use satchel_client::lease::Claim;
 use satchel_client::local::{self, StartNeeds};
-use satchel_client::metrics;
 use satchel_client::mount::{self, Event, Services, Trickle};
 use satchel_client::renew::{Ready, RenewError, Renewed, Renewer};
 use satchel_client::session::{Notice, Session, SessionOptions};
 use satchel_client::state::StateDir;
 use satchel_client::sync::Syncer;
 use satchel_client::upload::{Patience, UploadProgress};
+use satchel_client::{hint, metrics};
 use serde::Serialize;
 
+use super::open::{OnMissingArg, OpenArgs};
 use super::output::Printer;
 use super::progress::while_uploading;
 use super::quantity::{ByteSize, Every};
-use super::{Context, MountArgs, OnMissingArg, OpenArgs, claim, machine_name, now_ms, sync, worker_threads};
+use super::{Context, claim, machine_name, now_ms, sync, worker_threads};
+
+#[derive(Debug, Args)]
+pub(super) struct MountArgs {
+    /// The desktop
+    desktop: Name,
+    /// An empty directory; DIR/system.raw and DIR/home.raw appear in it
+    dir: PathBuf,
+    #[command(flatten)]
+    open: OpenArgs,
+    /// Let other users of this machine use the disks
+    #[arg(long)]
+    allow_other: bool,
+}
 
 /// Threads that answer the kernel: as many requests as can wait for this machine's own disk at once.
 const FUSE_THREADS: usize = 4;

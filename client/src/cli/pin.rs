@@ -4,6 +4,7 @@ use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use chunk_format::Name;
+use clap::Args;
 use indicatif::ProgressBar;
 use satchel_client::control::{Connection, ControlError, Reply, Request};
 use satchel_client::lease::Claim;
@@ -11,8 +12,30 @@ use satchel_client::mount::{FillReport, fill_reply, fill_report};
 use satchel_client::session::Session;
 use serde::Serialize;
 
+use super::open::{OnMissingArg, OpenArgs};
 use super::quantity::ByteSize;
-use super::{Context, OnMissingArg, OpenArgs, PinArgs, mount};
+use super::{Context, mount};
+
+#[derive(Debug, Args)]
+pub(super) struct PinArgs {
+    /// The desktop
+    desktop: Name,
+    /// The most to take of the link, bytes a second (without it: all that nobody else needs)
+    #[arg(long, value_name = "SIZE")]
+    limit_rate: Option<ByteSize>,
+    /// No longer keep all of it
+    #[arg(long, conflicts_with_all = ["pause", "resume", "limit_rate"])]
+    unpin: bool,
+    /// Stop fetching in the background while the desktop is mounted
+    #[arg(long, conflicts_with = "resume")]
+    pause: bool,
+    /// Go on with fetching in the background
+    #[arg(long)]
+    resume: bool,
+    /// The most disk space to use for what was fetched
+    #[arg(long, value_name = "SIZE", default_value = "20G")]
+    cache_size: ByteSize,
+}
 
 const REDRAW: Duration = Duration::from_millis(200);
 const SILENCE: Duration = Duration::from_millis(250);

@@ -7,24 +7,69 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use chunk_format::{ManifestId, Name, ProfileEntry, Subject};
+use clap::{Args, Subcommand};
 use indicatif::ProgressBar;
 use satchel_client::desktop::Version;
 use satchel_client::disk::Base;
 use satchel_client::engine::Display;
 use satchel_client::fetch::Fetcher;
 use satchel_client::profile::{
-    Attacher, Mapper, Reading, Recorder, SignedProfile, Step, StreamProgress, disks_of, encode_streams,
-    fetch_profile,
+    Attacher, LinkShape, Mapper, Reading, Recorder, SignedProfile, Step, StreamProgress, disks_of,
+    encode_streams, fetch_profile,
 };
 use satchel_client::remote::Remote;
 use satchel_client::source::HttpSource;
 use satchel_client::state::StateDir;
-use satchel_client::versions::{check_publisher, fetch_golden, fetch_version, find_version};
+use satchel_client::versions::{ImageRef, check_publisher, fetch_golden, fetch_version, find_version};
 use serde::Serialize;
 
+use super::Context;
 use super::output::short;
 use super::quantity::ByteSize;
-use super::{Context, DisplayArg, RecordArgs, ShowProfileArgs};
+use super::run::DisplayArg;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ProfileCommand {
+    /// Boot a published version twice on this machine and attach what both starts read to it
+    Record(RecordArgs),
+    /// Show a version's profile, and what a start takes over a given link
+    Show(ShowProfileArgs),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RecordArgs {
+    /// The version: NAME, NAME:CHANNEL or NAME@VERSION
+    #[arg(value_name = "NAME[:CHANNEL|@VERSION]")]
+    image: ImageRef,
+    /// The machine's memory
+    #[arg(long, value_name = "SIZE", default_value = "2G")]
+    memory: ByteSize,
+    /// The machine's processors
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=64))]
+    cpus: u32,
+    /// The machine's screen: a desktop needs one to start
+    #[arg(long, value_enum, default_value_t = DisplayArg::Vnc)]
+    display: DisplayArg,
+    /// A start is over when its serial console says this
+    #[arg(long, value_name = "TEXT", conflicts_with = "quiet")]
+    until: Option<String>,
+    /// A start is over when nothing new was read for so many seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 20)]
+    quiet: u64,
+    /// The longest a start may take, seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 900)]
+    limit: u64,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ShowProfileArgs {
+    /// The version: NAME, NAME:CHANNEL or NAME@VERSION
+    #[arg(value_name = "NAME[:CHANNEL|@VERSION]")]
+    image: ImageRef,
+    /// A link to estimate a start for, as in 25mbit/40ms
+    #[arg(long, value_name = "RATE/ROUND-TRIP", default_value = "25mbit/40ms")]
+    link: LinkShape,
+}
 
 const REDRAW: Duration = Duration::from_millis(200);
 const PLAIN_INTERVAL: Duration = Duration::from_secs(10);

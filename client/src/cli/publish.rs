@@ -1,9 +1,11 @@
 //! `satchel publish`
 
 use std::fmt::Write;
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use chunk_format::ChunkSize;
+use chunk_format::{ChunkSize, Name};
+use clap::Args;
 use satchel_client::files::diff::Fate;
 use satchel_client::past::Past;
 use satchel_client::profile::fetch_profile;
@@ -12,8 +14,45 @@ use satchel_client::remote::ChannelMove;
 use satchel_client::upload::UploadProgress;
 use serde::Serialize;
 
+use super::create::ModeArg;
 use super::quantity::ByteSize;
-use super::{Context, PublishArgs, machine_name, now_ms, output, profile, progress, worker_threads};
+use super::{Context, machine_name, now_ms, output, profile, progress, worker_threads};
+
+#[derive(Debug, Args)]
+pub(super) struct PublishArgs {
+    /// The disk image: raw or qcow2
+    file: PathBuf,
+    /// The image it is a version of
+    #[arg(long, value_name = "NAME")]
+    image: Name,
+    /// The channel that moves to the new version
+    #[arg(long, value_name = "CHANNEL", default_value = "stable")]
+    channel: Name,
+    /// What to say of this version
+    #[arg(long, short, value_name = "TEXT")]
+    message: Option<String>,
+    /// Publish a file that does not look like a disk
+    #[arg(long)]
+    force: bool,
+    /// Publish the free blocks of ext4 file systems as they are, and not as zeros
+    #[arg(long)]
+    keep_free: bool,
+    /// Carry the profile of an earlier version over to this one: its number or id, or `newest`
+    #[arg(long, value_name = "VERSION")]
+    profile_from: Option<String>,
+    /// Do not tell what changed against the version before
+    #[arg(long)]
+    no_summary: bool,
+    /// Refuse a version of which a client with the one before would have to fetch more
+    #[arg(long, value_name = "SIZE")]
+    max_update: Option<ByteSize>,
+    /// The share of desktops that the channel leads to this version, per cent; the others stay on the one before
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=100))]
+    percent: Option<u8>,
+    /// What desktops made from this image do with their system disk (without it: as the version before)
+    #[arg(long, value_name = "MODE", value_enum)]
+    mode: Option<ModeArg>,
+}
 
 #[derive(Serialize)]
 struct Published {

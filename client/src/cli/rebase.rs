@@ -3,15 +3,33 @@
 use std::sync::Arc;
 
 use chunk_format::{Name, SystemMode};
+use clap::Args;
 use satchel_client::lease::Claim;
 use satchel_client::renew::{ModeChanged, Renewer, Wanted};
 use satchel_client::session::Session;
 use satchel_client::sync::Syncer;
 use satchel_client::upload::UploadProgress;
 
+use super::create::ModeArg;
+use super::open::{OnMissingArg, OpenArgs};
 use super::progress::while_uploading;
 use super::quantity::ByteSize;
-use super::{Context, OnMissingArg, OpenArgs, RebaseArgs, mount, now_ms};
+use super::{Context, mount, now_ms};
+
+#[derive(Debug, Args)]
+pub(super) struct RebaseArgs {
+    /// The desktop
+    desktop: Name,
+    /// The golden version: its number, or its id (without it: what the channel names)
+    #[arg(long, value_name = "VERSION", conflicts_with = "undo")]
+    to: Option<String>,
+    /// Go back to the golden version and the system disk before the last renewal
+    #[arg(long)]
+    undo: bool,
+    /// Stay on this golden version, and change what becomes of the system disk when the channel moves on
+    #[arg(long, value_name = "MODE", value_enum, conflicts_with_all = ["to", "undo"])]
+    mode: Option<ModeArg>,
+}
 
 /// What lies below the changes that are synced first.
 const CACHE_BYTES: u64 = 20 << 30;

@@ -1,14 +1,37 @@
 //! `satchel retention`
 
+use chunk_format::Name;
+use clap::Args;
 use satchel_client::remote::{Policy, Retention};
 use satchel_client::session::SessionError;
 use serde::Serialize;
 
-use super::{Context, RetentionArgs};
+use super::Context;
+
+#[derive(Debug, Args)]
+pub(super) struct RetentionArgs {
+    /// The desktop
+    desktop: Name,
+    /// Keep the newest N versions; rules that are not given keep none
+    #[arg(long, value_name = "N")]
+    keep_last: Option<u32>,
+    /// Keep the newest version of each of the last N hours that have one
+    #[arg(long, value_name = "N")]
+    keep_hourly: Option<u32>,
+    /// Keep the newest version of each of the last N days that have one
+    #[arg(long, value_name = "N")]
+    keep_daily: Option<u32>,
+    /// Keep the newest version of each of the last N weeks that have one
+    #[arg(long, value_name = "N")]
+    keep_weekly: Option<u32>,
+    /// Keep what the server keeps of all desktops
+    #[arg(long, conflicts_with_all = ["keep_last", "keep_hourly", "keep_daily", "keep_weekly"])]
+    default: bool,
+}
 
 #[derive(Serialize)]
 struct Kept<'a> {
-    desktop: &'a chunk_format::Name,
+    desktop: &'a Name,
     #[serde(flatten)]
     retention: Retention,
 }

@@ -1,11 +1,26 @@
 //! `satchel rollback`
 
 use chunk_format::{ManifestId, Name};
+use clap::Args;
 use satchel_client::rollback::{Part, Roller};
 use serde::Serialize;
 
 use super::output::short;
-use super::{Context, RollbackArgs, machine_name, now_ms};
+use super::{Context, machine_name, now_ms};
+
+#[derive(Debug, Args)]
+pub(super) struct RollbackArgs {
+    /// The desktop
+    desktop: Name,
+    /// The version: its number, its id, or the first eight digits of it (see `satchel history`)
+    version: String,
+    /// Put back the system disk only, with the golden version below it
+    #[arg(long, conflicts_with = "home_only")]
+    system_only: bool,
+    /// Put back the home disk only
+    #[arg(long)]
+    home_only: bool,
+}
 
 #[derive(Serialize)]
 struct RolledBack {

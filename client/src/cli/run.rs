@@ -5,15 +5,67 @@ use std::ffi::OsString;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use chunk_format::Name;
+use clap::{Args, ValueEnum};
 use satchel_client::control::Reply;
 use satchel_client::engine::{Display, Engine, console};
 use satchel_client::run::{self, Event, RunRequest};
 use satchel_client::session;
 
+use super::open::{OnMissingArg, OpenArgs};
 use super::output::Printer;
 use super::progress::UploadReporter;
-use super::quantity::Every;
-use super::{Context, DisplayArg, EngineArg, OnMissingArg, RunArgs, claim, sync};
+use super::quantity::{ByteSize, Every};
+use super::{Context, claim, sync};
+
+#[derive(Debug, Args)]
+pub(super) struct RunArgs {
+    /// The desktop
+    desktop: Name,
+    /// What runs the machine
+    #[arg(long, value_enum, default_value_t = EngineArg::Auto)]
+    engine: EngineArg,
+    /// The machine's memory
+    #[arg(long, value_name = "SIZE", default_value = "2G")]
+    memory: ByteSize,
+    /// The machine's processors
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=64))]
+    cpus: u32,
+    /// The machine's screen
+    #[arg(long, value_enum, default_value_t = DisplayArg::None)]
+    display: DisplayArg,
+    /// Leave the changes on this machine when it is switched off
+    #[arg(long)]
+    no_sync: bool,
+    /// A start is good when the machine has run so many minutes until it is shut down; three in a row that are not, on a version
+    /// that never was, and the desktop goes back to the one before
+    #[arg(long, value_name = "MINUTES", default_value_t = 5, value_parser = clap::value_parser!(u64).range(0..=1440))]
+    good_after: u64,
+    #[command(flatten)]
+    open: OpenArgs,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum EngineArg {
+    /// The best there is on this machine
+    Auto,
+    /// Satchel's own machine
+    Kvm,
+    /// QEMU, with KVM where it works
+    Qemu,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum DisplayArg {
+    /// A window
+    Window,
+    /// A VNC server on 127.0.0.1
+    Vnc,
+    /// A page in the browser
+    Web,
+    /// None: the serial console is in the terminal
+    None,
+}
 
 pub(crate) async fn run(context: &Context, args: RunArgs) -> anyhow::Result<()> {
     let engine = match args.engine {

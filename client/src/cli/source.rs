@@ -3,6 +3,8 @@
 use std::io::{BufRead, IsTerminal, Read};
 
 use anyhow::Context as _;
+use chunk_format::Name;
+use clap::Args;
 use clap::error::ErrorKind;
 use satchel_client::session::SessionError;
 use satchel_client::source::{SourceAddress, SourceList};
@@ -10,7 +12,23 @@ use satchel_client::state::make_private_dir;
 use satchel_client::volume::DirVolume;
 use serde::Serialize;
 
-use super::{Context, SourceArgs};
+use super::Context;
+
+#[derive(Debug, Args)]
+pub(super) struct SourceArgs {
+    /// The desktop
+    desktop: Name,
+    /// Ask this source too: file:/DIRECTORY, https://HOST/PREFIX with #SHA256:... to pin its certificate, or the address that
+    /// `satchel cache serve` prints on another machine (`-` reads one from standard input)
+    #[arg(long, value_name = "SOURCE")]
+    add: Vec<String>,
+    /// Ask what is added before the others
+    #[arg(long, requires = "add")]
+    first: bool,
+    /// Do not ask this source any more, named as it is listed: a cache without its secret, cache://HOST[:PORT]
+    #[arg(long, value_name = "SOURCE")]
+    remove: Vec<String>,
+}
 
 /// The longest address that is read from standard input.
 const MAX_ADDRESS_BYTES: u64 = 4096;

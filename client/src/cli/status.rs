@@ -5,6 +5,7 @@ use std::io::ErrorKind;
 use std::sync::Arc;
 
 use chunk_format::Name;
+use clap::Args;
 use satchel_client::control::{Connection, ControlError, Request};
 use satchel_client::desktop::DesktopError;
 use satchel_client::local::LocalShare;
@@ -15,6 +16,18 @@ use satchel_client::volume::DirVolume;
 use super::Context;
 use super::output::{moment, short};
 use super::quantity::ByteSize;
+
+#[derive(Debug, Args)]
+pub(super) struct StatusArgs {
+    /// The desktop
+    pub(super) desktop: Name,
+    /// Show it again and again until interrupted
+    #[arg(long, short)]
+    pub(super) watch: bool,
+    /// Seconds from one look to the next
+    #[arg(long, value_name = "SECONDS", default_value_t = 1, requires = "watch", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub(super) interval: u64,
+}
 
 pub(crate) async fn run(context: &Context, desktop: &Name) -> anyhow::Result<()> {
     let state = context.state()?;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chunk_format::Name;
+use clap::Args;
 use satchel_client::control::{Connection, ControlError, Request};
 use satchel_client::lease::Claim;
 use satchel_client::remote::RemoteError;
@@ -11,10 +12,32 @@ use satchel_client::sync::{SyncReport, Syncer};
 use satchel_client::upload::UploadProgress;
 use serde::Serialize;
 
+use super::open::{OnMissingArg, OpenArgs};
 use super::output::short;
 use super::progress::{UploadReporter, while_uploading};
 use super::quantity::ByteSize;
-use super::{CheckpointArgs, Context, OnMissingArg, OpenArgs, SyncArgs, mount, now_ms};
+use super::{Context, mount, now_ms};
+
+#[derive(Debug, Args)]
+pub(super) struct SyncArgs {
+    /// The desktop
+    desktop: Name,
+    /// Wait for the server as long as it cannot be reached, and go on then
+    #[arg(long)]
+    wait: bool,
+    /// What to say of this version
+    #[arg(long, short, value_name = "TEXT")]
+    message: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct CheckpointArgs {
+    /// The desktop
+    desktop: Name,
+    /// What to say of this version; there is one even if nothing changed
+    #[arg(long, short, value_name = "TEXT")]
+    message: String,
+}
 
 /// A sync alone reads little: what lies below the changes.
 const CACHE_BYTES: u64 = 20 << 30;

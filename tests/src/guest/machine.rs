@@ -2,15 +2,11 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 use super::Guest;
 use crate::process::Process;
 use crate::skip;
 use crate::turn::Turn;
-
-/// How long a guest may take to boot, emulated on a loaded machine.
-const BOOT_LIMIT: Duration = Duration::from_secs(300);
 
 /// What a [`Machine`] is made of.
 #[derive(Clone, Debug)]
@@ -19,8 +15,6 @@ pub struct MachineOptions {
     pub memory_mib: u32,
     /// Processors.
     pub cpus: u32,
-    /// Whether what the guest writes stays in the disks' files; otherwise it is gone with the machine.
-    pub keeps_writes: bool,
     /// Whether it has a graphics card, which a desktop needs to come up.
     pub has_graphics: bool,
     /// A file that gets a line for every read the guest asks of a disk, as QEMU's trace event `virtio_blk_handle_read`.
@@ -29,7 +23,7 @@ pub struct MachineOptions {
 
 impl Default for MachineOptions {
     fn default() -> Self {
-        Self { memory_mib: 1024, cpus: 2, keeps_writes: false, has_graphics: false, read_log: None }
+        Self { memory_mib: 1024, cpus: 2, has_graphics: false, read_log: None }
     }
 }
 
@@ -38,7 +32,6 @@ impl Default for MachineOptions {
 pub struct Machine {
     process: Process,
     guest: Guest,
-    started: Instant,
     _turn: Turn,
 }
 
@@ -80,33 +73,15 @@ impl Machine {
             command.args(["-trace", "virtio_blk_handle_read", "-D"]).arg(log);
         }
         for disk in disks {
-            command.args(["-drive", &drive(disk, options.keeps_writes)]);
+            command.args(["-drive", &drive(disk)]);
         }
-        let started = Instant::now();
         let (process, input, output) = Process::start_with_pipes("qemu", &mut command);
-        Self { process, guest: Guest::attach(output, input), started, _turn: turn }
-    }
-
-    /// Starts a machine and waits until its guest is up; the machine and how long that took.
-    #[track_caller]
-    pub fn boot(disks: &[PathBuf], options: &MachineOptions) -> (Self, Duration) {
-        let mut machine = Self::start(disks, options);
-        machine.guest.wait_ready(BOOT_LIMIT);
-        let taken = machine.started.elapsed();
-        (machine, taken)
+        Self { process, guest: Guest::attach(output, input), _turn: turn }
     }
 
     /// Returns the guest in it.
     pub fn guest(&mut self) -> &mut Guest {
         &mut self.guest
-    }
-
-    /// Powers the guest off and waits until the machine has ended.
-    #[track_caller]
-    pub fn shut_down(mut self) {
-        self.guest.shut_down(BOOT_LIMIT);
-        let status = self.process.wait(BOOT_LIMIT);
-        assert!(status.success(), "qemu failed\n{}", self.process.report());
     }
 
     /// Ends the machine as a power cut does.
@@ -115,9 +90,8 @@ impl Machine {
     }
 }
 
-/// Returns QEMU's description of a disk; a comma in a path is written twice.
-fn drive(disk: &Path, keeps_writes: bool) -> String {
+/// Returns QEMU's description of a disk, whose writes are gone with the machine; a comma in a path is written twice.
+fn drive(disk: &Path) -> String {
     let file = disk.display().to_string().replace(',', ",,");
-    let snapshot = if keeps_writes { "off" } else { "on" };
-    format!("file={file},format=raw,if=virtio,cache=writeback,discard=unmap,snapshot={snapshot}")
+    format!("file={file},format=raw,if=virtio,cache=writeback,discard=unmap,snapshot=on")
 }

@@ -5,7 +5,7 @@ use std::thread;
 use tempfile::TempDir;
 
 use super::*;
-use crate::{Process, images, require};
+use crate::Process;
 
 /// A shell of this machine on pipes in the place of a serial line. `disturb` passes on each line the shell writes, and
 /// what a kernel would write in between.
@@ -109,26 +109,4 @@ fn reports_a_command_that_fails() {
 fn shows_the_last_words_of_a_guest_that_is_gone() {
     let mut guest = Guest::attach(io::Cursor::new("kernel panic: last words\r\n"), io::sink());
     guest.wait_ready(Duration::from_secs(60));
-}
-
-#[test]
-fn boots_the_plain_image() {
-    require!(guest);
-    let directory = tempfile::tempdir().unwrap();
-    let home = directory.path().join("home.raw");
-    std::fs::File::create(&home).unwrap().set_len(1 << 30).unwrap();
-    let options = MachineOptions { keeps_writes: false, ..MachineOptions::default() };
-    let (mut machine, _) = Machine::boot(&[images::plain(), home], &options);
-    let guest = machine.guest();
-    assert_eq!(guest.run("hostname; id -un"), "desk\nroot");
-    assert_eq!(guest.run("findmnt -no FSTYPE,LABEL /"), "ext4   root");
-    assert_eq!(guest.run("findmnt -no SOURCE,FSTYPE,LABEL /home | tr -s ' '"), "/dev/vdb ext4 home");
-    assert_eq!(guest.run("stat -c %U:%a /home/user"), "user:700");
-    assert_eq!(guest.run("systemctl --failed --no-legend"), "");
-    let mut bytes = vec![0; 5_000];
-    Rng::new(3).fill(&mut bytes);
-    guest.put("/root/file", &bytes);
-    assert_eq!(guest.run("sha256sum </root/file | cut -c -64"), sha256(&bytes));
-    assert!(guest.get("/root/file") == bytes);
-    machine.shut_down();
 }

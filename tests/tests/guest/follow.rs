@@ -4,7 +4,7 @@ use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 use satchel_tests::wait::{self, PATIENCE};
-use satchel_tests::{Client, Event, Link, Shape, Signal, Turn, require};
+use satchel_tests::{Client, Event, Link, Rng, Shape, Signal, Turn, require};
 
 use super::BOOT_LIMIT;
 use super::server::{DebianServer, emulated};
@@ -12,8 +12,8 @@ use super::server::{DebianServer, emulated};
 /// The most of an image's data that may come over the wire until its guest is up, percent.
 const BOOT_SHARE_LIMIT_PERCENT: u64 = 15;
 
-/// How long the network is away: longer than it takes to be noticed.
-const OUTAGE: Duration = Duration::from_secs(9);
+/// How long the network is away: longer than it takes to be noticed. Another of `SATCHEL_OUTAGE_S`, seconds.
+const OUTAGE_S: u64 = 9;
 
 #[test]
 fn a_desktop_boots_from_a_fraction_of_its_image_and_follows_its_person() {
@@ -45,6 +45,12 @@ fn a_desktop_boots_from_a_fraction_of_its_image_and_follows_its_person() {
         percent <= BOOT_SHARE_LIMIT_PERCENT,
         "{fetched_bytes} of {allocated_bytes} bytes until it was up"
     );
+    assert_eq!(running.guest().run("findmnt -no SOURCE,FSTYPE /home | tr -s ' '"), "/dev/vdb ext4");
+    assert_eq!(running.guest().run("systemctl --failed --no-legend"), "");
+    let mut bytes = vec![0; 5_000];
+    Rng::new(3).fill(&mut bytes);
+    running.guest().put("/root/file", &bytes);
+    assert!(running.guest().get("/root/file") == bytes);
     let written = running
         .guest()
         .run("head -c 3000000 /dev/urandom >/home/user/carried && sync && sha256sum </home/user/carried");
@@ -82,11 +88,15 @@ fn a_desktop_boots_from_a_fraction_of_its_image_and_follows_its_person() {
     wait::until("the guest has begun to boot", BOOT_LIMIT, || {
         (link.counts().down_bytes > 20_000_000).then_some(())
     });
-    link.apply(Event::Stall(OUTAGE));
+    let asked = std::env::var("SATCHEL_OUTAGE_S").ok();
+    let outage = asked.map_or(OUTAGE_S, |seconds| seconds.parse().expect("SATCHEL_OUTAGE_S is a number"));
+    let outage = Duration::from_secs(outage);
+    link.apply(Event::Stall(outage));
     wait::until("the run says that the server is away", PATIENCE, || {
         running.process().stderr().contains("the server does not answer").then_some(())
     });
-    running.guest().wait_ready(BOOT_LIMIT);
+    let uptime_s = running.guest().wait_ready(BOOT_LIMIT + outage);
+    println!("the network was away for {outage:?} in mid-boot; up after {uptime_s} s");
     assert!(
         running.process().stderr().contains("the server answers again"),
         "{}",

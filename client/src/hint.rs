@@ -102,7 +102,7 @@ fn hint_of(error: &(dyn Error + 'static)) -> Option<String> {
     let text = if let Some(EngineError::NoKvm { .. }) = error.downcast_ref() {
         "`--engine qemu` runs the desktop all the same, more slowly; for /dev/kvm, be in the group kvm"
     } else if let Some(RunError::Machine { .. }) = error.downcast_ref() {
-        "its disks are as after a power cut: what it had flushed is safe, and `satchel run` starts it again"
+        "what it had flushed is safe, as after a power cut; start it again, with another `--engine` if that fails too"
     } else if let Some(EngineError::NoScreen) = error.downcast_ref() {
         "use `--engine qemu` with this screen, or `--display none`"
     } else if error.downcast_ref::<CommitError>().is_some_and(|e| matches!(e, CommitError::HeadMoved { .. }))

@@ -30,6 +30,7 @@ mod run;
 mod segments;
 mod silence;
 mod sources;
+mod want;
 
 pub use boot::{BootPlan, BootProgress};
 pub use fill::{FillError, FillProgress};
@@ -45,7 +46,7 @@ use crate::disk::{Base, BaseSegment};
 use crate::source::{ChunkSource, FailureKind, Object, ObjectPath, SourceError, get_whole};
 use flight::{Flight, Landing};
 use pace::Pace;
-use queue::{DEMAND_RUN_BYTES, Job, Queue};
+use queue::{DEMAND_RUN_BYTES, Queue};
 use silence::SilenceLimited;
 use sources::{NobodyLeft, Sources, backoff};
 
@@ -329,12 +330,11 @@ impl Fetcher {
         if let Ok(landing) = tokio::time::timeout(OVERTAKE_AFTER, flight.land()).await {
             return landing;
         }
-        if let Some((segment, at)) = base.segment_of(chunk)
-            && let Some(id) = segment.segment().and_then(|chunks| chunks.chunks().get(at)).copied()
-            && flight.claim_request()
-        {
-            let wanted = vec![Wanted { id, segment, at, flight: Arc::clone(flight) }];
-            self.shared.request(wanted, Class::Waiting).await;
+        if let Some((segment, at)) = base.segment_of(chunk) {
+            tokio::select! {
+                landing = flight.land() => return landing,
+                () = self.shared.overtake(segment, at, flight) => {}
+            }
         }
         flight.land().await
     }
@@ -378,72 +378,9 @@ impl Fetcher {
             Err(error) => tracing::debug!(segment = %id, %error, "a segment was not kept"),
         }
     }
-
-    /// Sees to it that chunks of a disk come; answers, for each, where it will be.
-    ///
-    /// # Errors
-    /// [`FetchError`], when the segments or locators cannot be had.
-    pub(crate) async fn want(
-        &self,
-        base: &Base,
-        chunks: &[ChunkIndex],
-        class: Class,
-    ) -> Result<Vec<Wish>, FetchError> {
-        let mut wishes = Vec::with_capacity(chunks.len());
-        let mut new = Vec::new();
-        for chunk in chunks {
-            let Some((segment, at)) = base.segment_of(*chunk).filter(|(segment, _)| !segment.id.is_zero())
-            else {
-                wishes.push(Wish::Here);
-                continue;
-            };
-            let id = self.segment(segment).await?.chunks().get(at).copied().unwrap_or(ChunkId::ZERO);
-            if id.is_zero() {
-                wishes.push(Wish::Here);
-                continue;
-            }
-            let (wish, is_new) = self.shared.join_or_open(id, class);
-            if is_new && let Wish::Flight(flight) = &wish {
-                new.push(Wanted { id, segment, at, flight: Arc::clone(flight) });
-            }
-            wishes.push(wish);
-        }
-        self.shared.request(new, class).await;
-        Ok(wishes)
-    }
-}
-
-/// A chunk that a request must be made for.
-struct Wanted<'a> {
-    id: ChunkId,
-    segment: &'a BaseSegment,
-    at: usize,
-    flight: Arc<Flight>,
 }
 
 impl Shared {
-    /// Puts chunks into the queue; the flights of those that cannot be located end.
-    async fn request(&self, wanted: Vec<Wanted<'_>>, class: Class) {
-        let mut jobs = Vec::with_capacity(wanted.len());
-        for Wanted { id, segment, at, flight } in wanted {
-            match self.locate(segment, at).await {
-                Ok((pack, offset, frame_len)) => {
-                    jobs.push(Job { id, pack, offset, frame_len, class, flight, room: None });
-                }
-                Err(error) => {
-                    self.lock_flights().remove(&id);
-                    flight.finish(Err(Arc::new(error)));
-                }
-            }
-        }
-        if !jobs.is_empty() {
-            let mut queue = self.lock_queue();
-            jobs.into_iter().for_each(|job| queue.push(job));
-            drop(queue);
-            self.queued.notify_waiters();
-        }
-    }
-
     /// Gives a chunk to those who wait for it; answers whether nobody did. `foreseen`: it was fetched before anyone
     /// asked.
     fn tell(&self, flight: &Flight, chunk: &Bytes, foreseen: bool) -> bool {
@@ -454,45 +391,6 @@ impl Shared {
             counter.fetch_add(1, Ordering::Relaxed);
         }
         unread
-    }
-
-    /// Joins the flight of a chunk, or opens one; the second value says which.
-    fn join_or_open(&self, id: ChunkId, class: Class) -> (Wish, bool) {
-        let mut flights = self.lock_flights();
-        if let Some(flight) = flights.get(&id) {
-            let is_demand = class == Class::Waiting;
-            if is_demand {
-                flight.wait_for();
-            }
-            if self.lock_queue().promote(&id, class) {
-                self.queued.notify_waiters();
-            }
-            let overtakes = is_demand && self.boot.is_far_off(flight, &self.pace) && flight.claim_request();
-            return (Wish::Flight(Arc::clone(flight)), overtakes);
-        }
-        // Looked at under the lock: an arrival is first kept and then leaves `flights`, so it is in one of the two.
-        if self.cache.contains(&id) {
-            return (Wish::Here, false);
-        }
-        let flight = Arc::<Flight>::default();
-        if self.stop.is_cancelled() {
-            flight.finish(Err(Arc::new(FetchError::Stopped)));
-            return (Wish::Flight(flight), false);
-        }
-        flights.insert(id, Arc::clone(&flight));
-        (Wish::Flight(flight), true)
-    }
-
-    async fn locate(
-        &self,
-        segment: &BaseSegment,
-        at: usize,
-    ) -> Result<(Arc<chunk_format::PackRef>, u32, u32), FetchError> {
-        let locator = self.locator(segment).await?;
-        // `load_locator` takes none that lacks a stored chunk.
-        let place = locator.place(at).ok_or(FetchError::Stopped)?;
-        let pack = locator.pack(&place).ok_or(FetchError::Stopped)?;
-        Ok((Arc::new(pack.clone()), place.offset, place.frame_len))
     }
 
     async fn locator<'a>(&self, segment: &'a BaseSegment) -> Result<&'a Arc<Locator>, FetchError> {

@@ -260,11 +260,12 @@ impl Overlay {
         self.check_usable()?;
         let range = offset..offset + bytes.len() as u64;
         let written = self.data.write_all_at(bytes, offset);
+        // After the write, which a flush that sees this covers, and before the state, which a flush must not write down without
+        // it. Also after an error, which may have left half of it behind.
+        self.unsynced.store(true, Ordering::SeqCst);
         if written.is_ok() {
             self.map.set(blocks_touching(&range), BlockState::Data);
         }
-        // Also after an error, which may have left half of it behind.
-        self.unsynced.store(true, Ordering::SeqCst);
         written.map_err(|e| io_error("write", &self.data_name, e))
     }
 

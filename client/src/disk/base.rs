@@ -118,6 +118,11 @@ impl BaseSegment {
         Ok(&chunks.segment)
     }
 
+    /// Whether the segment's locator is loaded.
+    pub fn is_located(&self) -> bool {
+        self.loaded.locator.initialized()
+    }
+
     /// The segment's locator; loads it at the first call, once however many call.
     ///
     /// # Errors

@@ -25,7 +25,8 @@ use tokio::task::{JoinError, JoinHandle};
 
 use super::flight::Flight;
 use super::pace::{Admitted, Pace};
-use super::{Arrival, Class, FetchError, Fetcher, OnMissing, Shared, Wanted, Wish};
+use super::want::Wanted;
+use super::{Arrival, Class, FetchError, Fetcher, OnMissing, Shared, Wish};
 use crate::disk::{Base, BaseSegment};
 use crate::source::exchange::MAX_LOOKED_FOR;
 use crate::source::{Object, ObjectPath, SourceError, damaged};
@@ -468,8 +469,8 @@ impl Boot<'_> {
     /// Has what the stream was to bring for these parts fetched singly, under the flights that were told of already.
     async fn release(&self, parts: &[Part], entries: &[Entry], flights: &[Option<Arc<Flight>>]) {
         self.shared.boot.stream_bytes.store(0, Ordering::Relaxed);
+        let mut wanted = Vec::new();
         for part in parts {
-            let mut wanted = Vec::new();
             for at in part.entries.clone() {
                 let (Some(entry), Some(Some(flight))) = (entries.get(at), flights.get(at)) else { continue };
                 let base = self.plan.recorded.get(entry.disk);
@@ -480,8 +481,8 @@ impl Boot<'_> {
                     wanted.push(Wanted { id: entry.id, segment, at, flight: Arc::clone(flight) });
                 }
             }
-            self.shared.request(wanted, Class::Profile).await;
         }
+        self.shared.request(wanted, Class::Profile).await;
     }
 
     /// Asks for chunks that the disks hold; answers the flights of those on their way.

@@ -50,6 +50,11 @@ impl Flight {
         !self.has_request.swap(true, Ordering::AcqRel)
     }
 
+    /// Whether a request of its own is made for it.
+    pub(super) fn has_request(&self) -> bool {
+        self.has_request.load(Ordering::Acquire)
+    }
+
     /// Notes that somebody waits for it.
     pub(super) fn wait_for(&self) {
         self.is_waited_for.store(true, Ordering::Relaxed);

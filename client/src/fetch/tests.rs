@@ -1,4 +1,4 @@
-use chunk_format::{ChunkSize, Disk, DiskRole, DiskSize, Namespace};
+use chunk_format::{ChunkSize, Disk, DiskRole, DiskSize, Namespace, SEGMENT_CHUNKS};
 
 use super::*;
 use crate::cache::CacheConfig;
@@ -125,6 +125,31 @@ async fn a_request_for_more_chunks_than_there_is_room_for_is_made_in_parts() {
         assert_eq!(landed.expect("it comes").unwrap(), rig.content[chunk * LONG..(chunk + 1) * LONG]);
     }
     assert!(rig.server.requests() < 10, "{}", rig.server.requests());
+}
+
+#[tokio::test]
+async fn what_is_lost_of_one_segment_keeps_no_chunk_of_another_from_coming() {
+    let (last, first) = (SEGMENT_CHUNKS as u64 - 1, SEGMENT_CHUNKS as u64);
+    for on_missing in [OnMissing::Wait, OnMissing::Fail] {
+        for loses_segment in [true, false] {
+            let rig = Arc::new(Rig::new(SEGMENT_CHUNKS + 1, on_missing));
+            let lost = &rig.base.segments()[1];
+            let object = if loses_segment { Object::Segment(lost.id) } else { Object::Locator(lost.id) };
+            rig.server.lose(&ObjectPath { namespace: lost.namespace.clone(), object });
+            // A guess that reaches over the end of one segment.
+            let ahead = tokio::spawn({
+                let rig = Arc::clone(&rig);
+                let chunks = [ChunkIndex(last), ChunkIndex(first)];
+                async move { rig.fetcher.want(&rig.base, &chunks, Class::Readahead).await.map(|_| ()) }
+            });
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            let reader = rig.fetcher.chunk(&rig.base, ChunkIndex(last), Class::Waiting);
+            let read = tokio::time::timeout(Duration::from_secs(20), reader).await;
+            let bytes = read.expect("it comes").unwrap();
+            assert_eq!(bytes, rig.expected(SEGMENT_CHUNKS - 1), "{on_missing:?} {loses_segment}");
+            ahead.abort();
+        }
+    }
 }
 
 #[tokio::test]

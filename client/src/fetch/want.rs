@@ -1,0 +1,196 @@
+//! From a wish to the queue: which chunk it is, whether it is here or on its way, and where it lies.
+//!
+//! A flight is opened and its job queued in one step, after everything that has to be waited for: whoever joins a flight never
+//! waits for what is lost elsewhere, or for a wish that was given up.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use chunk_format::{ChunkId, ChunkIndex, PackRef};
+
+use super::flight::Flight;
+use super::queue::Job;
+use super::{Class, FetchError, Fetcher, Shared, Wish};
+use crate::disk::{Base, BaseSegment};
+
+/// Where a chunk's frame lies.
+#[derive(Clone)]
+pub(super) struct Place {
+    pack: Arc<PackRef>,
+    offset: u32,
+    frame_len: u32,
+}
+
+/// A chunk whose flight is open, and whose request was claimed.
+pub(super) struct Wanted<'a> {
+    pub(super) id: ChunkId,
+    pub(super) segment: &'a BaseSegment,
+    pub(super) at: usize,
+    pub(super) flight: Arc<Flight>,
+}
+
+/// How a chunk is to be had.
+enum Found {
+    /// A request is made already, or none is needed.
+    Settled(Wish),
+    /// By this job, which its caller puts into the queue.
+    Opened(Job),
+    /// By a job, for which it has to be known where it lies.
+    NotLocated,
+}
+
+impl Fetcher {
+    /// Sees to it that chunks of a disk come; answers, for each, where it will be.
+    ///
+    /// # Errors
+    /// [`FetchError`], when the segments cannot be had.
+    pub(crate) async fn want(
+        &self,
+        base: &Base,
+        chunks: &[ChunkIndex],
+        class: Class,
+    ) -> Result<Vec<Wish>, FetchError> {
+        let shared = &self.shared;
+        let mut wishes = Vec::with_capacity(chunks.len());
+        // Neighbours are queued together, so that one request asks for them; none of them while something is waited for.
+        let mut jobs = Vec::new();
+        for chunk in chunks {
+            let Some((segment, at)) = base.segment_of(*chunk).filter(|(segment, _)| !segment.id.is_zero())
+            else {
+                wishes.push(Wish::Here);
+                continue;
+            };
+            if segment.segment().is_none() {
+                shared.queue(&mut jobs);
+            }
+            let id = self.segment(segment).await?.chunks().get(at).copied().unwrap_or(ChunkId::ZERO);
+            if id.is_zero() {
+                wishes.push(Wish::Here);
+                continue;
+            }
+            let mut place = None;
+            wishes.push(loop {
+                match shared.find(id, class, place.as_ref()) {
+                    Found::Settled(wish) => break wish,
+                    Found::Opened(job) => {
+                        let wish = Wish::Flight(Arc::clone(&job.flight));
+                        jobs.push(job);
+                        break wish;
+                    }
+                    Found::NotLocated => {}
+                }
+                if !segment.is_located() {
+                    shared.queue(&mut jobs);
+                }
+                match shared.locate(segment, at).await {
+                    Ok(found) => place = Some(found),
+                    Err(error) => {
+                        let flight = Arc::<Flight>::default();
+                        flight.finish(Err(Arc::new(error)));
+                        break Wish::Flight(flight);
+                    }
+                }
+            });
+        }
+        shared.queue(&mut jobs);
+        Ok(wishes)
+    }
+}
+
+impl Shared {
+    /// Joins the flight of a chunk, or opens one for a request to where it lies.
+    fn find(&self, id: ChunkId, class: Class, place: Option<&Place>) -> Found {
+        let mut flights = self.lock_flights();
+        if let Some(flight) = flights.get(&id) {
+            let is_demand = class == Class::Waiting;
+            if is_demand {
+                flight.wait_for();
+            }
+            if self.lock_queue().promote(&id, class) {
+                self.queued.notify_waiters();
+            }
+            // The stream brings it, but not soon.
+            if is_demand && !flight.has_request() && self.boot.is_far_off(flight, &self.pace) {
+                match place {
+                    None => return Found::NotLocated,
+                    Some(place) if flight.claim_request() => {
+                        return Found::Opened(place.job(id, class, Arc::clone(flight)));
+                    }
+                    Some(_) => {}
+                }
+            }
+            return Found::Settled(Wish::Flight(Arc::clone(flight)));
+        }
+        // Looked at under the lock: an arrival is first kept and then leaves `flights`, so it is in one of the two.
+        if self.cache.contains(&id) {
+            return Found::Settled(Wish::Here);
+        }
+        let flight = Arc::<Flight>::default();
+        if self.stop.is_cancelled() {
+            flight.finish(Err(Arc::new(FetchError::Stopped)));
+            return Found::Settled(Wish::Flight(flight));
+        }
+        let Some(place) = place else { return Found::NotLocated };
+        flights.insert(id, Arc::clone(&flight));
+        Found::Opened(place.job(id, class, flight))
+    }
+
+    /// Puts jobs into the queue.
+    fn queue(&self, jobs: &mut Vec<Job>) {
+        if !jobs.is_empty() {
+            let mut queue = self.lock_queue();
+            jobs.drain(..).for_each(|job| queue.push(job));
+            drop(queue);
+            self.queued.notify_waiters();
+        }
+    }
+
+    /// Makes a request of its own for a chunk that the boot stream was to bring.
+    pub(super) async fn overtake(&self, segment: &BaseSegment, at: usize, flight: &Arc<Flight>) {
+        let id = segment.segment().and_then(|chunks| chunks.chunks().get(at)).copied();
+        if let Some(id) = id
+            && let Ok(place) = self.locate(segment, at).await
+            && flight.claim_request()
+        {
+            self.queue(&mut vec![place.job(id, Class::Waiting, Arc::clone(flight))]);
+        }
+    }
+
+    /// Puts chunks into the queue, each as soon as it is known where its segment's lie; the flights of those that cannot be
+    /// located end.
+    pub(super) async fn request(&self, wanted: Vec<Wanted<'_>>, class: Class) {
+        let mut segments: HashMap<_, Vec<Wanted<'_>>> = HashMap::new();
+        for wanted in wanted {
+            segments.entry(wanted.segment.id).or_default().push(wanted);
+        }
+        let requests = segments.into_values().map(|segment| async {
+            let mut jobs = Vec::with_capacity(segment.len());
+            for Wanted { id, segment, at, flight } in segment {
+                match self.locate(segment, at).await {
+                    Ok(place) => jobs.push(place.job(id, class, flight)),
+                    Err(error) => {
+                        self.lock_flights().remove(&id);
+                        flight.finish(Err(Arc::new(error)));
+                    }
+                }
+            }
+            self.queue(&mut jobs);
+        });
+        futures_util::future::join_all(requests).await;
+    }
+
+    async fn locate(&self, segment: &BaseSegment, at: usize) -> Result<Place, FetchError> {
+        let locator = self.locator(segment).await?;
+        // `load_locator` takes none that lacks a stored chunk.
+        let place = locator.place(at).ok_or(FetchError::Stopped)?;
+        let pack = locator.pack(&place).ok_or(FetchError::Stopped)?;
+        Ok(Place { pack: Arc::new(pack.clone()), offset: place.offset, frame_len: place.frame_len })
+    }
+}
+
+impl Place {
+    fn job(&self, id: ChunkId, class: Class, flight: Arc<Flight>) -> Job {
+        let Self { pack, offset, frame_len } = self;
+        Job { id, pack: Arc::clone(pack), offset: *offset, frame_len: *frame_len, class, flight, room: None }
+    }
+}

@@ -7,7 +7,7 @@
 //! What somebody waits for is asked for at once. Everything else is admitted by [`pace`], which keeps the link full and
 //! no fuller, so that no demand ever queues behind a guess.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -15,7 +15,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use chunk_format::{
     ChunkId, ChunkIndex, FormatError, FrameDecoder, FrameEncoder, Locator, MAX_LOCATOR_BYTES, SEGMENT_BYTES,
-    Segment, frame_len_max,
+    Segment, SegmentId, frame_len_max,
 };
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
@@ -367,6 +367,11 @@ impl Fetcher {
         }
     }
 
+    /// Removes what is kept of all segments but these.
+    pub(crate) fn retain_segments(&self, wanted: &HashSet<SegmentId>) {
+        self.shared.segments.retain(wanted);
+    }
+
     /// Keeps a segment that was made here as fetched ones are kept; failing to is no more than a fetch lost.
     pub(crate) fn keep(&self, segment: &Segment) {
         let (segments, id) = (&self.shared.segments, segment.id());
@@ -584,11 +589,15 @@ async fn dispatch(shared: Arc<Shared>, least_urgent: Class, requests: usize) {
         run.jobs.iter_mut().for_each(|job| job.room = room.split(1));
         let shared = Arc::clone(&shared);
         tokio::spawn(async move {
+            let work = async {
+                let left = shared.fetch_run(run, admitted).await;
+                drop(slot);
+                shared.ask_later(left).await;
+            };
             tokio::select! {
-                () = shared.fetch_run(run, admitted) => {}
+                () = work => {}
                 () = shared.stop.cancelled() => {}
             }
-            drop(slot);
         });
     }
 }

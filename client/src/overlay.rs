@@ -307,7 +307,12 @@ impl Overlay {
     pub fn flush(&self) -> Result<(), OverlayError> {
         let _flushing = self.flushing.lock().unwrap_or_else(PoisonError::into_inner);
         self.check_usable()?;
-        self.flush_locked().inspect_err(|_| self.failed.store(true, Ordering::SeqCst))
+        self.flush_locked().inspect_err(|_| {
+            self.failed.store(true, Ordering::SeqCst);
+            // Whoever opens it next reads what is there, and not what the kernel remembers.
+            self.data.forget_cached();
+            self.map_file.forget_cached();
+        })
     }
 
     fn flush_locked(&self) -> Result<(), OverlayError> {

@@ -11,6 +11,7 @@
 //! ```
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -312,8 +313,19 @@ impl StateDir {
 /// # Errors
 /// `Io`.
 pub fn make_private_dir(path: &Path) -> Result<(), StateError> {
-    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
-    made.map_err(|source| io_error("make the directory", path, source))
+    let failed = |source| io_error("make the directory", path, source);
+    if path.is_dir() {
+        return Ok(());
+    }
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    if let Some(parent) = parent {
+        make_private_dir(parent)?;
+    }
+    match std::fs::DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists || !path.is_dir() => Err(failed(error)),
+        // What is made durable in it would be lost with its name.
+        _ => File::open(parent.unwrap_or(Path::new("."))).and_then(|dir| dir.sync_all()).map_err(failed),
+    }
 }
 
 fn io_error(action: &'static str, path: &Path, source: io::Error) -> StateError {

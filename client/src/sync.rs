@@ -463,6 +463,8 @@ fn fold(
 ) -> Result<(), SyncError> {
     // Durable first: from here on a crash finds the version below and the overlays gone.
     desktop.store.fold(committed)?;
+    let disks = version.manifest.disks.iter();
+    desktop.fetcher.retain_segments(&disks.flat_map(|disk| disk.segments.iter().copied()).collect());
     desktop.stand_on(version, loaded, committed.through_generation);
     Ok(())
 }
@@ -473,7 +475,11 @@ async fn flush(frozen: &[View]) -> Result<(), SyncError> {
     let overlays: Vec<Arc<Overlay>> = frozen.iter().flat_map(|view| view.overlays.iter().cloned()).collect();
     let flushed =
         tokio::task::spawn_blocking(move || overlays.iter().try_for_each(|overlay| overlay.flush())).await;
-    flushed.unwrap_or(Ok(())).map_err(|error| DesktopError::from(error).into())
+    match flushed {
+        Ok(flushed) => flushed.map_err(|error| DesktopError::from(error).into()),
+        // It is not known what was made durable.
+        Err(_) => Err(UploadError::Stopped.into()),
+    }
 }
 
 /// A disk as it was when its generations up to one were frozen; as it lies below, when what is written to it is volatile.

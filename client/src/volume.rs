@@ -15,6 +15,9 @@ pub use dir::DirVolume;
 #[cfg(any(test, feature = "simulate"))]
 pub use simulated::{PowerCut, SimulatedVolume};
 
+/// What the names of files end with that are not yet in their place.
+pub(crate) const UNFINISHED: &str = ".new";
+
 /// A flat directory of files.
 pub trait Volume: Send + Sync + 'static {
     /// Makes a new file of zeros; its name is durable after [`Volume::sync_names`].
@@ -39,7 +42,7 @@ pub trait Volume: Send + Sync + 'static {
     /// the new one, and after this call has returned the new one.
     ///
     /// # Errors
-    /// What the file system says; the old file is then still there.
+    /// What the file system says; then the old file is there, or the new one, and a power cut may take that back.
     fn replace(&self, name: &str, bytes: &[u8]) -> io::Result<()>;
 
     /// Removes a file; no error when there is none.
@@ -87,6 +90,10 @@ pub trait VolumeFile: Send + Sync {
     /// # Errors
     /// What the file system says.
     fn sync_data(&self) -> io::Result<()>;
+
+    /// Has the kernel drop what it keeps of the file in memory, so that reads find what the disk holds: after a failed
+    /// [`VolumeFile::sync_data`], it may keep what never got there.
+    fn forget_cached(&self) {}
 
     /// Length of the file, bytes.
     ///

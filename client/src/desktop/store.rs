@@ -15,7 +15,7 @@ use chunk_format::{
 
 use super::record::{DesktopRecord, FILE_NAME, Pending, VERSION, Version};
 use crate::overlay::{self, Overlay, OverlayError, OverlayIdentity};
-use crate::volume::Volume;
+use crate::volume::{UNFINISHED, Volume};
 
 /// The longest record anyone reads, bytes.
 const MAX_RECORD_BYTES: usize = 1 << 20;
@@ -176,6 +176,7 @@ impl DesktopStore {
         let store = Self { volume, record: Mutex::new(record) };
         store.discard()?;
         store.remove_leftovers(&store.lock());
+        store.remove_unfinished();
         Ok(store)
     }
 
@@ -390,9 +391,13 @@ impl DesktopStore {
         record: &mut MutexGuard<'_, DesktopRecord>,
         next: DesktopRecord,
     ) -> Result<(), DesktopError> {
-        store_record(&*self.volume, &next)?;
-        **record = next;
-        Ok(())
+        let stored = store_record(&*self.volume, &next);
+        match stored {
+            Ok(()) => **record = next,
+            // It may have been replaced all the same, only not for good: what others find is what holds.
+            Err(_) => **record = load_record(&*self.volume).unwrap_or_else(|_| record.clone()),
+        }
+        stored
     }
 
     /// Removes overlays and versions that the record does not name. What cannot be removed stays for the next opening:
@@ -413,11 +418,23 @@ impl DesktopStore {
                 Some((_, generation)) => {
                     !record.generations.contains(&generation) && record.volatile_system != Some(generation)
                 }
-                None => (is_version_file(&name) && !versions.contains(&name)) || name.ends_with(".new"),
+                None => is_version_file(&name) && !versions.contains(&name),
             };
-            if superfluous && let Err(error) = self.volume.remove(&name) {
-                tracing::warn!(file = name, %error, "cannot remove a file that is no longer needed");
+            if superfluous {
+                self.remove(&name);
             }
+        }
+    }
+
+    /// Removes what replacements that were cut short left behind. At the opening only: later, others are under way.
+    fn remove_unfinished(&self) {
+        let names = self.volume.list().unwrap_or_default();
+        names.iter().filter(|name| name.ends_with(UNFINISHED)).for_each(|name| self.remove(name));
+    }
+
+    fn remove(&self, name: &str) {
+        if let Err(error) = self.volume.remove(name) {
+            tracing::warn!(file = name, %error, "cannot remove a file that is no longer needed");
         }
     }
 

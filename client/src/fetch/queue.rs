@@ -43,6 +43,8 @@ pub(super) struct Job {
     pub(super) flight: Arc<Flight>,
     /// Room for its decoded bytes; taken when it leaves the queue.
     pub(super) room: Option<OwnedSemaphorePermit>,
+    /// Whether it was asked for in vain before.
+    pub(super) is_late: bool,
 }
 
 impl Job {
@@ -193,7 +195,7 @@ mod tests {
             pack_len: 32 << 20,
         });
         let id = ChunkId::of(format!("{}{offset}", pack.pack).as_bytes());
-        Job { id, pack, offset, frame_len: 1000, class, flight: Arc::default(), room: None }
+        Job { id, pack, offset, frame_len: 1000, class, flight: Arc::default(), room: None, is_late: false }
     }
 
     fn offsets(run: &Run) -> Vec<u32> {

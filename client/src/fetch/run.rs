@@ -12,30 +12,54 @@ use tokio::sync::Mutex;
 
 use super::pace::Admitted;
 use super::queue::{GAP_LIMIT_BYTES, Job, Run};
-use super::{Arrival, Class, Shared};
+use super::sources::LONGEST_PAUSE;
+use super::{Arrival, Class, OnMissing, Shared};
 use crate::source::exchange::{Answered, MAX_CHUNKS};
 use crate::source::{ChunkSource, FailureKind, Object, ObjectPath, SourceError, damaged};
 
 impl Shared {
-    /// Fetches every chunk of a run, in as many requests as it takes.
-    pub(super) async fn fetch_run(&self, run: Run, admitted: Admitted) {
+    /// Fetches every chunk of a run, in as many requests as it takes. Answers those that no source has the right bytes of now,
+    /// when it is not for their readers to hear of it: what a run holds of the link is free again while they wait.
+    pub(super) async fn fetch_run(&self, run: Run, admitted: Admitted) -> Vec<Job> {
         let path = ObjectPath { namespace: run.pack.namespace.clone(), object: Object::Pack(run.pack.pack) };
         // Jobs leave it as their chunks arrive, so that another request asks for the rest only. One attempt holds it
         // at a time.
         let request = Mutex::new(Request { left: VecDeque::from(run.jobs), admitted });
         let fetched = self
-            .try_sources(&path, self.on_missing, |source| {
+            .try_sources(&path, OnMissing::Fail, |source| {
                 let (path, request) = (&path, &request);
                 async move { self.fetch_some(&*source, path, &mut *request.lock().await).await }
             })
             .await;
-        if let Err(error) = fetched {
-            let error = Arc::new(error);
-            for job in request.into_inner().left {
-                self.lock_flights().remove(&job.id);
-                job.flight.finish(Err(Arc::clone(&error)));
+        let Err(error) = fetched else { return Vec::new() };
+        let left = request.into_inner().left;
+        if self.on_missing == OnMissing::Wait {
+            if left.iter().any(|job| !job.is_late) {
+                tracing::error!(object = %path, error = &error as &dyn std::error::Error, "no source has the right bytes");
+            }
+            return left.into_iter().map(|job| Job { room: None, is_late: true, ..job }).collect();
+        }
+        let error = Arc::new(error);
+        for job in left {
+            self.lock_flights().remove(&job.id);
+            job.flight.finish(Err(Arc::clone(&error)));
+        }
+        Vec::new()
+    }
+
+    /// Asks for chunks again, after a while.
+    pub(super) async fn ask_later(&self, mut jobs: Vec<Job>) {
+        if jobs.is_empty() {
+            return;
+        }
+        tokio::time::sleep(LONGEST_PAUSE).await;
+        for job in &mut jobs {
+            // Nobody could make it more urgent meanwhile.
+            if job.flight.is_waited_for() {
+                job.class = Class::Waiting;
             }
         }
+        self.queue(&mut jobs);
     }
 
     /// Has a source bring what it can of a run. Chunks of a broken answer that came whole and right are kept, whatever follows

@@ -47,16 +47,17 @@ impl SegmentStore {
         }
     }
 
-    /// Removes all segments but these.
+    /// Removes all segments but these, and what other processes left unfinished.
     pub fn retain(&self, wanted: &std::collections::HashSet<SegmentId>) {
         let Ok(entries) = std::fs::read_dir(&self.dir) else { return };
+        let ours = staged_prefix();
         for entry in entries.flatten() {
-            let kept = entry
-                .file_name()
-                .to_str()
-                .and_then(|name| name.parse::<SegmentId>().ok())
-                .is_some_and(|id| wanted.contains(&id));
-            if !kept {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let is_superfluous = match name.parse::<SegmentId>() {
+                Ok(id) => !wanted.contains(&id),
+                Err(_) => name.starts_with('.') && !name.starts_with(&ours),
+            };
+            if is_superfluous {
                 // What cannot be removed now is looked at again next time.
                 let _ = std::fs::remove_file(entry.path());
             }
@@ -68,12 +69,14 @@ impl SegmentStore {
     }
 }
 
+/// What the names of unfinished files of this process begin with.
+fn staged_prefix() -> String {
+    format!(".{}.", std::process::id())
+}
+
 pub(crate) fn write_whole(dir: &Path, path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let staged = dir.join(format!(
-        ".{}.{}",
-        std::process::id(),
-        path.file_name().unwrap_or_default().to_string_lossy()
-    ));
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let staged = dir.join(staged_prefix() + &name);
     let written = std::fs::File::create(&staged)
         .and_then(|mut file| file.write_all(bytes))
         .and_then(|()| std::fs::rename(&staged, path));

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use crate::source::{ChunkSource, FailureKind, ObjectPath, SourceError};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Wrong answers within [`DAMAGE_MEMORY`] after which a source is left alone for [`DAMAGE_PAUSE`], if there is another.
 const DAMAGED_ANSWERS: u32 = 3;
 const DAMAGE_MEMORY: Duration = Duration::from_secs(30);

@@ -153,6 +153,30 @@ async fn what_is_lost_of_one_segment_keeps_no_chunk_of_another_from_coming() {
 }
 
 #[tokio::test]
+async fn what_nobody_has_keeps_the_background_from_nothing() {
+    let rig = Arc::new(Rig::new(40, OnMissing::Wait));
+    rig.server.damage(&rig.pack(), chunk_format::PACK_HEADER_BYTES + 3);
+    let reader = tokio::spawn({
+        let rig = Arc::clone(&rig);
+        async move { rig.get(0).await }
+    });
+    while rig.fetcher.stats().damaged == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    // Not next to it: they would come in one request.
+    let chunks: Vec<ChunkIndex> = (20..40).map(ChunkIndex).collect();
+    let wishes = rig.fetcher.want(&rig.base, &chunks, Class::Background).await.unwrap();
+    for (chunk, wish) in (20..).zip(wishes) {
+        let Wish::Flight(flight) = wish else { panic!("chunk {chunk} cannot be here yet") };
+        let landed = tokio::time::timeout(Duration::from_secs(60), flight.land()).await;
+        assert_eq!(landed.expect("it comes").unwrap(), rig.expected(chunk));
+    }
+    assert!(!reader.is_finished(), "it waits for somebody who has it");
+    rig.server.damage(&rig.pack(), chunk_format::PACK_HEADER_BYTES + 3);
+    assert_eq!(reader.await.unwrap().unwrap(), rig.expected(0), "it is whole again, and asked for again");
+}
+
+#[tokio::test]
 async fn damaged_bytes_reach_nobody() {
     let rig = Rig::new(4, OnMissing::Fail);
     let first_frame = chunk_format::PACK_HEADER_BYTES + 3;

@@ -136,7 +136,7 @@ impl Shared {
     }
 
     /// Puts jobs into the queue.
-    fn queue(&self, jobs: &mut Vec<Job>) {
+    pub(super) fn queue(&self, jobs: &mut Vec<Job>) {
         if !jobs.is_empty() {
             let mut queue = self.lock_queue();
             jobs.drain(..).for_each(|job| queue.push(job));
@@ -191,6 +191,7 @@ impl Shared {
 impl Place {
     fn job(&self, id: ChunkId, class: Class, flight: Arc<Flight>) -> Job {
         let Self { pack, offset, frame_len } = self;
-        Job { id, pack: Arc::clone(pack), offset: *offset, frame_len: *frame_len, class, flight, room: None }
+        let (pack, offset, frame_len) = (Arc::clone(pack), *offset, *frame_len);
+        Job { id, pack, offset, frame_len, class, flight, room: None, is_late: false }
     }
 }

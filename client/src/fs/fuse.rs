@@ -14,6 +14,7 @@ use fuser::{
     ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite,
     Request, Session, SessionACL, TimeOrNow, WriteFlags,
 };
+use rustix::fs::OFlags;
 use tokio::runtime::Handle;
 
 use super::{Allocation, Attributes, DesktopFs, FsError, ROOT};
@@ -61,7 +62,7 @@ pub fn mount(
     ];
     config.acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
     config.n_threads = Some(options.threads);
-    let flushers = fs.entries().map(|_| Flusher::default()).collect();
+    let flushers = fs.entries().map(|_| Arc::default()).collect();
     Session::new(FuseAdapter { fs, runtime, flushers }, directory, &config)
 }
 
@@ -71,7 +72,7 @@ pub struct FuseAdapter {
     fs: Arc<DesktopFs>,
     runtime: Handle,
     /// One for each file, in their order.
-    flushers: Vec<Flusher>,
+    flushers: Vec<Arc<Flusher>>,
 }
 
 thread_local! {
@@ -85,11 +86,30 @@ thread_local! {
 #[derive(Debug, Default)]
 struct Flusher {
     /// Who waits for the next flush; none when none is under way. Held for a look, never over a flush.
-    waiting: Mutex<Option<Vec<ReplyEmpty>>>,
+    waiting: Mutex<Option<Vec<Durable>>>,
+}
+
+/// Who is answered when what was written before is durable.
+#[derive(Debug)]
+enum Durable {
+    /// Somebody who asked for just that.
+    Flush(ReplyEmpty),
+    /// Somebody who wrote so many bytes to a file opened with `O_DSYNC`, or with `RWF_DSYNC`.
+    Write(ReplyWrite, u32),
+}
+
+impl Durable {
+    fn finish(self, result: &Result<(), DiskError>) {
+        match (self, result) {
+            (Self::Flush(reply), result) => finish_empty("fsync", result, reply),
+            (Self::Write(reply, bytes), Ok(())) => reply.written(bytes),
+            (Self::Write(reply, _), Err(error)) => reply.error(logged("fsync", error)),
+        }
+    }
 }
 
 impl Flusher {
-    fn flush(&self, disk: &Disk, reply: ReplyEmpty) {
+    fn flush(&self, disk: &Disk, reply: Durable) {
         {
             let mut waiting = self.lock();
             if let Some(waiting) = &mut *waiting {
@@ -102,7 +122,7 @@ impl Flusher {
             // All of these arrived before the flush begins, so it covers them.
             let result = disk.flush();
             for reply in replies.drain(..) {
-                finish_empty("fsync", &result, reply);
+                reply.finish(&result);
             }
             let mut waiting = self.lock();
             match waiting.take() {
@@ -115,7 +135,7 @@ impl Flusher {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Vec<ReplyEmpty>>> {
+    fn lock(&self) -> MutexGuard<'_, Option<Vec<Durable>>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -165,6 +185,11 @@ impl FuseAdapter {
             blksize: MAX_WRITE_BYTES,
             flags: 0,
         }
+    }
+
+    fn flusher(&self, inode: INodeNo) -> Result<&Arc<Flusher>, FsError> {
+        let at = self.fs.entries().position(|(_, file)| file == inode.0);
+        at.and_then(|at| self.flushers.get(at)).ok_or(FsError::NotFound)
     }
 
     fn reply_attr(&self, inode: INodeNo, reply: ReplyAttr) {
@@ -295,12 +320,12 @@ impl Filesystem for FuseAdapter {
         offset: u64,
         data: &[u8],
         _write_flags: WriteFlags,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let disk = match self.fs.disk(inode.0) {
-            Ok(disk) => disk,
+        let (disk, flusher) = match self.fs.disk(inode.0).and_then(|disk| Ok((disk, self.flusher(inode)?))) {
+            Ok(found) => found,
             Err(error) => return reply.error(errno(error)),
         };
         let len = DesktopFs::clamp(disk, offset, data.len());
@@ -308,12 +333,20 @@ impl Filesystem for FuseAdapter {
             return reply.error(errno(FsError::NoSpace));
         }
         let written = u32::try_from(len).unwrap_or(u32::MAX);
+        // The kernel leaves it to us for files that are opened past its page cache (fuse_write_flags in fs/fuse/file.c).
+        let is_durable = flags.0.cast_unsigned() & OFlags::DSYNC.bits() != 0;
         match disk.begin_write(offset, &data[..len]) {
+            Ok(None) if is_durable => flusher.flush(disk, Durable::Write(reply, written)),
             Ok(None) => reply.written(written),
             Ok(Some(_)) => {
-                let (disk, data) = (Arc::clone(disk), data[..len].to_vec());
+                let (disk, flusher) = (Arc::clone(disk), Arc::clone(flusher));
+                let data = data[..len].to_vec();
                 self.runtime.spawn(async move {
                     match disk.write(offset, &data).await {
+                        Ok(()) if is_durable => {
+                            let flush = move || flusher.flush(&disk, Durable::Write(reply, written));
+                            tokio::task::spawn_blocking(flush);
+                        }
                         Ok(()) => reply.written(written),
                         Err(error) => reply.error(logged("write", &error)),
                     }
@@ -331,11 +364,9 @@ impl Filesystem for FuseAdapter {
         _data_only: bool,
         reply: ReplyEmpty,
     ) {
-        let at = self.fs.entries().position(|(_, file)| file == inode.0);
-        match (self.fs.disk(inode.0), at.and_then(|at| self.flushers.get(at))) {
-            (Ok(disk), Some(flusher)) => flusher.flush(disk, reply),
-            (Err(error), _) => reply.error(errno(error)),
-            (_, None) => reply.error(errno(FsError::NotFound)),
+        match self.fs.disk(inode.0).and_then(|disk| Ok((disk, self.flusher(inode)?))) {
+            Ok((disk, flusher)) => flusher.flush(disk, Durable::Flush(reply)),
+            Err(error) => reply.error(errno(error)),
         }
     }
 

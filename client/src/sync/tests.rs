@@ -519,6 +519,26 @@ async fn a_sync_says_that_the_server_has_lost_what_lies_below() {
     world.desktop().fetcher.stop();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn segments_of_versions_before_are_not_kept() {
+    let mut world = World::new(vec![1], SystemMode::Own);
+    for sector in 0..3 {
+        world.apply(&Op::Write { home: true, sector, len: 1 }).await.unwrap();
+        syncer(&world.server).sync(world.desktop(), None).await.unwrap();
+    }
+    let directory = std::fs::read_dir(world.dir.path()).unwrap().next().unwrap().unwrap().path();
+    let names = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name());
+    let kept: Vec<SegmentId> = names.filter_map(|name| name.to_str()?.parse().ok()).collect();
+    let disks = &world.desktop().disks;
+    let wanted: Vec<SegmentId> = disks
+        .iter()
+        .flat_map(|disk| disk.view().base.segments().iter().map(|segment| segment.id).collect::<Vec<_>>())
+        .collect();
+    assert!(kept.iter().all(|id| wanted.contains(id)), "{kept:?} for {wanted:?}");
+    assert!(!kept.is_empty());
+    world.desktop().fetcher.stop();
+}
+
 fn cases() -> u32 {
     std::env::var("SATCHEL_MODEL_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(500)
 }

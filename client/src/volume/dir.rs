@@ -5,10 +5,11 @@ use std::io::{self, Read};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{FallocateFlags, fallocate};
+use rustix::fs::{Advice, FallocateFlags, fadvise, fallocate};
 
-use super::{Volume, VolumeFile};
+use super::{UNFINISHED, Volume, VolumeFile};
 
 /// A directory on a local file system; its files are readable by their owner only.
 #[derive(Debug)]
@@ -62,7 +63,10 @@ impl Volume for DirVolume {
     }
 
     fn replace(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
-        let staged = self.path.join(format!("{name}.new"));
+        // Two processes may replace a file at once: the last one wins, with all of its bytes.
+        static REPLACED: AtomicU64 = AtomicU64::new(0);
+        let (process, number) = (std::process::id(), REPLACED.fetch_add(1, Ordering::Relaxed));
+        let staged = self.path.join(format!("{name}.{process}-{number}{UNFINISHED}"));
         let file = Self::options().create(true).truncate(true).open(&staged)?;
         let written = file.write_all_at(bytes, 0).and_then(|()| file.sync_all());
         let replaced = written.and_then(|()| std::fs::rename(&staged, self.path.join(name)));
@@ -118,6 +122,11 @@ impl VolumeFile for DirFile {
 
     fn sync_data(&self) -> io::Result<()> {
         self.0.sync_data()
+    }
+
+    fn forget_cached(&self) {
+        // A wish; a kernel that does not hear it keeps what it has.
+        let _ = fadvise(&self.0, 0, None, Advice::DontNeed);
     }
 
     fn len_bytes(&self) -> io::Result<u64> {

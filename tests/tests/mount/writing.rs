@@ -1,8 +1,10 @@
 //! What was written is what is read, whatever was written how.
 
 use std::fs::File;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::thread;
 
+use rustix::fs::OFlags;
 use satchel_tests::disk::{read_direct, write_direct};
 use satchel_tests::model::open_for_writing;
 use satchel_tests::{Model, Mount, Publication, Rng, Zeroing, require};
@@ -82,7 +84,7 @@ fn writers_of_neighbouring_bytes_do_not_disturb_one_another() {
             scope.spawn(move || {
                 for number in 0..stripes {
                     let (offset, bytes) = stripe(writer, number);
-                    std::os::unix::fs::FileExt::write_all_at(&disk, &bytes, offset).unwrap();
+                    disk.write_all_at(&bytes, offset).unwrap();
                 }
             });
         }
@@ -129,9 +131,9 @@ fn the_size_and_the_names_of_disks_are_fixed() {
     }
     disk.set_len(HOME_BYTES).unwrap();
     let last = [7; 4096];
-    let wrote = std::os::unix::fs::FileExt::write_at(&disk, &last, HOME_BYTES - 1000).unwrap();
+    let wrote = disk.write_at(&last, HOME_BYTES - 1000).unwrap();
     assert_eq!(wrote, 1000, "what fits is written");
-    let past = std::os::unix::fs::FileExt::write_at(&disk, &last, HOME_BYTES).unwrap_err();
+    let past = disk.write_at(&last, HOME_BYTES).unwrap_err();
     assert_eq!(past.raw_os_error(), Some(rustix::io::Errno::NOSPC.raw_os_error()));
     let mut model = Model::zeros(HOME_BYTES);
     model.wrote(HOME_BYTES - 1000, &last[..1000]);
@@ -168,5 +170,33 @@ fn discarding_the_whole_disk_leaves_zeros() {
     mount.unmount();
     let mount = laptop.mount("work");
     model.assert_in(&mount.system());
+    mount.unmount();
+}
+
+#[test]
+fn whoever_opens_a_disk_for_durable_writes_gets_them() {
+    require!(fuse);
+    let published = Publication::new(44, IMAGE_BYTES);
+    let laptop = published.machine_with_desktop("laptop");
+    let mount = laptop.mount("work");
+    let flushes =
+        || laptop.status("work")["live"]["disks"][0]["activity"]["flushes"].as_u64().expect("a number");
+    let open = |flags: OFlags| {
+        let mut options = File::options();
+        options
+            .write(true)
+            .custom_flags(flags.bits().cast_signed())
+            .open(mount.system())
+            .expect("it is there")
+    };
+    let before = flushes();
+    open(OFlags::empty()).write_all_at(&[7; 4096], 0).expect("written");
+    assert_eq!(flushes(), before, "as fast as it goes");
+    let durable = open(OFlags::DSYNC);
+    durable.write_all_at(&[8; 4096], 8192).expect("written");
+    assert_eq!(flushes(), before + 1);
+    // What lies below has to be fetched first.
+    durable.write_all_at(&[9; 100], IMAGE_BYTES / 2 + 100).expect("written");
+    assert_eq!(flushes(), before + 2);
     mount.unmount();
 }

@@ -58,13 +58,17 @@ impl Faults {
 
     /// Says that something failed, and waits for the verdict; or until `stopping` is set and everyone was woken.
     pub fn report(&self, fault: Fault, stopping: &AtomicBool) -> Verdict {
-        let mut state = self.lock();
+        // Before the lock: whoever reads messages may be slow, and those who end the machine wait for nobody.
         tracing::warn!(
             disk = fault.disk,
             action = fault.action,
             error = fault.error,
             "the machine waits for a disk"
         );
+        let mut state = self.lock();
+        if state.has_ended || (stopping.load(Ordering::SeqCst) && !fault.is_final) {
+            return Verdict::End;
+        }
         let (attempt, is_final) = (state.attempt, fault.is_final);
         if !state.faults.contains(&fault) {
             state.faults.push(fault);

@@ -1,7 +1,7 @@
 //! `satchel-vmm`: runs one machine, or tells what a disk would boot.
 
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -15,7 +15,7 @@ use satchel_vmm::event::Event;
 use satchel_vmm::launch::{self, DiskConfig, LaunchConfig, LaunchError, NetBackend, NetConfig, VsockConfig};
 use satchel_vmm::machine::End;
 use satchel_vmm::machine::cpuid::CpuModel;
-use satchel_vmm::sandbox::Mode;
+use satchel_vmm::sandbox::{self, Mode};
 use satchel_vmm::virtio::console::{Peer, Port};
 
 mod terminal;
@@ -336,6 +336,9 @@ fn watch_for(signal: i32, interrupt: &Arc<Event>) -> anyhow::Result<()> {
 #[expect(clippy::print_stdout, reason = "what was asked for is data")]
 fn boot_info(args: &BootInfoArgs) -> anyhow::Result<ExitCode> {
     let disk = File::open(&args.disk).with_context(|| format!("cannot open {}", args.disk.display()))?;
+    // What is on it may be anybody's: as when it boots, nothing else is within reach.
+    sandbox::close_others(&[disk.as_raw_fd()])?;
+    sandbox::confine_process(Mode::Enforce)?;
     let plan = boot::find(Arc::new(disk))?;
     if args.json {
         let info = serde_json::json!({

@@ -179,8 +179,7 @@ fn whoever_opens_a_disk_for_durable_writes_gets_them() {
     let published = Publication::new(44, IMAGE_BYTES);
     let laptop = published.machine_with_desktop("laptop");
     let mount = laptop.mount("work");
-    let flushes =
-        || laptop.status("work")["live"]["disks"][0]["activity"]["flushes"].as_u64().expect("a number");
+    let flushes = || laptop.status("work")["disks"][0]["activity"]["flushes"].as_u64().expect("a number");
     let open = |flags: OFlags| {
         let mut options = File::options();
         options
@@ -198,5 +197,6 @@ fn whoever_opens_a_disk_for_durable_writes_gets_them() {
     // What lies below has to be fetched first.
     durable.write_all_at(&[9; 100], IMAGE_BYTES / 2 + 100).expect("written");
     assert_eq!(flushes(), before + 2);
+    drop(durable);
     mount.unmount();
 }

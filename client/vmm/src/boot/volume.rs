@@ -113,14 +113,19 @@ impl Volume {
             usize::try_from(actual).map_err(|_| ReadError::TooLong { actual, limit: max_bytes })?;
         bytes.reserve_exact(left);
         while left > 0 {
-            let start = bytes.len();
-            bytes.resize(start.saturating_add(left.min(STEP_BYTES)), 0);
-            let read = file.read_bytes(bytes.get_mut(start..).unwrap_or_default())?;
-            bytes.truncate(start.saturating_add(read));
-            if read == 0 {
-                break;
+            let mut at = bytes.len();
+            // Zeros once for each step: the library reads a block at a time.
+            bytes.resize(at.saturating_add(left.min(STEP_BYTES)), 0);
+            while let Some(rest) = bytes.get_mut(at..).filter(|rest| !rest.is_empty()) {
+                let read = file.read_bytes(rest)?;
+                if read == 0 {
+                    // Shorter than it said it was.
+                    bytes.truncate(at);
+                    return Ok(());
+                }
+                at = at.saturating_add(read);
+                left = left.saturating_sub(read);
             }
-            left = left.saturating_sub(read);
         }
         Ok(())
     }

@@ -14,7 +14,7 @@ use crate::virtio::net::{Frames, LinkState, Net, Stream, Tap};
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::{Connector, Handle, Vsock};
 
-/// The most queues of a disk. All its threads serve each of them: more would cost descriptors and threads, and bring little.
+/// The most queues of a disk. All its threads serve all of them: more would cost descriptors, and bring little.
 const MAX_DISK_QUEUES: u16 = 4;
 
 /// What is kept of the devices while the machine runs.

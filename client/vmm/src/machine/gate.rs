@@ -16,6 +16,17 @@ struct State {
     held: usize,
 }
 
+/// What a processor finds at the gate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Passage {
+    /// It may run.
+    Open,
+    /// It may run, after it was held.
+    Opened,
+    /// It is to end.
+    Ended,
+}
+
 /// Holds processors.
 pub struct Gate {
     state: Mutex<State>,
@@ -32,11 +43,11 @@ impl Gate {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until a processor may run; false when it is to end.
-    pub fn pass(&self) -> bool {
+    /// Waits until a processor may run, or is to end.
+    pub fn pass(&self) -> Passage {
         let mut state = self.lock();
         if state.wish == Wish::Run {
-            return true;
+            return Passage::Open;
         }
         state.held += 1;
         self.changed.notify_all();
@@ -45,10 +56,10 @@ impl Gate {
         }
         if state.wish == Wish::End {
             // It stays held: it runs no more.
-            return false;
+            return Passage::Ended;
         }
         state.held -= 1;
-        true
+        Passage::Opened
     }
 
     /// Lets processors run.
@@ -95,7 +106,7 @@ mod tests {
         let threads: Vec<_> = (0..4)
             .map(|_| {
                 let gate = Arc::clone(&gate);
-                std::thread::spawn(move || while gate.pass() {})
+                std::thread::spawn(move || while gate.pass() != Passage::Ended {})
             })
             .collect();
         let all_held = |gate: &Gate| while gate.held(Duration::from_secs(1), 4) < 4 {};

@@ -3,18 +3,22 @@
 use std::os::raw::c_int;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use super::bus::{Bus, Order};
-use super::gate::Gate;
+use super::gate::{Gate, Passage};
 use super::{End, Ending};
 use crate::sandbox;
 
 /// `KVM_SYSTEM_EVENT_SHUTDOWN`, `_RESET` and `_CRASH`.
 const SYSTEM_EVENT_SHUTDOWN: u32 = 1;
 const SYSTEM_EVENT_RESET: u32 = 2;
+
+/// How often a processor that may not run looks whether it is to end.
+const UNCONFINED_PAUSE: Duration = Duration::from_millis(10);
 
 /// The signal that takes a processor out of the guest.
 fn kick_signal() -> c_int {
@@ -54,6 +58,11 @@ impl Processor {
         let thread = std::thread::Builder::new().name(format!("processor{number}")).spawn(move || {
             if let Err(error) = sandbox::confine_thread(sandbox::Thread::Processor) {
                 ending.reached(End::Failed { reason: error.to_string() });
+                // It is held or ends with the others, and never runs the guest.
+                while gate.pass() != Passage::Ended {
+                    std::thread::sleep(UNCONFINED_PAUSE);
+                }
+                return;
             }
             run(vcpu, number, &bus, &gate, &ending);
         })?;
@@ -75,7 +84,14 @@ impl Processor {
 }
 
 fn run(mut vcpu: VcpuFd, number: u8, bus: &Bus, gate: &Gate, ending: &Ending) {
-    while gate.pass() {
+    loop {
+        match gate.pass() {
+            Passage::Open => {}
+            // The guest's clock went on: its watchdogs are told that it is no fault of the guest's. Refused when it has no such
+            // clock (KVM_KVMCLOCK_CTRL of Documentation/virt/kvm/api.rst).
+            Passage::Opened => drop(vcpu.kvmclock_ctrl()),
+            Passage::Ended => return,
+        }
         let order = match vcpu.run() {
             Ok(VcpuExit::IoIn(port, data)) => {
                 bus.read_port(port, data);

@@ -26,6 +26,8 @@ pub enum Thread {
 
 /// `KVM_RUN`: `_IO(KVMIO, 0x80)` of linux/kvm.h.
 const KVM_RUN: u64 = 0xae80;
+/// `KVM_KVMCLOCK_CTRL`: `_IO(KVMIO, 0xad)`.
+const KVM_KVMCLOCK_CTRL: u64 = 0xaead;
 /// `KVMIO`: all of KVM's requests have this in bits 8 to 15.
 const KVM_IO: u64 = 0xae;
 
@@ -203,7 +205,9 @@ fn rules(thread: Thread) -> Result<Rules, seccompiler::BackendError> {
             rules.insert(libc::SYS_ioctl, allowed);
         }
         Thread::Processor => {
-            rules.insert(libc::SYS_ioctl, vec![SeccompRule::new(vec![equals(1, KVM_RUN)?])?]);
+            let requests = [KVM_RUN, KVM_KVMCLOCK_CTRL];
+            let rules_of = |request| SeccompRule::new(vec![equals(1, request)?]);
+            rules.insert(libc::SYS_ioctl, requests.map(rules_of).into_iter().collect::<Result<_, _>>()?);
         }
         Thread::Device(_) => {}
     }

@@ -1,11 +1,13 @@
 //! A disk (Virtio 1.2, section 5.2) on a file.
 //!
-//! The threads of a queue share it: whoever is rung takes one request, rings the next thread if there is more, and does it.
-//! So a lone request is never handed over, many are done at once, and one that waits for the network holds up no other.
+//! The threads of a disk share its queues: whoever is rung takes one request, rings the next thread if there is more, and does
+//! it. So a lone request is never handed over, many are done at once, and one that waits for the network holds up no other.
+//! Reads may wait for long, so they never have the last threads: writes and flushes go on whatever reads wait for.
 //!
 //! The guest is never given an I/O error for what its disk's file did: the machine is paused, whoever runs it is told, and
 //! the request is tried again when they say so. A flush that failed is not: nobody knows what is on disk then.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -14,8 +16,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rustix::event::epoll;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO,
-    VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_S_IOERR,
-    VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP,
+    VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
+    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP,
 };
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use vm_memory::Bytes;
@@ -38,11 +40,14 @@ use request::{
 const QUEUE_SIZE: u16 = 256;
 /// Buffers of one request besides header and status.
 const SEGMENTS: u32 = 254;
+/// Bytes of one buffer. Together a driver can send no more than a request may have: it might not look whether it was answered.
+const SEGMENT_BYTES: u32 = 128 << 10;
+const _: () = assert!(SEGMENTS as u64 * SEGMENT_BYTES as u64 <= request::MAX_TRANSFER_BYTES);
 /// The most queues a disk has: one a processor, up to this.
 pub const MAX_QUEUES: u16 = 8;
-/// Threads of all queues of a disk, at least this many for each.
+/// Threads of a disk, and how many of them may read at once.
 const THREADS: usize = 16;
-const MIN_THREADS_PER_QUEUE: usize = 4;
+const READING_THREADS: usize = THREADS - 2;
 /// The unit writes are best made in, as a power of two of sectors: 4 KiB.
 const PHYSICAL_BLOCK_EXPONENT: u8 = 3;
 
@@ -137,6 +142,7 @@ impl Blk {
         let mut config = [0; 60];
         let mut put = |at: usize, bytes: &[u8]| config[at..at + bytes.len()].copy_from_slice(bytes);
         put(0, &(self.disk.geometry.bytes / SECTOR_BYTES).to_le_bytes());
+        put(8, &SEGMENT_BYTES.to_le_bytes());
         put(12, &SEGMENTS.to_le_bytes());
         put(20, &512_u32.to_le_bytes());
         put(24, &[PHYSICAL_BLOCK_EXPONENT, 0]);
@@ -162,7 +168,8 @@ impl VirtioDevice for Blk {
     }
 
     fn features(&self) -> u64 {
-        let mut features = 1 << VIRTIO_BLK_F_SEG_MAX
+        let mut features = 1 << VIRTIO_BLK_F_SIZE_MAX
+            | 1 << VIRTIO_BLK_F_SEG_MAX
             | 1 << VIRTIO_BLK_F_BLK_SIZE
             | 1 << VIRTIO_BLK_F_TOPOLOGY
             | 1 << VIRTIO_BLK_F_FLUSH;
@@ -186,19 +193,19 @@ impl VirtioDevice for Blk {
         if queues.is_empty() {
             return Err(ActivateError::NoQueue { queue: 0 });
         }
-        let threads = (THREADS / queues.len()).max(MIN_THREADS_PER_QUEUE);
-        for queue in queues {
-            let queue = Arc::new(Mutex::new(queue));
-            for _ in 0..threads {
-                let server = Server {
-                    disk: Arc::clone(&self.disk),
-                    memory: Arc::clone(&activation.memory),
-                    queue: Arc::clone(&queue),
-                    stopping: Arc::clone(&self.stopping),
-                };
-                let worker = Worker::start(Role::Block, move |stop| server.serve(stop));
-                self.workers.push(worker.map_err(ActivateError::Thread)?);
-            }
+        let server = Arc::new(Server {
+            disk: Arc::clone(&self.disk),
+            memory: Arc::clone(&activation.memory),
+            queues: queues.into_iter().map(Mutex::new).collect(),
+            reads: Mutex::default(),
+            // Virtio 1.2, section 5.2.6.2: a driver that knows no flush may rely on what was answered.
+            writes_through: activation.features & 1 << VIRTIO_BLK_F_FLUSH == 0,
+            stopping: Arc::clone(&self.stopping),
+        });
+        for _ in 0..THREADS {
+            let server = Arc::clone(&server);
+            let worker = Worker::start(Role::Block, move |stop| server.serve(stop));
+            self.workers.push(worker.map_err(ActivateError::Thread)?);
         }
         Ok(())
     }
@@ -217,52 +224,79 @@ impl Drop for Blk {
     }
 }
 
-/// One of the threads that share a queue.
+/// What the threads of a disk share while its driver is there.
 struct Server {
     disk: Arc<Disk>,
     memory: GuestMemory,
-    queue: Arc<Mutex<DeviceQueue>>,
+    queues: Vec<Mutex<DeviceQueue>>,
+    reads: Mutex<Reads>,
+    /// Whether what was written is to last before it is answered.
+    writes_through: bool,
     stopping: Arc<AtomicBool>,
 }
 
+/// A request that was taken from a queue.
+struct Taken {
+    queue: usize,
+    chain: Chain,
+    request: Request,
+}
+
+/// Reads under way, and those that wait for one to end: at most what the queues hold.
+#[derive(Default)]
+struct Reads {
+    under_way: usize,
+    waiting: VecDeque<Taken>,
+}
+
 impl Server {
-    fn lock(&self) -> MutexGuard<'_, DeviceQueue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    fn queue(&self, queue: usize) -> MutexGuard<'_, DeviceQueue> {
+        self.queues[queue].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn reads(&self) -> MutexGuard<'_, Reads> {
+        self.reads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn serve(&self, stop: &Event) {
         if let Err(error) = self.try_serve(stop) {
-            tracing::error!(%error, "a thread of a disk cannot wait for its queue");
+            tracing::error!(%error, "a thread of a disk cannot wait for its queues");
         }
     }
 
     fn try_serve(&self, stop: &Event) -> io::Result<()> {
         let waiting = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        epoll::add(&waiting, stop, epoll::EventData::new_u64(u64::MAX), epoll::EventFlags::IN)?;
+        for (number, queue) in (0..).zip(&self.queues) {
+            let queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
+            // Exclusive: a ring wakes one thread, not all.
+            let flags = epoll::EventFlags::IN | epoll::EventFlags::EXCLUSIVE;
+            epoll::add(&waiting, &*queue, epoll::EventData::new_u64(number), flags)?;
+        }
         let data = epoll::EventData::new_u64(0);
-        epoll::add(&waiting, stop, data, epoll::EventFlags::IN)?;
-        // Exclusive: a ring wakes one thread, not all.
-        epoll::add(&waiting, &*self.lock(), data, epoll::EventFlags::IN | epoll::EventFlags::EXCLUSIVE)?;
         let mut events = [epoll::Event { flags: epoll::EventFlags::empty(), data }];
         while !self.stopping.load(Ordering::SeqCst) {
             match epoll::wait(&waiting, &mut events, None) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Ok(_) => {}
+                Err(rustix::io::Errno::INTR) => continue,
                 Err(error) => return Err(error.into()),
             }
+            let rung = usize::try_from(events[0].data.u64()).ok().filter(|queue| *queue < self.queues.len());
+            let Some(queue) = rung else { continue };
             while !self.stopping.load(Ordering::SeqCst)
-                && let Some(chain) = self.next()
+                && let Some(chain) = self.next(queue)
             {
-                let Some(written) = self.answer(&chain) else { return Ok(()) };
-                let mut queue = self.lock();
-                queue.push(chain.head_index(), written);
-                queue.tell();
+                if self.take_on(queue, chain).is_none() {
+                    return Ok(());
+                }
             }
         }
         Ok(())
     }
 
     /// Takes a request; rings for another thread when there is one more.
-    fn next(&self) -> Option<Chain> {
-        let mut queue = self.lock();
+    fn next(&self, queue: usize) -> Option<Chain> {
+        let mut queue = self.queue(queue);
         queue.acknowledge();
         let chain = queue.pop();
         // While there is more, somebody looks again in any case: the driver need not ring for every request.
@@ -274,31 +308,69 @@ impl Server {
         chain
     }
 
-    /// Does what a request says; the bytes that were written into it. `None` when the device is to stop, its request being
-    /// neither done nor answered.
-    fn answer(&self, chain: &Chain) -> Option<u32> {
-        let metrics = &self.disk.metrics;
-        let request = match Request::parse(chain, &self.memory, self.disk.geometry) {
+    /// Sees to a request, by doing it or, when too many read already, by leaving it to one of those. `None` when the device is
+    /// to stop.
+    fn take_on(&self, queue: usize, chain: Chain) -> Option<()> {
+        let request = match Request::parse(&chain, &self.memory, self.disk.geometry) {
             Ok(request) => request,
             Err(error) => {
-                metrics.refused.fetch_add(1, Ordering::Relaxed);
+                self.disk.metrics.refused.fetch_add(1, Ordering::Relaxed);
                 tracing::debug!(%error, disk = self.disk.id, "a request cannot be answered");
-                return Some(0);
+                self.finish(queue, &chain, 0);
+                return Some(());
             }
         };
+        let taken = Taken { queue, chain, request };
+        if !matches!(taken.request.action, Action::Read(..)) {
+            return self.answer(&taken);
+        }
+        {
+            let mut reads = self.reads();
+            if reads.under_way >= READING_THREADS {
+                reads.waiting.push_back(taken);
+                return Some(());
+            }
+            reads.under_way += 1;
+        }
+        let mut next = Some(taken);
+        while let Some(taken) = next {
+            self.answer(&taken)?;
+            let mut reads = self.reads();
+            next = reads.waiting.pop_front();
+            reads.under_way -= usize::from(next.is_none());
+        }
+        Some(())
+    }
+
+    /// Does what a request says, and answers it. `None` when the device is to stop, the request being neither done nor answered.
+    fn answer(&self, Taken { queue, chain, request }: &Taken) -> Option<()> {
         let (status, written) = match &request.action {
             Action::Unsupported => (VIRTIO_BLK_S_UNSUPP, 0),
             Action::Refused => {
-                metrics.refused.fetch_add(1, Ordering::Relaxed);
+                self.disk.metrics.refused.fetch_add(1, Ordering::Relaxed);
                 (VIRTIO_BLK_S_IOERR, 0)
             }
-            action => (VIRTIO_BLK_S_OK, self.insist(action)?),
+            action => {
+                let written = self.insist(action)?;
+                if self.writes_through && action.changes_the_disk() {
+                    self.insist(&Action::Flush)?;
+                }
+                (VIRTIO_BLK_S_OK, written)
+            }
         };
         let status = u8::try_from(status).unwrap_or(u8::MAX);
-        if self.memory.write_obj(status, request.status).is_err() {
-            return Some(0);
-        }
-        Some(u32::try_from(written).unwrap_or(u32::MAX).saturating_add(1))
+        let written = match self.memory.write_obj(status, request.status) {
+            Ok(()) => u32::try_from(written).unwrap_or(u32::MAX).saturating_add(1),
+            Err(_) => 0,
+        };
+        self.finish(*queue, chain, written);
+        Some(())
+    }
+
+    fn finish(&self, queue: usize, chain: &Chain, written: u32) {
+        let mut queue = self.queue(queue);
+        queue.push(chain.head_index(), written);
+        queue.tell();
     }
 
     /// Does it, however long the file fails.
@@ -326,11 +398,18 @@ impl Server {
         }
     }
 
+    fn check_whole(&self) -> io::Result<()> {
+        match self.disk.has_failed.load(Ordering::SeqCst) {
+            true => Err(io::Error::other("a flush failed before")),
+            false => Ok(()),
+        }
+    }
+
     fn perform(&self, action: &Action) -> io::Result<u64> {
         let Disk { file, metrics, .. } = &*self.disk;
         let is_read = matches!(action, Action::Read(..) | Action::Identify(_));
-        if !is_read && self.disk.has_failed.load(Ordering::SeqCst) {
-            return Err(io::Error::other("a flush failed before"));
+        if !is_read {
+            self.check_whole()?;
         }
         let count = |counter: &AtomicU64, by: u64| counter.fetch_add(by, Ordering::Relaxed);
         match action {
@@ -347,6 +426,8 @@ impl Server {
             }
             Action::Flush => {
                 let _one_at_a_time = self.disk.flushing.lock().unwrap_or_else(PoisonError::into_inner);
+                // The one before may have been told of what this one would not be.
+                self.check_whole()?;
                 if let Err(error) = file::flush(file) {
                     self.disk.has_failed.store(true, Ordering::SeqCst);
                     return Err(error);
@@ -368,7 +449,7 @@ impl Server {
             }
             Action::WriteZeroes(ranges) => {
                 for (range, unmap) in ranges {
-                    file::write_zeroes(file, *range, *unmap)?;
+                    file::write_zeroes(file, *range, *unmap, &self.stopping)?;
                     count(&metrics.discards, 1);
                 }
             }

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
@@ -138,8 +139,13 @@ pub(super) fn discard(file: &File, range: DiskRange) -> io::Result<()> {
 /// Makes a range zero.
 ///
 /// # Errors
-/// What the file says.
-pub(super) fn write_zeroes(file: &File, range: DiskRange, unmap: bool) -> io::Result<()> {
+/// What the file says; `Interrupted` when it takes long and is not wanted any more.
+pub(super) fn write_zeroes(
+    file: &File,
+    range: DiskRange,
+    unmap: bool,
+    stopping: &AtomicBool,
+) -> io::Result<()> {
     use std::os::unix::fs::FileExt;
     if range.bytes == 0 {
         return Ok(());
@@ -156,6 +162,9 @@ pub(super) fn write_zeroes(file: &File, range: DiskRange, unmap: bool) -> io::Re
             let mut at = range.offset;
             let end = range.offset + range.bytes;
             while at < end {
+                if stopping.load(Ordering::SeqCst) {
+                    return Err(io::ErrorKind::Interrupted.into());
+                }
                 let step = usize::try_from(end - at).unwrap_or(usize::MAX).min(ZEROS.len());
                 file.write_all_at(&ZEROS[..step], at)?;
                 at += step as u64;

@@ -73,6 +73,13 @@ pub(super) struct Geometry {
     pub(super) read_only: bool,
 }
 
+impl Action {
+    /// Whether the disk's content is another after it.
+    pub(super) fn changes_the_disk(&self) -> bool {
+        matches!(self, Action::Write(..) | Action::Discard(_) | Action::WriteZeroes(_))
+    }
+}
+
 impl Request {
     /// Reads a request.
     ///
@@ -83,8 +90,8 @@ impl Request {
         memory: &GuestMemory,
         geometry: Geometry,
     ) -> Result<Request, BadChain> {
-        let limit_bytes = MAX_TRANSFER_BYTES + HEADER_BYTES + 1;
-        let (mut readable, mut writable) = Segments::of_chain(chain, memory, limit_bytes)?;
+        // What is too long is refused below: its status is there to be written.
+        let (mut readable, mut writable) = Segments::of_chain(chain, memory, u64::MAX)?;
         let status = writable.split_off_back(1)?;
         let status = status.list().first().ok_or(BadChain::TooShort)?.address;
         let header = read(memory, &readable.split_off_front(HEADER_BYTES)?)?;
@@ -106,7 +113,8 @@ fn action(
     let within = |bytes: u64| {
         let offset = sector.checked_mul(SECTOR_BYTES)?;
         let end = offset.checked_add(bytes)?;
-        (end <= geometry.bytes && bytes.is_multiple_of(SECTOR_BYTES)).then_some(offset)
+        (end <= geometry.bytes && bytes <= MAX_TRANSFER_BYTES && bytes.is_multiple_of(SECTOR_BYTES))
+            .then_some(offset)
     };
     Ok(match kind {
         VIRTIO_BLK_T_IN => match within(writable.bytes()) {

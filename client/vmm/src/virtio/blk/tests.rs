@@ -225,6 +225,68 @@ fn a_failing_file_is_waited_for_and_the_guest_learns_nothing_of_it() {
 }
 
 #[test]
+fn reads_that_wait_leave_threads_to_writes_and_flushes() {
+    let mut rig = Rig::with(false, 4);
+    rig.file.set_len(4096).unwrap();
+    let reads = THREADS as u64 + 4;
+    let heads: Vec<u16> =
+        (0..reads).map(|read| rig.driver.send(1, &[&header(0, 100 + read)], &[512, 1]).head).collect();
+    while !rig.driver.is_heard() || rig.blk.disk.faults.list().is_empty() {
+        std::thread::yield_now();
+    }
+    // On the same queue and on others.
+    for queue in [1, 3] {
+        assert_eq!(rig.driver.ask(queue, &[&header(1, 0), &[6; 512]], &[1]), (vec![0], 1));
+        assert_eq!(rig.driver.ask(queue, &[&header(4, 0)], &[1]), (vec![0], 1));
+    }
+    rig.file.set_len(DISK_BYTES).unwrap();
+    let mut answered = Vec::new();
+    while answered.len() < heads.len() {
+        rig.faults.try_again();
+        while let Some((head, written)) = rig.driver.try_used(1) {
+            assert_eq!(written, 513);
+            answered.push(head);
+        }
+        std::thread::yield_now();
+    }
+    answered.sort_unstable();
+    let mut heads = heads;
+    heads.sort_unstable();
+    assert_eq!(answered, heads);
+    assert_eq!(rig.driver.ask(1, &[&header(0, 0)], &[512, 1]).1, 513);
+}
+
+#[test]
+fn what_is_longer_than_a_request_may_be_is_refused_and_told() {
+    let mut rig = Rig::new();
+    let at = rig.driver.buffer(1 << 20);
+    rig.file.set_len(64 << 20).unwrap();
+    let first = Descriptor { address: at, length: 16, flags: 1, next: 0 };
+    let data = Descriptor { address: at, length: 1 << 20, flags: 3, next: 0 };
+    let status = Descriptor { address: 0x20_0000, length: 1, flags: 2, next: 0 };
+    let chain = [vec![first], vec![data; 33], vec![status]].concat();
+    let head = rig.driver.send_chain(0, &chain);
+    rig.driver.ring(0);
+    assert_eq!(rig.driver.used(0), (head, 1));
+    assert_eq!(rig.driver.read(0x20_0000, 1), [1]);
+    // And a driver that keeps to what the disk says never sends as much.
+    let mut most = [0; 8];
+    rig.blk.read_config(8, &mut most);
+    assert_eq!(most, [0, 0, 2, 0, 254, 0, 0, 0]);
+}
+
+#[test]
+fn a_driver_that_knows_no_flush_has_its_writes_last() {
+    let mut rig = Rig::new();
+    rig.blk.reset();
+    let features = rig.blk.features() & !(1 << VIRTIO_BLK_F_FLUSH);
+    rig.driver = Driver::start_with(&mut rig.blk, features);
+    assert_eq!(rig.status(&[&header(1, 2), &[7; 512]], &[1]), 0);
+    assert_eq!(rig.driver.ask(0, &[&header(0, 2)], &[512, 1]).1, 513);
+    assert_eq!(rig.blk.metrics().flushes.load(Ordering::Relaxed), 1, "for the write, not for the read");
+}
+
+#[test]
 fn a_reset_in_flight_leaves_memory_alone_and_the_disk_starts_again() {
     let mut rig = Rig::with(false, 4);
     for _ in 0..10 {

@@ -81,7 +81,7 @@ impl Conversation {
             if yes {
                 self.ports.iter_mut().for_each(|port| port.add = true);
             } else {
-                tracing::warn!("the guest has no use for the console");
+                tracing::debug!("the guest has no use for the console");
             }
             return;
         }
@@ -95,7 +95,7 @@ impl Conversation {
                 port.tell_name = yes && !port.name.is_empty();
                 if !yes {
                     port.open = false;
-                    tracing::warn!(id, "the guest has no use for a port of the console");
+                    tracing::debug!(id, "the guest has no use for a port of the console");
                 }
             }
             PORT_OPEN => port.open = yes,

@@ -318,13 +318,21 @@ pub fn make_private_dir(path: &Path) -> Result<(), StateError> {
         return Ok(());
     }
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    if let Some(parent) = parent {
-        make_private_dir(parent)?;
-    }
-    match std::fs::DirBuilder::new().mode(0o700).create(path) {
+    let make = || std::fs::DirBuilder::new().mode(0o700).create(path);
+    let made = match (make(), parent) {
+        (Err(error), Some(parent)) if error.kind() == io::ErrorKind::NotFound => {
+            make_private_dir(parent)?;
+            make()
+        }
+        (made, _) => made,
+    };
+    match made {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists || !path.is_dir() => Err(failed(error)),
         // What is made durable in it would be lost with its name.
-        _ => File::open(parent.unwrap_or(Path::new("."))).and_then(|dir| dir.sync_all()).map_err(failed),
+        // A parent that this user may not read is its owner's to keep.
+        _ => {
+            File::open(parent.unwrap_or(Path::new("."))).map_or(Ok(()), |dir| dir.sync_all()).map_err(failed)
+        }
     }
 }
 

@@ -5,8 +5,11 @@ use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use satchel_tests::{lab, skip};
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +20,8 @@ const MEMORY_MIB: u64 = 256;
 const DISK_BYTES: u64 = 256 << 20;
 /// How long all of it may take where everything is imitated twice over.
 const LAB_LIMIT: Duration = Duration::from_secs(3600);
+/// How long one machine may take there.
+const MACHINE_LIMIT: Duration = Duration::from_secs(400);
 /// What each machine itself may add to the guest's memory, MB.
 const GOAL_MB: f64 = 15.0;
 
@@ -122,10 +127,10 @@ pub(crate) fn beside_microvm(report: &mut Report) {
 
 /// Measures both in the lab.
 pub(crate) fn inside(task: &str) {
-    print!("{}", measure(task));
+    measure(task);
 }
 
-/// Findings, a line of JSON each.
+/// Findings, a line of JSON each, shown as they come.
 fn measure(task: &str) -> String {
     let task: Task = serde_json::from_str(task).expect("a task");
     let scratch = tempfile::tempdir().expect("a temporary directory can be made");
@@ -137,7 +142,9 @@ fn measure(task: &str) -> String {
             made.expect("a file of our own can be made");
             for (what, value) in observe(of, &task, &disk) {
                 let finding = Finding { of, what, value };
-                lines.push_str(&serde_json::to_string(&finding).expect("plain data"));
+                let line = serde_json::to_string(&finding).expect("plain data");
+                println!("{line}");
+                lines.push_str(&line);
                 lines.push('\n');
             }
         }
@@ -153,6 +160,13 @@ fn observe(of: Contender, task: &Task, disk: &Path) -> Vec<(String, f64)> {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("the machine can be started");
     let mut found = Vec::new();
     let mut lines = BufReader::new(machine.stdout.take().expect("it is a pipe"));
+    let process = Pid::from_child(&machine);
+    let (over, is_over) = mpsc::channel::<()>();
+    let watch = thread::spawn(move || {
+        if is_over.recv_timeout(MACHINE_LIMIT) == Err(mpsc::RecvTimeoutError::Timeout) {
+            let _ = kill_process(process, Signal::KILL);
+        }
+    });
     let mut line = Vec::new();
     while lines.read_until(b'\n', &mut line).is_ok_and(|bytes| bytes > 0) {
         let text = String::from_utf8_lossy(&line);
@@ -168,8 +182,10 @@ fn observe(of: Contender, task: &Task, disk: &Path) -> Vec<(String, f64)> {
         }
         line.clear();
     }
+    drop(over);
+    watch.join().expect("it only waits");
     let status = machine.wait().expect("a child can be waited for");
-    assert!(status.success(), "{command:?} ended with {status}");
+    assert!(status.success(), "{command:?} ended with {status} after {found:?}");
     found
 }
 

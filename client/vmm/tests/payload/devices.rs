@@ -35,6 +35,8 @@ const OUT: u32 = 1;
 const FLUSH: u32 = 4;
 /// `VIRTIO_BLK_F_MQ`.
 const SEVERAL_QUEUES: u64 = 1 << 12;
+/// `VIRTIO_BLK_F_FLUSH`: the driver flushes; else each write lasts before it is answered.
+const FLUSHES: u64 = 1 << 9;
 
 /// The header of a request to a disk.
 pub(crate) fn request(kind: u32, sector: u64) -> Vec<u8> {
@@ -81,7 +83,7 @@ fn writes_and_reads_back(features: u64) {
     let metrics = disk.metrics();
     let mut guest = Guest::start(&kvm, 1, vec![Box::new(disk)]);
     let guest = &mut guest;
-    let mut driver = Driver::start(guest, 0, BLOCK, SEVERAL_QUEUES | features);
+    let mut driver = Driver::start(guest, 0, BLOCK, SEVERAL_QUEUES | FLUSHES | features);
     assert_eq!(driver.load(guest, register::CONFIG), 2048, "sectors");
     let sector: Vec<u8> = (0..=255).chain(0..=255).collect();
     assert_eq!(driver.ask(guest, 0, &[&request(OUT, 7), &sector], &[1]), [0]);

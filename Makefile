@@ -59,7 +59,7 @@ demo-roaming: ## Push a new golden version, work on two machines at once, and se
 
 .PHONY: bench
 bench: ## Measure against what people use today, for an hour, and write docs/benchmarks.md
-	@tests/install-packages build bench image
+	@tests/install-packages build bench image lab
 	cargo build --release --workspace --locked
 	cargo run --release --locked -p satchel-tests --bin bench
 

@@ -49,6 +49,7 @@ use pace::Pace;
 use queue::{DEMAND_RUN_BYTES, Queue};
 use silence::SilenceLimited;
 use sources::{NobodyLeft, Sources, backoff};
+use want::Wanted;
 
 /// Requests at once for chunks someone waits for.
 const WAITING_REQUESTS: usize = 32;
@@ -330,10 +331,14 @@ impl Fetcher {
         if let Ok(landing) = tokio::time::timeout(OVERTAKE_AFTER, flight.land()).await {
             return landing;
         }
-        if let Some((segment, at)) = base.segment_of(chunk) {
+        if let Some((segment, at)) = base.segment_of(chunk)
+            && let Some(id) = segment.segment().and_then(|chunks| chunks.chunks().get(at)).copied()
+        {
+            let wanted = Wanted { id, segment, at, flight: Arc::clone(flight) };
             tokio::select! {
                 landing = flight.land() => return landing,
-                () = self.shared.overtake(segment, at, flight) => {}
+                // Where it cannot be located the stream may bring it all the same.
+                _ = self.shared.overtake(&wanted, Class::Waiting) => {}
             }
         }
         flight.land().await

@@ -260,8 +260,7 @@ impl Overlay {
         self.check_usable()?;
         let range = offset..offset + bytes.len() as u64;
         let written = self.data.write_all_at(bytes, offset);
-        // After the write, which a flush that sees this covers, and before the state, which a flush must not write down without
-        // it. Also after an error, which may have left half of it behind.
+        // After the write, which a flush that sees this covers. Also after an error, which may have left half of it behind.
         self.unsynced.store(true, Ordering::SeqCst);
         if written.is_ok() {
             self.map.set(blocks_touching(&range), BlockState::Data);
@@ -316,9 +315,10 @@ impl Overlay {
     }
 
     fn flush_locked(&self) -> Result<(), OverlayError> {
-        // Collected before the data sync, so that every state collected speaks of a write that this sync covers.
+        // Collected before the data sync, so that every state collected speaks of a write that this sync covers; also of one that
+        // has come no further than its state.
         let sectors = self.map.collect_changed(self.nonce);
-        if self.unsynced.swap(false, Ordering::SeqCst) {
+        if self.unsynced.swap(false, Ordering::SeqCst) || !sectors.is_empty() {
             self.data.sync_data().map_err(|e| io_error("sync", &self.data_name, e))?;
         }
         if sectors.is_empty() && !self.map_unsynced.load(Ordering::SeqCst) {

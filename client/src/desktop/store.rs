@@ -392,10 +392,11 @@ impl DesktopStore {
         next: DesktopRecord,
     ) -> Result<(), DesktopError> {
         let stored = store_record(&*self.volume, &next);
-        match stored {
-            Ok(()) => **record = next,
+        if stored.is_ok() {
+            **record = next;
+        } else if let Ok(found) = load_record(&*self.volume) {
             // It may have been replaced all the same, only not for good: what others find is what holds.
-            Err(_) => **record = load_record(&*self.volume).unwrap_or_else(|_| record.clone()),
+            **record = found;
         }
         stored
     }

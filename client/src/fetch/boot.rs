@@ -477,12 +477,12 @@ impl Boot<'_> {
                 let Some((segment, at)) = base.and_then(|base| base.segment_of(entry.chunk)) else {
                     continue;
                 };
-                if !flight.has_landed() && flight.claim_request() {
+                if !flight.has_landed() {
                     wanted.push(Wanted { id: entry.id, segment, at, flight: Arc::clone(flight) });
                 }
             }
         }
-        self.shared.request(wanted, Class::Profile).await;
+        self.shared.request(wanted).await;
     }
 
     /// Asks for chunks that the disks hold; answers the flights of those on their way.

@@ -7,21 +7,25 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use chunk_format::{ChunkId, ChunkIndex, PackRef};
+use futures_util::future::join_all;
+use tokio::sync::Semaphore;
 
 use super::flight::Flight;
 use super::queue::Job;
 use super::{Class, FetchError, Fetcher, Shared, Wish};
 use crate::disk::{Base, BaseSegment};
 
+/// Segments whose locators are loaded at once for what a boot stream did not bring: nobody asked for most of it.
+const LOCATORS_AT_ONCE: usize = 8;
+
 /// Where a chunk's frame lies.
-#[derive(Clone)]
-pub(super) struct Place {
+struct Place {
     pack: Arc<PackRef>,
     offset: u32,
     frame_len: u32,
 }
 
-/// A chunk whose flight is open, and whose request was claimed.
+/// A chunk that the boot stream was to bring.
 pub(super) struct Wanted<'a> {
     pub(super) id: ChunkId,
     pub(super) segment: &'a BaseSegment,
@@ -125,12 +129,12 @@ impl Shared {
         if self.cache.contains(&id) {
             return Found::Settled(Wish::Here);
         }
+        let Some(place) = place else { return Found::NotLocated };
         let flight = Arc::<Flight>::default();
         if self.stop.is_cancelled() {
             flight.finish(Err(Arc::new(FetchError::Stopped)));
             return Found::Settled(Wish::Flight(flight));
         }
-        let Some(place) = place else { return Found::NotLocated };
         flights.insert(id, Arc::clone(&flight));
         Found::Opened(place.job(id, class, flight))
     }
@@ -145,38 +149,44 @@ impl Shared {
         }
     }
 
-    /// Makes a request of its own for a chunk that the boot stream was to bring.
-    pub(super) async fn overtake(&self, segment: &BaseSegment, at: usize, flight: &Arc<Flight>) {
-        let id = segment.segment().and_then(|chunks| chunks.chunks().get(at)).copied();
-        if let Some(id) = id
-            && let Ok(place) = self.locate(segment, at).await
-            && flight.claim_request()
-        {
-            self.queue(&mut vec![place.job(id, Class::Waiting, Arc::clone(flight))]);
+    /// Makes a request of its own for a chunk that the boot stream was to bring, unless there is one when it is known where it
+    /// lies.
+    ///
+    /// # Errors
+    /// It cannot be located.
+    pub(super) async fn overtake(&self, wanted: &Wanted<'_>, class: Class) -> Result<(), FetchError> {
+        let Wanted { id, segment, at, flight } = wanted;
+        let place = self.locate(segment, *at).await?;
+        if flight.claim_request() {
+            self.queue(&mut vec![place.job(*id, class, Arc::clone(flight))]);
         }
+        Ok(())
     }
 
-    /// Puts chunks into the queue, each as soon as it is known where its segment's lie; the flights of those that cannot be
-    /// located end.
-    pub(super) async fn request(&self, wanted: Vec<Wanted<'_>>, class: Class) {
-        let mut segments: HashMap<_, Vec<Wanted<'_>>> = HashMap::new();
+    /// Makes requests for what the boot stream will not bring any more, segment by segment in the order of their first chunks; the
+    /// flights of what cannot be located end.
+    pub(super) async fn request(&self, wanted: Vec<Wanted<'_>>) {
+        let mut places = HashMap::new();
+        let mut segments: Vec<Vec<Wanted<'_>>> = Vec::new();
         for wanted in wanted {
-            segments.entry(wanted.segment.id).or_default().push(wanted);
+            let place = *places.entry(wanted.segment.id).or_insert(segments.len());
+            match segments.get_mut(place) {
+                Some(segment) => segment.push(wanted),
+                None => segments.push(vec![wanted]),
+            }
         }
-        let requests = segments.into_values().map(|segment| async {
-            let mut jobs = Vec::with_capacity(segment.len());
-            for Wanted { id, segment, at, flight } in segment {
-                match self.locate(segment, at).await {
-                    Ok(place) => jobs.push(place.job(id, class, flight)),
-                    Err(error) => {
-                        self.lock_flights().remove(&id);
-                        flight.finish(Err(Arc::new(error)));
-                    }
+        let turns = &Semaphore::new(LOCATORS_AT_ONCE);
+        let requests = segments.into_iter().map(|segment| async move {
+            let _turn = turns.acquire().await;
+            for wanted in segment {
+                let Err(error) = self.overtake(&wanted, Class::Profile).await else { continue };
+                if wanted.flight.claim_request() {
+                    self.lock_flights().remove(&wanted.id);
+                    wanted.flight.finish(Err(Arc::new(error)));
                 }
             }
-            self.queue(&mut jobs);
         });
-        futures_util::future::join_all(requests).await;
+        join_all(requests).await;
     }
 
     async fn locate(&self, segment: &BaseSegment, at: usize) -> Result<Place, FetchError> {

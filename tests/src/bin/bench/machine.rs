@@ -210,7 +210,6 @@ fn command(of: Contender, task: &Task, disk: &Path) -> Command {
             command.args(["-m", &MEMORY_MIB.to_string(), "-serial", "stdio"]);
             command.arg("-kernel").arg(&task.kernel).arg("-initrd").arg(&task.initrd);
             command.args(["-append", &format!("console=ttyS0 quiet loglevel=1 panic=-1 {words}")]);
-            // The last one first: the guest numbers them the other way round.
             let disks = [("system", system, ",read-only=on"), ("disk", disk, "")];
             for (id, path, more) in disks {
                 let drive =

@@ -225,6 +225,28 @@ fn a_failing_file_is_waited_for_and_the_guest_learns_nothing_of_it() {
 }
 
 #[test]
+fn a_flush_that_waited_for_one_that_failed_fails_too() {
+    let mut rig = Rig::new();
+    let disk = Arc::clone(&rig.blk.disk);
+    let under_way = disk.flushing.lock().unwrap();
+    rig.driver.send(0, &[&header(4, 0)], &[1]);
+    while !rig.driver.is_heard() {
+        std::thread::yield_now();
+    }
+    // It has seen no failure yet, and waits for its turn.
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    disk.has_failed.store(true, Ordering::SeqCst);
+    drop(under_way);
+    while rig.faults.list().is_empty() {
+        assert_eq!(rig.driver.try_used(0), None);
+        std::thread::yield_now();
+    }
+    assert!(rig.faults.list()[0].is_final);
+    rig.blk.reset();
+    assert_eq!(rig.driver.try_used(0), None);
+}
+
+#[test]
 fn reads_that_wait_leave_threads_to_writes_and_flushes() {
     let mut rig = Rig::with(false, 4);
     rig.file.set_len(4096).unwrap();

@@ -34,6 +34,9 @@ const UNMOUNT_TIMEOUT: Duration = Duration::from_secs(60);
 const FORCED_OFF_PATIENCE: Duration = Duration::from_secs(15);
 /// How long a machine that is to be handed over may take to shut down.
 const HAND_OVER_PATIENCE: Duration = Duration::from_secs(180);
+/// How long after the power button was pressed it is pressed once more: what is pressed before the guest listens for it is
+/// lost, and one that shuts down already takes no notice.
+const PRESS_AGAIN_INTERVAL: Duration = Duration::from_secs(10);
 /// How often a machine that was stopped by a full disk is told to go on.
 const CONTINUE_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -235,6 +238,7 @@ async fn run_machine(
         let mut supervisor = Supervisor {
             running,
             asked_to_stop,
+            press_again_at: None,
             left_behind_at: None,
             refuse_at: None,
             stopped_by_disk: false,
@@ -295,6 +299,8 @@ fn noted(noted: Result<(), starts::StartsError>) {
 struct Supervisor<'a, E: Fn(Event)> {
     running: Running,
     asked_to_stop: bool,
+    /// When the power button is pressed once more.
+    press_again_at: Option<Instant>,
     /// When a machine that was switched off is left behind: it waits for its disks, which end next.
     left_behind_at: Option<Instant>,
     /// When the machine that asks for the desktop is told that this one does not switch off.
@@ -328,11 +334,14 @@ impl<E: Fn(Event)> Supervisor<'_, E> {
             let (left_behind_at, refuse_at) = (self.left_behind_at, self.refuse_at);
             tokio::select! {
                 ended = self.running.ended() => return Ok(ended),
-                () = tokio::time::sleep_until(left_behind_at.unwrap_or_else(Instant::now)),
-                    if left_behind_at.is_some() =>
-                {
+                () = reached(left_behind_at) => {
                     self.running.kill();
                     return Ok(Ended::Off);
+                }
+                () = reached(self.press_again_at) => {
+                    self.press_again_at = Some(Instant::now() + PRESS_AGAIN_INTERVAL);
+                    // A machine that does not take it is about to end.
+                    let _ = self.running.press_power_button().await;
                 }
                 machine = &mut wanted, if !is_wanted => {
                     is_wanted = true;
@@ -348,7 +357,7 @@ impl<E: Fn(Event)> Supervisor<'_, E> {
                     }
                     (self.events)(Event::GuestAnswers);
                 }
-                () = tokio::time::sleep_until(refuse_at.unwrap_or_else(Instant::now)), if refuse_at.is_some() => {
+                () = reached(refuse_at) => {
                     self.refuse_at = None;
                     let reason = "its machine was asked to shut down, and still runs".to_owned();
                     refuse(self.desktop_directory, reason).await;
@@ -377,13 +386,14 @@ impl<E: Fn(Event)> Supervisor<'_, E> {
         }
     }
 
-    /// Presses the power button; switches off when asked a second time.
+    /// Presses the power button, until the machine is off; switches off when asked a second time.
     async fn stop(&mut self) {
         if self.asked_to_stop {
             return self.force_off().await;
         }
         self.asked_to_stop = true;
         (self.events)(Event::ShuttingDown);
+        self.press_again_at = Some(Instant::now() + PRESS_AGAIN_INTERVAL);
         if self.running.press_power_button().await.is_err() {
             self.force_off().await;
         }
@@ -391,6 +401,7 @@ impl<E: Fn(Event)> Supervisor<'_, E> {
 
     async fn force_off(&mut self) {
         self.asked_to_stop = true;
+        self.press_again_at = None;
         (self.events)(Event::ForcedOff);
         self.left_behind_at.get_or_insert(Instant::now() + FORCED_OFF_PATIENCE);
         self.running.force_off().await;
@@ -407,6 +418,14 @@ impl<E: Fn(Event)> Supervisor<'_, E> {
             MachineEvent::Panicked => (self.events)(Event::Panicked),
             MachineEvent::NetworkEnded => (self.events)(Event::NetworkEnded),
         }
+    }
+}
+
+/// Waits until then; for ever when there is nothing to wait for.
+async fn reached(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 

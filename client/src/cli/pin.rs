@@ -13,7 +13,7 @@ use satchel_client::session::Session;
 use serde::Serialize;
 
 use super::open::{OnMissingArg, OpenArgs};
-use super::quantity::ByteSize;
+use super::quantity::{self, ByteSize};
 use super::{Context, mount};
 
 #[derive(Debug, Args)]
@@ -21,7 +21,7 @@ pub(super) struct PinArgs {
     /// The desktop
     desktop: Name,
     /// The most to take of the link, bytes a second (without it: all that nobody else needs)
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", value_parser = quantity::rate)]
     limit_rate: Option<ByteSize>,
     /// No longer keep all of it
     #[arg(long, conflicts_with_all = ["pause", "resume", "limit_rate"])]

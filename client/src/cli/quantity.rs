@@ -40,7 +40,7 @@ impl FromStr for ByteSize {
 /// A number of bytes a second that gets something done.
 pub(crate) fn rate(text: &str) -> Result<ByteSize, String> {
     match text.parse()? {
-        ByteSize(0) => Err("nothing would ever be sent: give at least 1 byte a second".to_owned()),
+        ByteSize(0) => Err("it would never get done: give at least 1 byte a second".to_owned()),
         rate => Ok(rate),
     }
 }

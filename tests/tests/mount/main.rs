@@ -8,6 +8,7 @@ mod free;
 mod network;
 mod offline;
 mod point;
+mod power;
 mod reading;
 mod sources;
 mod space;

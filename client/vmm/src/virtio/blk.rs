@@ -1,8 +1,7 @@
 //! A disk (Virtio 1.2, section 5.2) on a file.
 //!
-//! The threads of a disk share its queues: whoever is rung takes one request, rings the next thread if there is more and none is
-//! on its way, and does it. So a lone request is never handed over, many are done at once, those that are done quickly by one
-//! thread, and one that waits for the network holds up no other.
+//! The threads of a disk share its queues: whoever is rung takes one request, rings the next thread if there is more, and does
+//! it. So a lone request is never handed over, many are done at once, and one that waits for the network holds up no other.
 //! Reads may wait for long, so they never have the last threads: writes and flushes go on whatever reads wait for.
 //!
 //! The guest is never given an I/O error for what its disk's file did: the machine is paused, whoever runs it is told, and
@@ -197,10 +196,7 @@ impl VirtioDevice for Blk {
         let server = Arc::new(Server {
             disk: Arc::clone(&self.disk),
             memory: Arc::clone(&activation.memory),
-            queues: queues
-                .into_iter()
-                .map(|queue| Mutex::new(SharedQueue { queue, is_rung: false }))
-                .collect(),
+            queues: queues.into_iter().map(Mutex::new).collect(),
             reads: Mutex::default(),
             // Virtio 1.2, section 5.2.6.2: a driver that knows no flush may rely on what was answered.
             writes_through: activation.features & 1 << VIRTIO_BLK_F_FLUSH == 0,
@@ -232,18 +228,11 @@ impl Drop for Blk {
 struct Server {
     disk: Arc<Disk>,
     memory: GuestMemory,
-    queues: Vec<Mutex<SharedQueue>>,
+    queues: Vec<Mutex<DeviceQueue>>,
     reads: Mutex<Reads>,
     /// Whether what was written is to last before it is answered.
     writes_through: bool,
     stopping: Arc<AtomicBool>,
-}
-
-/// A queue that several threads serve.
-struct SharedQueue {
-    queue: DeviceQueue,
-    /// A thread was rung and has not looked yet: it is on its way, or the first to be free.
-    is_rung: bool,
 }
 
 /// A request that was taken from a queue.
@@ -261,7 +250,7 @@ struct Reads {
 }
 
 impl Server {
-    fn queue(&self, queue: usize) -> MutexGuard<'_, SharedQueue> {
+    fn queue(&self, queue: usize) -> MutexGuard<'_, DeviceQueue> {
         self.queues[queue].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -279,10 +268,10 @@ impl Server {
         let waiting = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         epoll::add(&waiting, stop, epoll::EventData::new_u64(u64::MAX), epoll::EventFlags::IN)?;
         for (number, queue) in (0..).zip(&self.queues) {
-            let shared = queue.lock().unwrap_or_else(PoisonError::into_inner);
+            let queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
             // Exclusive: a ring wakes one thread, not all.
             let flags = epoll::EventFlags::IN | epoll::EventFlags::EXCLUSIVE;
-            epoll::add(&waiting, &shared.queue, epoll::EventData::new_u64(number), flags)?;
+            epoll::add(&waiting, &*queue, epoll::EventData::new_u64(number), flags)?;
         }
         let data = epoll::EventData::new_u64(0);
         let mut events = [epoll::Event { flags: epoll::EventFlags::empty(), data }];
@@ -294,11 +283,9 @@ impl Server {
             }
             let rung = usize::try_from(events[0].data.u64()).ok().filter(|queue| *queue < self.queues.len());
             let Some(queue) = rung else { continue };
-            let mut was_rung = true;
             while !self.stopping.load(Ordering::SeqCst)
-                && let Some(chain) = self.next(queue, was_rung)
+                && let Some(chain) = self.next(queue)
             {
-                was_rung = false;
                 if self.take_on(queue, chain).is_none() {
                     return Ok(());
                 }
@@ -307,20 +294,16 @@ impl Server {
         Ok(())
     }
 
-    /// Takes a request; rings for another thread when there is one more and nobody is on the way to it.
-    fn next(&self, queue: usize, was_rung: bool) -> Option<Chain> {
-        let SharedQueue { queue, is_rung } = &mut *self.queue(queue);
-        if was_rung {
-            queue.acknowledge();
-            *is_rung = false;
-        }
+    /// Takes a request; rings for another thread when there is one more.
+    fn next(&self, queue: usize) -> Option<Chain> {
+        let mut queue = self.queue(queue);
+        queue.acknowledge();
         let chain = queue.pop();
         // While there is more, somebody looks again in any case: the driver need not ring for every request.
-        if !queue.has_more() {
-            queue.rearm();
-        } else if !*is_rung {
+        if queue.has_more() {
             queue.ring();
-            *is_rung = true;
+        } else {
+            queue.rearm();
         }
         chain
     }
@@ -385,7 +368,7 @@ impl Server {
     }
 
     fn finish(&self, queue: usize, chain: &Chain, written: u32) {
-        let queue = &mut self.queue(queue).queue;
+        let mut queue = self.queue(queue);
         queue.push(chain.head_index(), written);
         queue.tell();
     }

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::num::Wrapping;
 use std::os::fd::{AsFd, OwnedFd};
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, Shutdown};
 
@@ -79,6 +80,15 @@ impl Connection {
 
     pub(super) fn is_established(&self) -> bool {
         self.established
+    }
+
+    /// Whether the guest has not accepted, and the host has gone.
+    pub(super) fn is_abandoned(&self) -> bool {
+        let mut polled = [PollFd::new(&self.socket, PollFlags::empty())];
+        let at_once = Timespec::default();
+        !self.established
+            && rustix::event::poll(&mut polled, Some(&at_once)).is_ok()
+            && polled[0].revents().contains(PollFlags::HUP)
     }
 
     /// The guest accepted; the host is told so with the port its end has, as the convention of such sockets is.

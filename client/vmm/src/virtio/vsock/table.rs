@@ -128,6 +128,7 @@ impl Table {
 
     /// Asks the guest for a connection to its port. The socket is closed when it refuses, or when there are too many.
     pub(super) fn ask(&mut self, port: u32, socket: OwnedFd) {
+        self.forget_abandoned();
         if self.connections.len() >= MOST_CONNECTIONS {
             tracing::warn!(port, "there are too many connections to the guest");
             return;
@@ -142,6 +143,14 @@ impl Table {
                 return;
             }
         }
+    }
+
+    /// Forgets what the guest was asked for, did not answer, and nobody waits for any more: a guest without a driver for this device
+    /// never answers. One that does so late is told that there is no such connection.
+    fn forget_abandoned(&mut self) {
+        let abandoned = self.connections.iter().filter(|(_, connection)| connection.is_abandoned());
+        let abandoned: Vec<Ports> = abandoned.map(|(ports, _)| *ports).collect();
+        abandoned.into_iter().for_each(|ports| self.forget(ports));
     }
 
     /// Ends all connections without a word.
@@ -255,5 +264,27 @@ impl Table {
                 self.flush(ports);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn what_nobody_waits_for_any_more_is_in_nobodys_way() {
+        let mut table = Table::new(3);
+        for _ in 0..2 * MOST_CONNECTIONS {
+            let (ours, mut theirs) = UnixStream::pair().unwrap();
+            std::io::Write::write_all(&mut theirs, b"said too early").unwrap();
+            table.ask(1024, ours.into());
+        }
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        table.ask(1024, ours.into());
+        assert_eq!(table.connections.len(), 1);
+        let asked = std::iter::from_fn(|| table.next(&mut [])).filter(|(header, _)| header.op == op::REQUEST);
+        assert_eq!(asked.count(), 1);
     }
 }

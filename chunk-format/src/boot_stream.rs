@@ -18,8 +18,9 @@ const WHAT: &str = "boot stream";
 
 /// How many of the bytes before an object its frame may refer to.
 pub const STREAM_HISTORY_BYTES: usize = 32 << 20;
-/// The longest object of a boot stream anyone accepts, bytes.
-pub const MAX_STREAM_BYTES: usize = 16 << 20;
+/// The longest object of a boot stream anyone accepts, bytes: [`STREAM_CONTENT_BYTES`] of what cannot be compressed, such as a
+/// kernel's initial RAM disk, and what zstd adds to that.
+pub const MAX_STREAM_BYTES: usize = 17 << 20;
 /// The chunks in one object, bytes, that writers aim at: some MiB when compressed.
 pub const STREAM_CONTENT_BYTES: usize = 16 << 20;
 
@@ -213,6 +214,11 @@ mod tests {
         let (over, mut window) = (MAX_STREAM_CONTENT_BYTES + 1, StreamWindow::after(&[]));
         assert!(matches!(window.decode(over), Err(FormatError::TooLong { .. })));
         assert!(window.decode(over - 1).is_ok());
+    }
+
+    #[test]
+    fn what_cannot_be_compressed_fits_too() {
+        assert!(compress_bound(STREAM_CONTENT_BYTES) <= MAX_STREAM_BYTES);
     }
 
     #[test]

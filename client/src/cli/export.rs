@@ -1,19 +1,18 @@
 //! `satchel export`
 
-use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::Args;
-use indicatif::ProgressBar;
 use satchel_client::export::{ExportProgress, Exporter};
 use satchel_client::source::HttpSource;
 use satchel_client::versions::{ImageRef, fetch_golden};
 use serde::Serialize;
 
 use super::Context;
+use super::progress::{rate, time_left, while_working};
 use super::quantity::ByteSize;
 
 #[derive(Debug, Args)]
@@ -24,9 +23,6 @@ pub(super) struct ExportArgs {
     /// The directory; several versions may share one
     dir: PathBuf,
 }
-
-const REDRAW: Duration = Duration::from_millis(250);
-const PLAIN_INTERVAL: Duration = Duration::from_secs(5);
 
 #[derive(Serialize)]
 struct Report {
@@ -49,7 +45,7 @@ pub(crate) async fn run(context: &Context, args: ExportArgs) -> anyhow::Result<(
     let progress = ExportProgress::default();
     let exporter =
         Exporter { source: Arc::new(HttpSource::new(remote)), directory: &directory, progress: &progress };
-    let exported = while_exporting(context, &progress, exporter.export(&version)).await?;
+    let exported = while_working(|elapsed| describe(&progress, elapsed), exporter.export(&version)).await?;
     let report = Report {
         image: args.image.image.to_string(),
         version: version.id.to_string(),
@@ -75,53 +71,14 @@ pub(crate) async fn run(context: &Context, args: ExportArgs) -> anyhow::Result<(
     Ok(())
 }
 
-async fn while_exporting<T>(
-    context: &Context,
-    progress: &ExportProgress,
-    work: impl Future<Output = T>,
-) -> T {
-    let began = Instant::now();
-    let mut said = began;
-    let bar = std::io::stderr().is_terminal().then(ProgressBar::new_spinner);
-    let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + REDRAW, REDRAW);
-    tokio::pin!(work);
-    loop {
-        tokio::select! {
-            result = &mut work => {
-                if let Some(bar) = bar {
-                    bar.finish_and_clear();
-                }
-                return result;
-            }
-            _ = ticks.tick() => {
-                let text = describe(progress, began.elapsed());
-                match &bar {
-                    Some(bar) => {
-                        bar.set_message(text);
-                        bar.tick();
-                    }
-                    None if said.elapsed() >= PLAIN_INTERVAL => {
-                        said = Instant::now();
-                        context.printer.message(&text);
-                    }
-                    None => {}
-                }
-            }
-        }
-    }
-}
-
 fn describe(progress: &ExportProgress, elapsed: Duration) -> String {
     let read = |count: &std::sync::atomic::AtomicU64| count.load(Ordering::Relaxed);
     let (total, done, fetched) =
         (read(&progress.total_bytes), read(&progress.done_bytes), read(&progress.fetched_bytes));
-    if total == 0 {
+    let Some(percent) = (done * 100).checked_div(total) else {
         return format!("looking at the version: {} fetched", ByteSize(fetched));
-    }
-    let millis = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX).max(1);
-    let rate = fetched.saturating_mul(1000) / millis;
-    let left = total.saturating_sub(done).checked_div(rate);
-    let left = left.map_or("?".to_owned(), |left_s| format!("{}:{:02}", left_s / 60, left_s % 60));
-    let percent = done * 100 / total;
-    format!("{percent}% of {}, {}/s, {left} left", ByteSize(total), ByteSize(rate))
+    };
+    let rate = rate(fetched, elapsed);
+    let left = time_left(total.saturating_sub(done), rate);
+    format!("{percent}% of {}, {}/s, {left}", ByteSize(total), ByteSize(rate))
 }

@@ -1,11 +1,9 @@
 //! `satchel pin`
 
-use std::io::IsTerminal;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use chunk_format::Name;
 use clap::Args;
-use indicatif::ProgressBar;
 use satchel_client::control::{Connection, ControlError, Reply, Request};
 use satchel_client::lease::Claim;
 use satchel_client::mount::{FillReport, fill_reply, fill_report};
@@ -13,6 +11,7 @@ use satchel_client::session::Session;
 use serde::Serialize;
 
 use super::open::{OnMissingArg, OpenArgs};
+use super::progress::{ProgressLine, rate, time_left};
 use super::quantity::{self, ByteSize};
 use super::{Context, mount};
 
@@ -38,8 +37,6 @@ pub(super) struct PinArgs {
 }
 
 const REDRAW: Duration = Duration::from_millis(200);
-const SILENCE: Duration = Duration::from_millis(250);
-const PLAIN_INTERVAL: Duration = Duration::from_secs(5);
 
 #[derive(Serialize)]
 struct Pinned<'a> {
@@ -72,7 +69,7 @@ pub(crate) async fn run(context: &Context, args: PinArgs) -> anyhow::Result<()> 
     }
     let report = match running {
         Some(mut connection) => {
-            let mut reporter = FillReporter::new(context);
+            let mut reporter = FillReporter::new();
             let request = Request::Pin { pinned: !args.unpin, limit_bytes_per_s };
             let result = connection.ask(&request, |reply| reporter.show(reply)).await?;
             if args.unpin { None } else { Some(serde_json::from_value(result)?) }
@@ -83,7 +80,7 @@ pub(crate) async fn run(context: &Context, args: PinArgs) -> anyhow::Result<()> 
                 ..OpenArgs::for_command(args.cache_size, OnMissingArg::Wait)
             };
             let session = mount::open(context, &state, &args.desktop, &open, Claim::IfFree).await?;
-            let report = fill_here(context, &session, &args, limit_bytes_per_s).await;
+            let report = fill_here(&session, &args, limit_bytes_per_s).await;
             tokio::task::block_in_place(|| session.desktop.close())?;
             report?
         }
@@ -104,7 +101,6 @@ pub(crate) async fn run(context: &Context, args: PinArgs) -> anyhow::Result<()> 
 }
 
 async fn fill_here(
-    context: &Context,
     session: &Session,
     args: &PinArgs,
     limit_bytes_per_s: Option<u64>,
@@ -116,7 +112,7 @@ async fn fill_here(
         return Ok(None);
     }
     desktop.fetcher().limit_background(limit_bytes_per_s);
-    let mut reporter = FillReporter::new(context);
+    let mut reporter = FillReporter::new();
     // What a start needs first, as one download.
     let filling = async {
         if let Err(error) = desktop.fetch_for_start().await {
@@ -138,21 +134,15 @@ async fn fill_here(
 }
 
 /// Shows how far a fill is.
-struct FillReporter<'a> {
-    context: &'a Context,
-    bar: Option<ProgressBar>,
-    terminal: bool,
-    began: Instant,
+struct FillReporter {
+    line: ProgressLine,
     /// What was here already.
     first_bytes: Option<u64>,
-    said: Instant,
 }
 
-impl<'a> FillReporter<'a> {
-    fn new(context: &'a Context) -> Self {
-        let now = Instant::now();
-        let terminal = std::io::stderr().is_terminal();
-        Self { context, bar: None, terminal, began: now, first_bytes: None, said: now }
+impl FillReporter {
+    fn new() -> Self {
+        Self { line: ProgressLine::new(), first_bytes: None }
     }
 
     fn show(&mut self, reply: &Reply) {
@@ -161,43 +151,20 @@ impl<'a> FillReporter<'a> {
             return;
         }
         let first = *self.first_bytes.get_or_insert_with(|| {
-            self.began = Instant::now();
+            self.line = ProgressLine::new();
             local_bytes
         });
-        let elapsed = self.began.elapsed();
-        if elapsed < SILENCE {
-            return;
-        }
-        let text = describe(total_bytes, local_bytes, local_bytes.saturating_sub(first), elapsed, paused);
-        if self.terminal {
-            let bar = self.bar.get_or_insert_with(ProgressBar::new_spinner);
-            bar.set_message(text);
-            bar.tick();
-        } else if self.said.elapsed() >= PLAIN_INTERVAL {
-            self.said = Instant::now();
-            self.context.printer.message(&text);
-        }
-    }
-}
-
-impl Drop for FillReporter<'_> {
-    fn drop(&mut self) {
-        if let Some(bar) = self.bar.take() {
-            bar.finish_and_clear();
-        }
+        let fetched = local_bytes.saturating_sub(first);
+        self.line.show(describe(total_bytes, local_bytes, fetched, self.line.elapsed(), paused));
     }
 }
 
 fn describe(total: u64, local: u64, fetched: u64, elapsed: Duration, paused: bool) -> String {
     let percent = (local * 100).checked_div(total).unwrap_or(100);
-    let millis = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX).max(1);
-    let rate = fetched.saturating_mul(1000) / millis;
-    let state = match (paused, total.saturating_sub(local).checked_div(rate)) {
+    let state = match (paused, rate(fetched, elapsed)) {
         (true, _) => "paused; `satchel pin --resume` goes on".to_owned(),
-        (false, Some(left_s)) => {
-            format!("{}/s, {}:{:02} left", ByteSize(rate), left_s / 60, left_s % 60)
-        }
-        (false, None) => "waiting for the link".to_owned(),
+        (false, 0) => "waiting for the link".to_owned(),
+        (false, rate) => format!("{}/s, {}", ByteSize(rate), time_left(total.saturating_sub(local), rate)),
     };
     format!("{percent}% of {} is here, {state}", ByteSize(total))
 }

@@ -1,14 +1,12 @@
 //! `satchel profile`
 
-use std::io::IsTerminal;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use anyhow::bail;
 use chunk_format::{ManifestId, Name, ProfileEntry, Subject};
 use clap::{Args, Subcommand};
-use indicatif::ProgressBar;
 use satchel_client::desktop::Version;
 use satchel_client::disk::Base;
 use satchel_client::engine::Display;
@@ -25,6 +23,7 @@ use serde::Serialize;
 
 use super::Context;
 use super::output::short;
+use super::progress::{ProgressLine, rate, time_left, while_working};
 use super::quantity::ByteSize;
 use super::run::DisplayArg;
 
@@ -70,9 +69,6 @@ pub(super) struct ShowProfileArgs {
     #[arg(long, value_name = "RATE/ROUND-TRIP", default_value = "25mbit/40ms")]
     link: LinkShape,
 }
-
-const REDRAW: Duration = Duration::from_millis(200);
-const PLAIN_INTERVAL: Duration = Duration::from_secs(10);
 
 /// A profile that was attached to a version.
 #[derive(Debug, Serialize)]
@@ -134,7 +130,6 @@ pub(crate) async fn record(context: &Context, args: RecordArgs) -> anyhow::Resul
     let recorded = recorder.record(&golden, &|step| screen.show(step)).await?;
     screen.clear();
     let attachment = attach(
-        context,
         Attacher { remote: &remote, image: &args.image.image, key: &key },
         golden.id,
         &recorded.fetcher,
@@ -161,7 +156,6 @@ fn remove(fetcher: &Fetcher, directory: &std::path::Path) {
 
 /// Compresses what a start touches, and attaches it to the version.
 async fn attach(
-    context: &Context,
     attacher: Attacher<'_>,
     version: ManifestId,
     fetcher: &Fetcher,
@@ -174,7 +168,7 @@ async fn attach(
     let progress = Arc::new(StreamProgress::default());
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let encoding = encode_streams(fetcher, disks, &entries, threads, &progress);
-    let streams = while_encoding(context, &progress, encoding).await?;
+    let streams = while_working(|elapsed| describe(&progress, elapsed), encoding).await?;
     let chunk_bytes = progress.total_bytes.load(Ordering::Relaxed);
     let attached = attacher.attach(version, entries, streams).await?;
     Ok(Attachment {
@@ -271,7 +265,6 @@ pub(crate) async fn find_profiled(
 
 /// Carries the profile of one version over to another.
 pub(crate) async fn carry_over(
-    context: &Context,
     remote: &Remote,
     state: &StateDir,
     image: &Name,
@@ -287,7 +280,7 @@ pub(crate) async fn carry_over(
     let profile = fetch_profile(&reading.fetcher, previous).await?.profile;
     let entries = Mapper { fetcher: &reading.fetcher, old: &old, new: &new }.map(&profile).await?;
     let attacher = Attacher { remote, image, key: &key };
-    let attachment = attach(context, attacher, version.id, &reading.fetcher, &new, entries).await?;
+    let attachment = attach(attacher, version.id, &reading.fetcher, &new, entries).await?;
     remove(&reading.fetcher, &directory);
     Ok(attachment)
 }
@@ -295,15 +288,16 @@ pub(crate) async fn carry_over(
 /// Says how a recording goes.
 struct Screen<'a> {
     context: &'a Context,
-    bar: Option<ProgressBar>,
-    began: Instant,
-    said_s: AtomicU64,
+    line: Mutex<ProgressLine>,
 }
 
 impl<'a> Screen<'a> {
     fn new(context: &'a Context) -> Self {
-        let bar = std::io::stderr().is_terminal().then(ProgressBar::new_spinner);
-        Self { context, bar, began: Instant::now(), said_s: AtomicU64::new(0) }
+        Self { context, line: Mutex::new(ProgressLine::new()) }
+    }
+
+    fn line(&self) -> MutexGuard<'_, ProgressLine> {
+        self.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn show(&self, step: Step) {
@@ -312,23 +306,7 @@ impl<'a> Screen<'a> {
                 let slow = if accelerated { "" } else { " (QEMU imitates a processor, which is slow)" };
                 self.context.printer.message(&format!("start {start} of {starts}{slow}"));
             }
-            Step::Reading { chunks } => {
-                let text = format!("{chunks} chunks read");
-                match &self.bar {
-                    Some(bar) => {
-                        bar.set_message(text);
-                        bar.tick();
-                    }
-                    None => {
-                        let now = self.began.elapsed().as_secs();
-                        let said = self.said_s.load(Ordering::Relaxed);
-                        if now >= said + PLAIN_INTERVAL.as_secs() {
-                            self.said_s.store(now, Ordering::Relaxed);
-                            self.context.printer.message(&text);
-                        }
-                    }
-                }
-            }
+            Step::Reading { chunks } => self.line().show(format!("{chunks} chunks read")),
             Step::Up { chunks, took } => {
                 self.context
                     .printer
@@ -338,58 +316,13 @@ impl<'a> Screen<'a> {
     }
 
     fn clear(&self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
+        self.line().finish();
     }
 }
 
-/// Shows how far the compression is until it is done.
-async fn while_encoding<T>(context: &Context, progress: &StreamProgress, work: impl Future<Output = T>) -> T {
-    let began = Instant::now();
-    let mut said = began;
-    let bar = std::io::stderr().is_terminal().then(ProgressBar::new_spinner);
-    let mut ticks = tokio::time::interval(REDRAW);
-    tokio::pin!(work);
-    loop {
-        tokio::select! {
-            result = &mut work => {
-                if let Some(bar) = bar {
-                    bar.finish_and_clear();
-                }
-                return result;
-            }
-            _ = ticks.tick() => {
-                let (total, done) = (
-                    progress.total_bytes.load(Ordering::Relaxed),
-                    progress.done_bytes.load(Ordering::Relaxed),
-                );
-                let text = format!(
-                    "compressing the boot stream: {} of {}, {}",
-                    ByteSize(done),
-                    ByteSize(total),
-                    left(done, total, began.elapsed())
-                );
-                match &bar {
-                    Some(bar) => {
-                        bar.set_message(text);
-                        bar.tick();
-                    }
-                    None if said.elapsed() >= PLAIN_INTERVAL => {
-                        said = Instant::now();
-                        context.printer.message(&text);
-                    }
-                    None => {}
-                }
-            }
-        }
-    }
-}
-
-fn left(done: u64, total: u64, elapsed: Duration) -> String {
-    if done == 0 {
-        return "time left unknown".to_owned();
-    }
-    let seconds = u128::from(total.saturating_sub(done)) * elapsed.as_millis() / u128::from(done) / 1000;
-    format!("{}:{:02} left", seconds / 60, seconds % 60)
+fn describe(progress: &StreamProgress, elapsed: Duration) -> String {
+    let (total, done) =
+        (progress.total_bytes.load(Ordering::Relaxed), progress.done_bytes.load(Ordering::Relaxed));
+    let left = time_left(total.saturating_sub(done), rate(done, elapsed));
+    format!("compressing the boot stream: {} of {}, {left}", ByteSize(done), ByteSize(total))
 }

@@ -16,38 +16,46 @@ const SILENCE: Duration = Duration::from_millis(250);
 const REDRAW: Duration = Duration::from_millis(100);
 const PLAIN_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Shows how far an upload is, wherever its numbers come from.
-pub(crate) struct UploadReporter {
+/// A line that says how far some work is. It goes when this does.
+pub(crate) struct ProgressLine {
     began: Instant,
     last_plain: Instant,
     bar: Option<ProgressBar>,
     terminal: bool,
 }
 
-impl UploadReporter {
+impl ProgressLine {
     pub(crate) fn new() -> Self {
         let now = Instant::now();
         Self { began: now, last_plain: now, bar: None, terminal: std::io::stderr().is_terminal() }
     }
 
-    /// Shows the numbers of a reply; does nothing for other replies.
-    pub(crate) fn show(&mut self, reply: &Reply) {
-        let Reply::Progress { total_bytes, hashed_bytes, new_bytes, sent_bytes, sent_raw_bytes } = *reply
-        else {
-            return;
-        };
-        let elapsed = self.began.elapsed();
-        if elapsed < SILENCE || total_bytes == 0 {
+    /// How long the work takes so far.
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    /// Says how far the work is, if it is time to.
+    pub(crate) fn show(&mut self, text: String) {
+        self.draw(text, ProgressBar::new_spinner, ProgressBar::tick);
+    }
+
+    /// The same, and draws the part that is done.
+    pub(crate) fn show_part(&mut self, done: u64, total: u64, text: String) {
+        self.draw(text, new_bar, |bar| {
+            bar.set_length(total);
+            bar.set_position(done.min(total));
+        });
+    }
+
+    fn draw(&mut self, text: String, new: impl FnOnce() -> ProgressBar, update: impl FnOnce(&ProgressBar)) {
+        if self.elapsed() < SILENCE {
             return;
         }
-        // Done is what was read and need not be sent, and what was sent.
-        let done = hashed_bytes.saturating_sub(new_bytes) + sent_raw_bytes;
-        let text = describe(total_bytes, hashed_bytes, new_bytes, sent_bytes, done, elapsed);
         if self.terminal {
-            let bar = self.bar.get_or_insert_with(new_bar);
-            bar.set_length(total_bytes);
-            bar.set_position(done.min(total_bytes));
+            let bar = self.bar.get_or_insert_with(new);
             bar.set_message(text);
+            update(bar);
         } else if self.last_plain.elapsed() >= PLAIN_INTERVAL {
             self.last_plain = Instant::now();
             eprint_line(&text);
@@ -62,9 +70,82 @@ impl UploadReporter {
     }
 }
 
-impl Drop for UploadReporter {
+impl Drop for ProgressLine {
     fn drop(&mut self) {
         self.finish();
+    }
+}
+
+/// Shows what there is to say of some work, given how long it takes so far, until it is done.
+pub(crate) async fn while_working<T>(said: impl Fn(Duration) -> String, work: impl Future<Output = T>) -> T {
+    let mut line = ProgressLine::new();
+    let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + SILENCE, REDRAW);
+    tokio::pin!(work);
+    loop {
+        tokio::select! {
+            result = &mut work => return result,
+            _ = ticks.tick() => line.show(said(line.elapsed())),
+        }
+    }
+}
+
+/// Shows what was fetched for work that says nothing else.
+pub(crate) async fn while_fetching<T>(
+    what: &str,
+    fetched_bytes: impl Fn() -> u64,
+    work: impl Future<Output = T>,
+) -> T {
+    while_working(|_| format!("{what}: {} fetched", ByteSize(fetched_bytes())), work).await
+}
+
+/// What was done, a second.
+pub(crate) fn rate(done: u64, elapsed: Duration) -> u64 {
+    let millis = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX).max(1);
+    done.saturating_mul(1000) / millis
+}
+
+/// How long the rest takes at a rate, as minutes and seconds.
+pub(crate) fn time_left(rest: u64, rate: u64) -> String {
+    match rest.checked_div(rate) {
+        Some(left_s) => format!("{}:{:02} left", left_s / 60, left_s % 60),
+        None => "time left unknown".to_owned(),
+    }
+}
+
+/// Shows how far an upload is, wherever its numbers come from.
+pub(crate) struct UploadReporter {
+    line: ProgressLine,
+}
+
+impl UploadReporter {
+    pub(crate) fn new() -> Self {
+        Self { line: ProgressLine::new() }
+    }
+
+    /// Shows the numbers of a reply; does nothing for other replies.
+    pub(crate) fn show(&mut self, reply: &Reply) {
+        let Reply::Progress { total_bytes, hashed_bytes, new_bytes, sent_bytes, sent_raw_bytes } = *reply
+        else {
+            return;
+        };
+        if total_bytes == 0 {
+            return;
+        }
+        // Done is what was read and need not be sent, and what was sent.
+        let known = hashed_bytes.saturating_sub(new_bytes);
+        let done = known + sent_raw_bytes;
+        let rate = rate(done, self.line.elapsed());
+        let text = format!(
+            "{}% of {}, {} known, {} new, {} sent, {}/s, {}",
+            done.saturating_mul(100) / total_bytes,
+            ByteSize(total_bytes),
+            ByteSize(known),
+            ByteSize(new_bytes),
+            ByteSize(sent_bytes),
+            ByteSize(rate),
+            time_left(total_bytes.saturating_sub(done), rate)
+        );
+        self.line.show_part(done, total_bytes, text);
     }
 }
 
@@ -81,31 +162,6 @@ pub(crate) async fn while_uploading<T>(progress: Arc<UploadProgress>, work: impl
     }
 }
 
-fn describe(total: u64, hashed: u64, new: u64, sent: u64, done: u64, elapsed: Duration) -> String {
-    let percent = (done * 100).checked_div(total).unwrap_or(100);
-    let seconds = elapsed.as_secs_f64();
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        clippy::cast_precision_loss,
-        reason = "for show"
-    )]
-    let (rate, left_s) = {
-        let rate = done as f64 / seconds.max(0.001);
-        (rate as u64, (total.saturating_sub(done) as f64 / rate.max(1.0)) as u64)
-    };
-    let left = if done == 0 { "?".to_owned() } else { format!("{}:{:02}", left_s / 60, left_s % 60) };
-    let known = hashed.saturating_sub(new);
-    format!(
-        "{percent}% of {}, {} known, {} new, {} sent, {}/s, {left} left",
-        ByteSize(total),
-        ByteSize(known),
-        ByteSize(new),
-        ByteSize(sent),
-        ByteSize(rate)
-    )
-}
-
 fn new_bar() -> ProgressBar {
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10));
     // The template is ours and right; without it the bar is only plainer.
@@ -118,36 +174,4 @@ fn new_bar() -> ProgressBar {
 fn eprint_line(text: &str) {
     use std::io::Write;
     let _ = writeln!(std::io::stderr().lock(), "{text}");
-}
-
-/// Shows what was fetched for work that says nothing else.
-pub(crate) async fn while_fetching<T>(
-    what: &str,
-    fetched_bytes: impl Fn() -> u64,
-    work: impl Future<Output = T>,
-) -> T {
-    let mut last_plain = Instant::now();
-    let terminal = std::io::stderr().is_terminal();
-    let mut bar: Option<ProgressBar> = None;
-    let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + SILENCE, REDRAW);
-    tokio::pin!(work);
-    loop {
-        tokio::select! {
-            result = &mut work => {
-                if let Some(bar) = bar {
-                    bar.finish_and_clear();
-                }
-                return result;
-            }
-            _ = ticks.tick() => {
-                let text = format!("{what}: {} fetched", ByteSize(fetched_bytes()));
-                if terminal {
-                    bar.get_or_insert_with(ProgressBar::new_spinner).set_message(text);
-                } else if last_plain.elapsed() >= PLAIN_INTERVAL {
-                    last_plain = Instant::now();
-                    eprint_line(&text);
-                }
-            }
-        }
-    }
 }

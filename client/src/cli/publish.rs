@@ -139,9 +139,9 @@ pub(crate) async fn run(context: &Context, args: PublishArgs) -> anyhow::Result<
         ));
     }
     let carried = match previous {
-        Some(previous) if previous.id != report.version.id => Some(
-            profile::carry_over(context, &remote, &state, &args.image, &previous, report.version.id).await?,
-        ),
+        Some(previous) if previous.id != report.version.id => {
+            Some(profile::carry_over(&remote, &state, &args.image, &previous, report.version.id).await?)
+        }
         _ => None,
     };
     let published = Published {

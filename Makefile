@@ -15,7 +15,8 @@ help: ## Show what there is to make
 .PHONY: test
 test: lint ## Check format and lints, build, run every test, list what was skipped and why
 	@tests/install-packages build test image tiny
-	cargo build --workspace --locked
+	@# Programs and tests in one go: apart, what both depend on would be built twice, with other features.
+	cargo build --workspace --bins --tests --locked
 	@# Built before the tests, whose time limits are not meant for it.
 	@tests/images/build plain >/dev/null || echo "tests that boot a guest will be skipped" >&2
 	@tests/run "$(SKIP_LOG)"

@@ -12,7 +12,7 @@ use satchel_client::versions::{ImageRef, fetch_golden};
 use serde::Serialize;
 
 use super::Context;
-use super::progress::{rate, time_left, while_working};
+use super::progress::{per_second, time_left, while_working};
 use super::quantity::ByteSize;
 
 #[derive(Debug, Args)]
@@ -78,7 +78,7 @@ fn describe(progress: &ExportProgress, elapsed: Duration) -> String {
     let Some(percent) = (done * 100).checked_div(total) else {
         return format!("looking at the version: {} fetched", ByteSize(fetched));
     };
-    let rate = rate(fetched, elapsed);
+    let rate = per_second(fetched, elapsed);
     let left = time_left(total.saturating_sub(done), rate);
     format!("{percent}% of {}, {}/s, {left}", ByteSize(total), ByteSize(rate))
 }

@@ -11,7 +11,7 @@ use satchel_client::session::Session;
 use serde::Serialize;
 
 use super::open::{OnMissingArg, OpenArgs};
-use super::progress::{ProgressLine, rate, time_left};
+use super::progress::{ProgressLine, per_second, time_left};
 use super::quantity::{self, ByteSize};
 use super::{Context, mount};
 
@@ -81,6 +81,7 @@ pub(crate) async fn run(context: &Context, args: PinArgs) -> anyhow::Result<()> 
             };
             let session = mount::open(context, &state, &args.desktop, &open, Claim::IfFree).await?;
             let report = fill_here(&session, &args, limit_bytes_per_s).await;
+            // The lease stays: who pins means to work where nobody can be asked for it.
             tokio::task::block_in_place(|| session.desktop.close())?;
             report?
         }
@@ -161,7 +162,7 @@ impl FillReporter {
 
 fn describe(total: u64, local: u64, fetched: u64, elapsed: Duration, paused: bool) -> String {
     let percent = (local * 100).checked_div(total).unwrap_or(100);
-    let state = match (paused, rate(fetched, elapsed)) {
+    let state = match (paused, per_second(fetched, elapsed)) {
         (true, _) => "paused; `satchel pin --resume` goes on".to_owned(),
         (false, 0) => "waiting for the link".to_owned(),
         (false, rate) => format!("{}/s, {}", ByteSize(rate), time_left(total.saturating_sub(local), rate)),

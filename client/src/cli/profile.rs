@@ -23,7 +23,7 @@ use serde::Serialize;
 
 use super::Context;
 use super::output::short;
-use super::progress::{ProgressLine, rate, time_left, while_working};
+use super::progress::{ProgressLine, per_second, time_left, while_working};
 use super::quantity::ByteSize;
 use super::run::DisplayArg;
 
@@ -323,6 +323,6 @@ impl<'a> Screen<'a> {
 fn describe(progress: &StreamProgress, elapsed: Duration) -> String {
     let (total, done) =
         (progress.total_bytes.load(Ordering::Relaxed), progress.done_bytes.load(Ordering::Relaxed));
-    let left = time_left(total.saturating_sub(done), rate(done, elapsed));
+    let left = time_left(total.saturating_sub(done), per_second(done, elapsed));
     format!("compressing the boot stream: {} of {}, {left}", ByteSize(done), ByteSize(total))
 }

@@ -99,7 +99,7 @@ pub(crate) async fn while_fetching<T>(
 }
 
 /// What was done, a second.
-pub(crate) fn rate(done: u64, elapsed: Duration) -> u64 {
+pub(crate) fn per_second(done: u64, elapsed: Duration) -> u64 {
     let millis = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX).max(1);
     done.saturating_mul(1000) / millis
 }
@@ -134,7 +134,7 @@ impl UploadReporter {
         // Done is what was read and need not be sent, and what was sent.
         let known = hashed_bytes.saturating_sub(new_bytes);
         let done = known + sent_raw_bytes;
-        let rate = rate(done, self.line.elapsed());
+        let rate = per_second(done, self.line.elapsed());
         let text = format!(
             "{}% of {}, {} known, {} new, {} sent, {}/s, {}",
             done.saturating_mul(100) / total_bytes,

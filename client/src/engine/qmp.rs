@@ -68,6 +68,8 @@ impl Qmp {
     /// # Errors
     /// `Connection`, `Refused`.
     pub async fn run(&mut self, command: &str, arguments: Value) -> Result<Value, EngineError> {
+        // Answers that came too late for whoever asked.
+        while self.answers.try_recv().is_ok() {}
         let mut line = json!({"execute": command, "arguments": arguments}).to_string();
         line.push('\n');
         self.writer.write_all(line.as_bytes()).await.map_err(EngineError::Connection)?;

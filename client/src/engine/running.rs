@@ -1,6 +1,7 @@
 //! A machine that runs, whichever engine runs it.
 
 use std::collections::VecDeque;
+use std::io;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
@@ -24,6 +25,8 @@ const LAST_LINES: usize = 20;
 const MAX_LINE_BYTES: usize = 1024;
 /// How long what a dead process said may take to arrive.
 const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a machine may take to answer. Whoever watches over it does nothing else meanwhile.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
 /// How long a machine may take to end after its network before it counts as one that goes on.
 const NETWORK_PATIENCE: Duration = Duration::from_secs(2);
 /// `SIGSYS`: a system call that its filter does not allow.
@@ -198,26 +201,33 @@ impl Running {
         }
     }
 
-    /// Presses the power button.
+    /// Presses the power button. A machine that does not answer in time takes it when it can.
     ///
     /// # Errors
     /// `Connection`, `Refused`.
     pub async fn press_power_button(&mut self) -> Result<(), EngineError> {
-        match &mut self.reins {
-            Reins::Qemu(qmp) => qmp.run("system_powerdown", json!({})).await.map(drop),
-            Reins::Kvm(control) => control.ask("power-button").await.map(drop),
+        match self.tell("system_powerdown", "power-button").await {
+            Err(EngineError::Connection(error)) if error.kind() == io::ErrorKind::TimedOut => Ok(()),
+            told => told,
         }
     }
 
     /// Switches the machine off.
     pub async fn force_off(&mut self) {
-        let asked = match &mut self.reins {
-            Reins::Qemu(qmp) => qmp.run("quit", json!({})).await.map(drop),
-            Reins::Kvm(control) => control.ask("force-off").await.map(drop),
-        };
-        if asked.is_err() {
+        if self.tell("quit", "force-off").await.is_err() {
             self.kill();
         }
+    }
+
+    async fn tell(&mut self, qemu: &str, own: &str) -> Result<(), EngineError> {
+        let told = async {
+            match &mut self.reins {
+                Reins::Qemu(qmp) => qmp.run(qemu, json!({})).await,
+                Reins::Kvm(control) => control.ask(own).await,
+            }
+        };
+        let in_time = tokio::time::timeout(ANSWER_PATIENCE, told).await;
+        in_time.map_err(|_| EngineError::Connection(io::ErrorKind::TimedOut.into()))?.map(drop)
     }
 
     /// Ends the machine's process.
@@ -229,10 +239,7 @@ impl Running {
     /// Has the machine try again what its disks could not do.
     pub async fn go_on(&mut self) {
         // It stops again when the disk still cannot answer.
-        let _ = match &mut self.reins {
-            Reins::Qemu(qmp) => qmp.run("cont", json!({})).await.map(drop),
-            Reins::Kvm(control) => control.ask("retry").await.map(drop),
-        };
+        let _ = self.tell("cont", "retry").await;
     }
 
     /// QEMU's control protocol, when it is QEMU.

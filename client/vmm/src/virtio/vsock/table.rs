@@ -269,6 +269,7 @@ impl Table {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
     use std::os::unix::net::UnixStream;
 
     use super::*;
@@ -278,7 +279,7 @@ mod tests {
         let mut table = Table::new(3);
         for _ in 0..2 * MOST_CONNECTIONS {
             let (ours, mut theirs) = UnixStream::pair().unwrap();
-            std::io::Write::write_all(&mut theirs, b"said too early").unwrap();
+            theirs.write_all(b"said too early").unwrap();
             table.ask(1024, ours.into());
         }
         let (ours, _theirs) = UnixStream::pair().unwrap();

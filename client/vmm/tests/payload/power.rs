@@ -4,7 +4,7 @@ use satchel_vmm::machine::{End, layout};
 
 use crate::code::Command;
 use crate::guest::{Guest, wait_until};
-use crate::skip::kvm;
+use crate::skip::{kvm, say};
 
 fn ends(command: Command, port: u16, value: u32, end: End) {
     let Some(kvm) = kvm() else { return };
@@ -31,7 +31,16 @@ fn the_keyboard_controller_resets_it() {
 
 #[test]
 fn a_processor_without_handlers_that_takes_a_breakpoint_ends_it() {
-    ends(Command::Fault, 0, 0, End::TripleFault { processor: 0 });
+    let Some(kvm) = kvm() else { return };
+    let mut guest = Guest::start(&kvm, 1, Vec::new());
+    guest.order(Command::Fault, 0, 0);
+    match guest.end() {
+        // A KVM without the processor's help gives up before it has imitated so much.
+        End::Failed { reason } if reason.ends_with("InternalError") => {
+            say(&format!("this machine's KVM imitates no triple fault: {reason}"));
+        }
+        end => assert_eq!(end, End::TripleFault { processor: 0 }),
+    }
 }
 
 #[test]

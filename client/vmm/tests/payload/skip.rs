@@ -13,7 +13,12 @@ pub(crate) fn kvm() -> Option<Kvm> {
     };
     let required = std::env::var("SATCHEL_REQUIRE").unwrap_or_default();
     assert!(!required.split(',').any(|name| name.trim() == "kvm"), "SATCHEL_REQUIRE says kvm, but: {error}");
-    let reason = format!("/dev/kvm cannot be opened: {error}");
+    say(&format!("/dev/kvm cannot be opened: {error}"));
+    None
+}
+
+/// Says that the running test is skipped, and why.
+pub(crate) fn say(reason: &str) {
     let thread = std::thread::current();
     let test = thread.name().filter(|name| *name != "main").map(str::to_owned);
     let test = test.or_else(|| std::env::var("NEXTEST_TEST_NAME").ok()).unwrap_or_default();
@@ -25,5 +30,4 @@ pub(crate) fn kvm() -> Option<Kvm> {
         log.write_all(format!("satchel_vmm::{test}\t{reason}\n").as_bytes())
             .expect("the log of skipped tests");
     }
-    None
 }

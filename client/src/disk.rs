@@ -43,6 +43,9 @@ pub enum DiskError {
         /// Bytes of the disk.
         size: u64,
     },
+    /// There is no layer to write to: the disk is only read.
+    #[error("the disk takes no writes")]
+    NotWritable,
     /// The overlay could not be read or written.
     #[error("{0}")]
     Overlay(#[from] OverlayError),
@@ -294,12 +297,19 @@ impl Disk {
     /// Makes everything written before the call durable.
     ///
     /// # Errors
-    /// `Overlay`; the disk then takes no more writes.
+    /// `Overlay`; the disk then takes no more writes, unless it is `Full`.
     pub fn flush(&self) -> Result<(), DiskError> {
         self.counters.flushes.fetch_add(1, Ordering::Relaxed);
         // The older ones too: a frozen overlay may hold writes this flush must cover.
         let view = self.view.load_full();
-        view.overlays.iter().rev().try_for_each(|overlay| overlay.flush())?;
+        for overlay in view.overlays.iter().rev() {
+            match overlay.flush() {
+                Err(OverlayError::Full { .. }) if self.cache.give_back(SPACE_STEP_BYTES) > 0 => {
+                    overlay.flush()?
+                }
+                result => result?,
+            }
+        }
         Ok(())
     }
 
@@ -499,7 +509,7 @@ impl Disk {
 
     fn write_blocks(&self, offset: u64, bytes: &[u8]) -> Result<(), DiskError> {
         let view = self.view.load();
-        let Some(top) = view.overlays.first() else { return Ok(()) };
+        let top = view.overlays.first().ok_or(DiskError::NotWritable)?;
         match top.write(offset, bytes) {
             Err(OverlayError::Full { .. }) if self.cache.give_back(SPACE_STEP_BYTES) > 0 => {
                 Ok(top.write(offset, bytes)?)
@@ -582,9 +592,8 @@ impl Disk {
         if !whole.is_empty() {
             let _shared = self.gate.read().unwrap_or_else(PoisonError::into_inner);
             let view = self.view.load();
-            if let Some(top) = view.overlays.first() {
-                top.zero(whole.start / BLOCK_BYTES..whole.end.div_ceil(BLOCK_BYTES))?;
-            }
+            let top = view.overlays.first().ok_or(DiskError::NotWritable)?;
+            top.zero(whole.start / BLOCK_BYTES..whole.end.div_ceil(BLOCK_BYTES))?;
         }
         self.counters.zeroed_bytes.fetch_add(range.end - range.start, Ordering::Relaxed);
         Ok(true)

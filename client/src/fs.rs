@@ -154,7 +154,7 @@ impl From<&DiskError> for FsError {
     fn from(error: &DiskError) -> Self {
         match error {
             DiskError::OutOfRange { .. } | DiskError::Overlay(OverlayError::Full { .. }) => Self::NoSpace,
-            DiskError::Overlay(_) | DiskError::Fetch { .. } => Self::Io,
+            DiskError::NotWritable | DiskError::Overlay(_) | DiskError::Fetch { .. } => Self::Io,
         }
     }
 }

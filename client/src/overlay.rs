@@ -302,19 +302,25 @@ impl Overlay {
     ///
     /// # Errors
     /// `Io`: the overlay has then failed for good, because what the disk holds of the unsynced writes is unknown and
-    /// a second sync would claim success for writes the kernel has dropped. `Failed` after that.
+    /// a second sync would claim success for writes the kernel has dropped. `Failed` after that. `Full` when there is no space
+    /// to write what changed of the map over, as on a file system that writes elsewhere: another flush goes on when there is.
     pub fn flush(&self) -> Result<(), OverlayError> {
         let _flushing = self.flushing.lock().unwrap_or_else(PoisonError::into_inner);
         self.check_usable()?;
-        self.flush_locked().inspect_err(|_| {
-            self.failed.store(true, Ordering::SeqCst);
-            // Whoever opens it next reads what is there, and not what the kernel remembers.
-            self.data.forget_cached();
-            self.map_file.forget_cached();
-        })
+        match self.flush_locked() {
+            Err(FlushError::NoRoomForMap) => Err(OverlayError::Full { file: self.map_name.clone() }),
+            Err(FlushError::Final(error)) => {
+                self.failed.store(true, Ordering::SeqCst);
+                // Whoever opens it next reads what is there, and not what the kernel remembers.
+                self.data.forget_cached();
+                self.map_file.forget_cached();
+                Err(error)
+            }
+            Ok(()) => Ok(()),
+        }
     }
 
-    fn flush_locked(&self) -> Result<(), OverlayError> {
+    fn flush_locked(&self) -> Result<(), FlushError> {
         // Collected before the data sync, so that every state collected speaks of a write that this sync covers; also of one that
         // has come no further than its state.
         let sectors = self.map.collect_changed(self.nonce);
@@ -326,9 +332,17 @@ impl Overlay {
         }
         for neighbours in sectors.chunk_by(|a, b| a.at + 1 == b.at) {
             let bytes: Vec<u8> = neighbours.iter().flat_map(|sector| sector.bytes).collect();
-            self.map_file
-                .write_all_at(&bytes, (HEADER_BYTES + neighbours[0].at * SECTOR_BYTES) as u64)
-                .map_err(|e| io_error("write", &self.map_name, e))?;
+            let at = (HEADER_BYTES + neighbours[0].at * SECTOR_BYTES) as u64;
+            if let Err(error) = self.map_file.write_all_at(&bytes, at) {
+                let error = io_error("write", &self.map_name, error);
+                if !matches!(error, OverlayError::Full { .. }) {
+                    return Err(error.into());
+                }
+                // The data is durable, and nothing of the map was promised: all of it is written again.
+                self.map.mark_changed(&sectors);
+                self.map_unsynced.store(true, Ordering::SeqCst);
+                return Err(FlushError::NoRoomForMap);
+            }
         }
         self.map_file.sync_data().map_err(|e| io_error("sync", &self.map_name, e))?;
         self.map_unsynced.store(false, Ordering::SeqCst);
@@ -341,6 +355,17 @@ impl Overlay {
         }
         Ok(())
     }
+}
+
+/// Why a flush did not make everything durable.
+#[derive(Debug, thiserror::Error)]
+enum FlushError {
+    /// What changed of the map could not be written; nothing is lost.
+    #[error("no room for the map")]
+    NoRoomForMap,
+    /// What the files hold is unknown.
+    #[error("{0}")]
+    Final(#[from] OverlayError),
 }
 
 impl std::fmt::Debug for Overlay {

@@ -124,6 +124,13 @@ impl BlockMap {
         sectors
     }
 
+    /// Marks sectors that were collected as changed: they were not written after all.
+    pub(super) fn mark_changed(&self, sectors: &[MapSector]) {
+        for sector in sectors {
+            self.changed[sector.at / 64].fetch_or(1 << (sector.at % 64), Ordering::SeqCst);
+        }
+    }
+
     fn encode_sector(&self, at: usize, nonce: u64) -> [u8; SECTOR_BYTES] {
         let mut bytes = [0; SECTOR_BYTES];
         let words = &self.words[at * WORDS_PER_SECTOR..(at + 1) * WORDS_PER_SECTOR];

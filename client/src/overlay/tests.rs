@@ -231,6 +231,21 @@ fn a_full_disk_is_told_apart_and_harms_nothing() {
     assert_eq!(observe(&overlay, 1), 6);
 }
 
+/// As on a file system that writes elsewhere what is written over.
+#[test]
+fn a_flush_without_room_for_the_map_goes_on_when_there_is() {
+    let volume = SimulatedVolume::default();
+    let overlay = create(&volume).unwrap();
+    run(&overlay, &Op::Write { block: 0, len: 1, value: 5 }).unwrap();
+    volume.limit_writes(Some(0));
+    assert!(matches!(overlay.flush(), Err(OverlayError::Full { .. })));
+    assert!(matches!(overlay.flush(), Err(OverlayError::Full { .. })));
+    volume.limit_writes(None);
+    overlay.flush().unwrap();
+    let rebooted = volume.after_reboot(PowerCut::Never, &mut |_| 0);
+    assert_eq!(observe(&Overlay::open(&rebooted, identity(1)).unwrap(), 0), 5);
+}
+
 #[test]
 fn another_disks_files_are_refused() {
     let volume = SimulatedVolume::default();

@@ -52,6 +52,13 @@ impl DesktopRecord {
         let pending = self.pending.map(|pending| pending.manifest);
         [Some(self.head), pending, self.renewal].contains(&Some(version))
     }
+
+    /// Drops the generations that are thrown away when the desktop is opened next.
+    pub(super) fn forget_discarded(&mut self) {
+        if let Some(from) = self.discard_from {
+            self.generations.retain(|generation| *generation < from);
+        }
+    }
 }
 
 /// A version about to be committed.

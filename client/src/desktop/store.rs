@@ -180,12 +180,14 @@ impl DesktopStore {
         Ok(store)
     }
 
-    /// Reads a desktop's files as they are, without its lock and changing nothing.
+    /// Reads a desktop's files as they are, without its lock and changing nothing. What was written while it was opened to be
+    /// looked at is no part of them.
     ///
     /// # Errors
     /// `NotHere`, `Io`, `Damaged`, `UnsupportedVersion`.
     pub fn read_only(volume: Arc<dyn Volume>) -> Result<Self, DesktopError> {
-        let record = load_record(&*volume)?;
+        let mut record = load_record(&*volume)?;
+        record.forget_discarded();
         Ok(Self { volume, record: Mutex::new(record) })
     }
 
@@ -297,9 +299,12 @@ impl DesktopStore {
     /// Throws away what was written while the desktop was opened to be looked at.
     fn discard(&self) -> Result<(), DesktopError> {
         let mut record = self.lock();
-        let Some(from) = record.discard_from else { return Ok(()) };
-        let mut next = DesktopRecord { discard_from: None, ..record.clone() };
-        next.generations.retain(|generation| *generation < from);
+        if record.discard_from.is_none() {
+            return Ok(());
+        }
+        let mut next = record.clone();
+        next.forget_discarded();
+        next.discard_from = None;
         self.replace_record(&mut record, next)
     }
 

@@ -37,6 +37,8 @@ pub enum ForkReason {
         /// The machine.
         machine: String,
     },
+    /// The server does not know what the work began on any more.
+    Gone,
 }
 
 impl std::fmt::Display for ForkReason {
@@ -46,6 +48,7 @@ impl std::fmt::Display for ForkReason {
                 write!(f, "version {sequence} was made on {machine} meanwhile")
             }
             Self::LeaseHeld { machine } => write!(f, "it is in use on {machine}"),
+            Self::Gone => f.write_str("the server does not know what it began on any more"),
         }
     }
 }

@@ -241,6 +241,7 @@ impl Publisher {
             place: PresentIn { namespace: Namespace::Image(image.clone()), also: None },
             chunk_size: ChunkSize::DEFAULT,
             known_segments: Arc::new(known),
+            segments_elsewhere: Arc::default(),
             progress: Arc::clone(&self.progress),
             threads: self.threads,
             patience: Patience::DEFAULT,

@@ -29,7 +29,7 @@ use crate::overlay::{BLOCK_BYTES, BlockIndex, BlockState, Overlay};
 use crate::remote::{Placing, PresentIn, RemoteError, VersionInfo};
 use crate::source::FailureKind;
 use crate::upload::{
-    Pace, Patience, ReadChunk, SegmentDone, SegmentWork, Upload, UploadError, UploadProgress,
+    LookedFor, Pace, Patience, ReadChunk, SegmentDone, SegmentWork, Upload, UploadError, UploadProgress,
 };
 use crate::upstream::{CommitError, Upstream};
 use guest::Guest;
@@ -119,6 +119,13 @@ pub struct SyncReport {
     pub fork: Option<Forked>,
 }
 
+impl SyncReport {
+    /// Whether the work went to a fork that nobody was told of before.
+    pub fn begins_fork(&self) -> bool {
+        self.fork.as_ref().is_some_and(|fork| fork.reason.is_some())
+    }
+}
+
 impl Syncer {
     /// Commits everything that was written to the desktop before the call. With a note, there is a version that bears it even
     /// if nothing was written.
@@ -171,7 +178,7 @@ impl Syncer {
         }
     }
 
-    /// Uploads all generations but the last as one version, commits and folds it.
+    /// Uploads all generations but the one in use as one version, commits and folds it.
     async fn commit_frozen(
         &self,
         desktop: &OpenDesktop,
@@ -179,8 +186,10 @@ impl Syncer {
         report: &mut SyncReport,
     ) -> Result<(), SyncError> {
         let record = desktop.store.record();
-        let Some((_, [.., through_generation])) = record.generations.split_last() else { return Ok(()) };
-        let through_generation = *through_generation;
+        // Not by the record alone: it may name one more, of a freeze that failed while that was written down.
+        let in_use = desktop.generation_in_use().or(record.generations.last().copied());
+        let frozen = record.generations.iter().copied().filter(|generation| Some(*generation) < in_use);
+        let Some(through_generation) = frozen.max() else { return Ok(()) };
         let head = desktop.store.version(record.head)?;
         head.manifest.check_writable()?;
         let frozen: Vec<View> =
@@ -231,7 +240,10 @@ impl Syncer {
             self.commit_or_fork(desktop, head, version, through_generation, report).await?;
         let loaded: Vec<BaseSegment> = done
             .into_iter()
-            .map(|done| BaseSegment::loaded(done.segment, desktop.origins.owner.clone()))
+            .map(|done| {
+                let namespace = desktop.origins.namespace_of(&done.segment.id());
+                BaseSegment::loaded(done.segment, namespace)
+            })
             .collect();
         fold(desktop, &version, &loaded, committed)
     }
@@ -270,13 +282,23 @@ impl Syncer {
                 found => return Ok(found?),
             };
             // The last word may be a mirror's, which has what it likes: the server's own counts, and that it answers.
-            let (place, asked) = (place(desktop), [segment.id]);
-            let missing = self.patience.retry(|| self.upstream.missing_segments(&place, &asked)).await?;
+            let missing = self.missing_segments(desktop, &[segment.id]).await?;
             if missing.contains(&true) || matches!(kind, FailureKind::NotFound | FailureKind::Damaged) {
                 let sequence = frozen.head.manifest.sequence;
                 return Err(SyncError::Lost { what: format!("segment {}", segment.id), sequence });
             }
         }
+    }
+
+    /// Which of these segments the server does not have where readers look for them; in the order given.
+    async fn missing_segments(
+        &self,
+        desktop: &OpenDesktop,
+        ids: &[SegmentId],
+    ) -> Result<Vec<bool>, RemoteError> {
+        let (place, elsewhere) = (place(desktop), desktop.origins.segments_of_image());
+        let looked_for = LookedFor { place: &place, elsewhere: &elsewhere };
+        looked_for.missing(&*self.upstream, self.patience, ids).await
     }
 
     async fn upload(
@@ -297,6 +319,7 @@ impl Syncer {
             place: place(desktop),
             chunk_size: desktop.cache.chunk_size(),
             known_segments: Arc::new(known),
+            segments_elsewhere: desktop.origins.segments_of_image(),
             progress: Arc::clone(&self.progress),
             threads: self.threads,
             patience: self.patience,
@@ -353,13 +376,15 @@ impl Syncer {
         let mut candidate = version.clone();
         let mut digits = FORK_DIGITS.into_iter();
         loop {
-            let refused = match self.commit(head, &candidate).await {
+            let refused = match self.commit(desktop, head, &candidate).await {
                 Ok(committed) => {
                     report.version = Some(committed);
-                    report.fork = fork_of(head, &candidate).map(|(of, fork)| Forked {
+                    let known = report.fork.take().and_then(|fork| fork.reason);
+                    let of = desktop.store.record().desktop;
+                    report.fork = fork_in(&candidate, &of).map(|fork| Forked {
                         fork: fork.clone(),
                         of: of.clone(),
-                        reason: first_reason,
+                        reason: first_reason.or(known),
                     });
                     let pending = Pending { manifest: candidate.id, through_generation };
                     return Ok((candidate, pending));
@@ -381,6 +406,7 @@ impl Syncer {
                 Err(CommitError::LeaseHeld { lease }) => {
                     ForkReason::LeaseHeld { machine: lease.machine.clone() }
                 }
+                Err(CommitError::Gone) => ForkReason::Gone,
                 Err(CommitError::Remote(error)) => return Err(error.into()),
             };
             let reason = first_reason.get_or_insert(refused);
@@ -401,8 +427,20 @@ impl Syncer {
         Version::decode(bytes.clone(), self.key.sign(&bytes))
     }
 
-    async fn commit(&self, head: &Version, version: &Version) -> Result<VersionInfo, CommitError> {
-        let placing = Placing { channel: None, fork_of: fork_of(head, version).map(|(of, _)| of) };
+    async fn commit(
+        &self,
+        desktop: &OpenDesktop,
+        head: &Version,
+        version: &Version,
+    ) -> Result<VersionInfo, CommitError> {
+        let own = desktop.store.record().desktop;
+        // Where the server may have lost the fork the work began on, it goes to one of the desktop itself.
+        let of = match &head.manifest.subject {
+            Subject::Desktop { desktop: of, .. } if !desktop.is_head_lost() => of,
+            _ => &own,
+        };
+        let begins = head.manifest.subject != version.manifest.subject;
+        let placing = Placing { channel: None, fork_of: begins.then_some(of) };
         let commit = || {
             self.upstream.commit(
                 &version.manifest.subject,
@@ -445,12 +483,10 @@ fn place(desktop: &OpenDesktop) -> PresentIn {
     PresentIn { namespace: desktop.origins.owner.clone(), also: Some(desktop.origins.image.clone()) }
 }
 
-/// The desktop that a version is the first of a fork of, and the fork; none when it follows its head as it is.
-fn fork_of<'a>(head: &'a Version, version: &'a Version) -> Option<(&'a Name, &'a Name)> {
-    match (&head.manifest.subject, &version.manifest.subject) {
-        (Subject::Desktop { desktop: of, .. }, Subject::Desktop { desktop: fork, .. }) if of != fork => {
-            Some((of, fork))
-        }
+/// The fork that a version belongs to; none when it is the desktop's own.
+fn fork_in<'a>(version: &'a Version, own: &Name) -> Option<&'a Name> {
+    match &version.manifest.subject {
+        Subject::Desktop { desktop, .. } if desktop != own => Some(desktop),
         _ => None,
     }
 }

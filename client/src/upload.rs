@@ -143,6 +143,8 @@ pub struct Upload {
     pub chunk_size: ChunkSize,
     /// Segments known to be on the server.
     pub known_segments: Arc<HashSet<SegmentId>>,
+    /// Segments that readers look for in the other namespace: only these count as there when only that has them.
+    pub segments_elsewhere: Arc<HashSet<SegmentId>>,
     /// Told how far it is.
     pub progress: Arc<UploadProgress>,
     /// Threads that read, hash and compress.
@@ -220,7 +222,7 @@ impl Passing for CommitError {
     fn asked_pause(&self) -> Duration {
         match self {
             Self::Remote(error) => error.asked_pause(),
-            Self::HeadMoved { .. } | Self::LeaseHeld { .. } => Duration::ZERO,
+            Self::HeadMoved { .. } | Self::LeaseHeld { .. } | Self::Gone => Duration::ZERO,
         }
     }
 }
@@ -302,7 +304,8 @@ impl Upload {
             return Ok(());
         }
         let ids: Vec<SegmentId> = new.iter().map(|(id, _)| *id).collect();
-        let missing = self.patience.retry(|| self.upstream.missing_segments(&self.place, &ids)).await?;
+        let looked_for = LookedFor { place: &self.place, elsewhere: &self.segments_elsewhere };
+        let missing = looked_for.missing(&*self.upstream, self.patience, &ids).await?;
         let mut encoder = FrameEncoder::new()?;
         let frames = new
             .into_iter()
@@ -318,6 +321,36 @@ impl Upload {
                 Ok::<(), UploadError>(())
             })
             .await
+    }
+}
+
+/// Where readers look for segments.
+pub(crate) struct LookedFor<'a> {
+    /// The namespace written to, and the other one.
+    pub(crate) place: &'a PresentIn,
+    /// The segments that are looked for in the other one.
+    pub(crate) elsewhere: &'a HashSet<SegmentId>,
+}
+
+impl LookedFor<'_> {
+    /// Which of these segments are not where they are looked for; in the order given.
+    pub(crate) async fn missing(
+        &self,
+        upstream: &dyn Upstream,
+        patience: Patience,
+        ids: &[SegmentId],
+    ) -> Result<Vec<bool>, RemoteError> {
+        let own = PresentIn { also: None, ..self.place.clone() };
+        let (elsewhere, here): (Vec<SegmentId>, Vec<SegmentId>) =
+            ids.iter().partition(|id| self.elsewhere.contains(id));
+        let mut lacking = HashSet::new();
+        for (place, ids) in [(self.place, elsewhere), (&own, here)] {
+            if !ids.is_empty() {
+                let missing = patience.retry(|| upstream.missing_segments(place, &ids)).await?;
+                lacking.extend(ids.iter().zip(missing).filter_map(|(id, missing)| missing.then_some(*id)));
+            }
+        }
+        Ok(ids.iter().map(|id| lacking.contains(id)).collect())
     }
 }
 

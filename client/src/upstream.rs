@@ -27,6 +27,9 @@ pub enum CommitError {
         /// The lease.
         lease: Box<LeaseInfo>,
     },
+    /// The server knows no such image or desktop, which the version is not the first of. Nothing was changed.
+    #[error("the server does not know what this is a version of")]
+    Gone,
     /// The request failed; the version may or may not be committed.
     #[error("{0}")]
     Remote(#[from] RemoteError),
@@ -126,9 +129,13 @@ impl Upstream for Remote {
             };
             if let RemoteError::Refused { code, details, .. } = &error
                 && code == "head_moved"
-                && let Ok(head) = serde_json::from_value(details["head"].clone())
             {
-                return Err(CommitError::HeadMoved { head });
+                if details["head"].is_null() {
+                    return Err(CommitError::Gone);
+                }
+                if let Ok(head) = serde_json::from_value(details["head"].clone()) {
+                    return Err(CommitError::HeadMoved { head });
+                }
             }
             if let RemoteError::Refused { code, details, .. } = &error
                 && code == "lease_held"

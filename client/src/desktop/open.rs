@@ -81,6 +81,11 @@ impl Origins {
         }
     }
 
+    /// The segments of the golden version: the image's.
+    pub(crate) fn segments_of_image(&self) -> Arc<HashSet<SegmentId>> {
+        Arc::clone(&self.image_segments)
+    }
+
     /// Whose a segment is.
     pub fn namespace_of(&self, segment: &SegmentId) -> Namespace {
         if self.image_segments.contains(segment) { self.image.clone() } else { self.owner.clone() }
@@ -303,6 +308,12 @@ impl OpenDesktop {
     /// Whether what is written to a disk is dropped at the next start: it is no change then.
     pub fn is_volatile(&self, disk: &Disk) -> bool {
         self.is_system_volatile && disk.role() == DiskRole::System
+    }
+
+    /// The generation that writes go to; none when no disk keeps what is written.
+    pub(crate) fn generation_in_use(&self) -> Option<u64> {
+        let kept = self.disks.iter().filter(|disk| !self.is_volatile(disk));
+        kept.filter_map(|disk| disk.view().overlays.first().map(|top| top.identity().generation)).min()
     }
 
     /// Makes everything written before the call durable.

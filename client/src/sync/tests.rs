@@ -539,6 +539,63 @@ async fn segments_of_versions_before_are_not_kept() {
     world.desktop().fetcher.stop();
 }
 
+/// A segment that is the image's again is read from the image, whose it is.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_changed_and_changed_back_is_read() {
+    let mut world = World::new(vec![1], SystemMode::Own);
+    let before = world.expected[0].now();
+    world.apply(&Op::Write { home: false, sector: 0, len: 1 }).await.unwrap();
+    syncer(&world.server).sync(world.desktop(), None).await.unwrap();
+    world.desktop().disks[0].write(0, &bytes_of(&before[..1])).await.unwrap();
+    syncer(&world.server).sync(world.desktop(), None).await.unwrap();
+    world.desktop().cache.give_back(u64::MAX);
+    let mut found = [0; SECTOR];
+    let disk = world.desktop().disks[0].clone();
+    let read = tokio::time::timeout(std::time::Duration::from_secs(30), disk.read(0, &mut found)).await;
+    read.expect("it is there").unwrap();
+    assert_eq!(tags_of(&found).unwrap(), before[..1]);
+    world.desktop().fetcher.stop();
+}
+
+/// The record names a generation more, and the disks still write to the one before.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_freeze_that_fails_when_its_record_is_written_loses_nothing() {
+    for nth in 1.. {
+        let mut world = World::new(vec![1], SystemMode::Own);
+        world.apply(&Op::Write { home: true, sector: 0, len: 1 }).await.unwrap();
+        let before = world.volume.syncs();
+        world.volume.fail_sync(before + nth);
+        let failed = syncer(&world.server).sync(world.desktop(), None).await;
+        if failed.is_ok() && world.volume.syncs() < before + nth {
+            return;
+        }
+        world.apply(&Op::Write { home: true, sector: 1, len: 1 }).await.unwrap();
+        // An overlay whose flush failed takes nothing more; whoever has it is told.
+        if syncer(&world.server).sync(world.desktop(), None).await.is_ok() {
+            world.apply(&Op::Write { home: true, sector: 2, len: 1 }).await.unwrap();
+            world.apply(&Op::Read { home: true, sector: 0, len: 4 }).await.unwrap();
+        }
+        world.desktop().fetcher.stop();
+    }
+}
+
+/// Its chunk is in the head, and the server has lost it with the head.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_written_over_with_what_the_server_has_lost_is_sent_again() {
+    let mut world = World::new(vec![1], SystemMode::Own);
+    world.apply(&Op::Write { home: true, sector: 0, len: 2 * CHUNK / SECTOR }).await.unwrap();
+    syncer(&world.server).sync(world.desktop(), None).await.unwrap();
+    let home = world.expected[1].now();
+    world.server.lose_what_users_sent();
+    world.desktop().disks[1].write(0, &bytes_of(&home[..1])).await.unwrap();
+    world.apply(&Op::Write { home: true, sector: CHUNK / SECTOR, len: 1 }).await.unwrap();
+    world.candidates.push([world.synced_system(), world.expected[1].now()]);
+    syncer(&world.server).sync(world.desktop(), None).await.unwrap();
+    let found = world.check_head().await.unwrap();
+    assert_eq!(found[1], world.expected[1].now());
+    world.desktop().fetcher.stop();
+}
+
 fn cases() -> u32 {
     std::env::var("SATCHEL_MODEL_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(500)
 }

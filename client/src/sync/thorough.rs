@@ -45,13 +45,15 @@ impl Syncer {
             let Some(before) = &mut work.before else { continue };
             for at in 0..before.chunks().len() {
                 let id = before.chunks()[at];
-                if !lost.contains(&id) || work.zeroed.contains(&at) || work.positions.contains(&at) {
+                if !lost.contains(&id) || work.zeroed.contains(&at) {
                     continue;
                 }
-                elsewhere += usize::from(!desktop.cache.contains(&id));
-                // Sent as if it had been zeros before.
-                work.positions.push(at);
+                // Sent as if it had been zeros before, also where it was written over with what it held.
                 before.set(at, ChunkId::ZERO)?;
+                if !work.positions.contains(&at) {
+                    elsewhere += usize::from(!desktop.cache.contains(&id));
+                    work.positions.push(at);
+                }
             }
             work.positions.sort_unstable();
         }
@@ -80,8 +82,7 @@ impl Syncer {
             .collect();
         ids.sort_unstable();
         ids.dedup();
-        let place = place(desktop);
-        let missing = self.patience.retry(|| self.upstream.missing_segments(&place, &ids)).await?;
+        let missing = self.missing_segments(desktop, &ids).await?;
         Ok(ids.into_iter().zip(missing).filter_map(|(id, missing)| missing.then_some(id)).collect())
     }
 

@@ -44,6 +44,7 @@ fn upload(server: &MemoryServer) -> Upload {
         place: PresentIn { namespace, also: None },
         chunk_size: ChunkSize::new(CHUNK as u64).unwrap(),
         known_segments: Arc::default(),
+        segments_elsewhere: Arc::default(),
         progress: Arc::default(),
         threads: 3,
         patience: Patience { attempts: 3, first_pause: Duration::from_millis(1) },

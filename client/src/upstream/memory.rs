@@ -70,6 +70,13 @@ impl MemoryServer {
         self.lock().objects.remove(&path.to_string());
     }
 
+    /// Loses what users sent but for their versions, as a server does that is set back.
+    pub fn lose_what_users_sent(&self) {
+        let mut state = self.lock();
+        state.chunks.retain(|(namespace, _), _| matches!(namespace, Namespace::Image(_)));
+        state.objects.retain(|path, _| path.starts_with("image/") || path.contains("/manifests/"));
+    }
+
     /// Stores an object as it is.
     pub fn store(&self, path: &ObjectPath, bytes: Vec<u8>) {
         self.lock().objects.insert(path.to_string(), bytes.into());
@@ -253,7 +260,7 @@ impl State {
         if !begins_fork && manifest.parent != head.map(|head| head.id) {
             return Err(match head {
                 Some(head) => CommitError::HeadMoved { head: Box::new(head.clone()) },
-                None => refuse("the parent is not here".to_owned()).into(),
+                None => CommitError::Gone,
             });
         }
         let is_next = begins_fork || manifest.sequence == head.map_or(1, |head| head.sequence + 1);

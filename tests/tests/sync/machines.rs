@@ -81,7 +81,11 @@ fn a_machine_whose_desktop_was_taken_goes_on_in_a_fork_while_it_is_mounted() {
     loser.change(&there, 5, &mut rng);
     let report = sync(&other);
     assert_eq!(report["version"]["sequence"], 3, "{report}");
-    assert_eq!(report["fork"], serde_json::Value::Null, "{report}");
+    assert_eq!(
+        (&report["fork"]["fork"], &report["fork"]["reason"]),
+        (&fork.as_str().into(), &serde_json::Value::Null),
+        "{report}"
+    );
     // What is written last, and not synced, is synced at the next start.
     loser.change(&there, 5, &mut rng);
     there.unmount();

@@ -95,7 +95,7 @@ impl Adopter<'_> {
             return Err(AdoptError::NoFork { desktop: fork.clone() });
         };
         // What is open or unsynced here would find its head moved, and become one more fork.
-        let _unused = (keep_unused(self.state, &desktop)?, keep_unused(self.state, fork)?);
+        let unused = [(&desktop, keep_unused(self.state, &desktop)?), (fork, keep_unused(self.state, fork)?)];
         let info = self.remote.desktop(&desktop).await?;
         let (fork_head, head) = tokio::try_join!(self.head(&fork_info), self.head(&info))?;
         let (version, earlier) = match has_content_of(&head, &fork_head) {
@@ -109,6 +109,12 @@ impl Adopter<'_> {
         };
         let note = format!("{desktop} as it was before version {version}");
         let fork_version = self.succeed(fork, &fork_head, &earlier.manifest, note).await?;
+        for (desktop, unused) in &unused {
+            if let Some(unused) = unused {
+                unused.note_standing(&self.remote, desktop, &self.key).await;
+            }
+        }
+        drop(unused);
         Ok(Adopted { desktop, version, fork: fork.clone(), fork_version: fork_version.manifest.sequence })
     }
 

@@ -92,7 +92,7 @@ impl Roller<'_> {
         wanted: &str,
         part: Part,
     ) -> Result<RolledBack, RollbackError> {
-        let _unused = keep_unused(self.state, desktop)?;
+        let unused = keep_unused(self.state, desktop)?;
         let info = match self.remote.desktop(desktop).await {
             Err(error) if error.code() == Some("not_found") => {
                 return Err(RollbackError::NoSuchDesktop { desktop: desktop.clone() });
@@ -120,6 +120,9 @@ impl Roller<'_> {
         };
         let key = self.state.machine_key()?;
         let version = commit_successor(&self.remote, &key, &self.machine, &head, change).await?;
+        if let Some(unused) = &unused {
+            unused.note_standing(&self.remote, desktop, &key).await;
+        }
         Ok(RolledBack { to, version: Some(version) })
     }
 }

@@ -166,6 +166,11 @@ pub enum Notice {
         /// The version here.
         here: u64,
     },
+    /// The server does not know the version here, though what it has may be newer.
+    HeadUnknown {
+        /// The version here.
+        here: u64,
+    },
     /// The server does not know the desktop any more.
     GoneFromServer,
     /// What was done here before is a fork, and synced; this is the desktop's own newest version.
@@ -265,7 +270,7 @@ impl Session {
         let holder = Holder { key: state.machine_key()?.public(), machine: options.machine.clone() };
         let (found, is_read_only) = opening.claim(options, &holder, found, &mut notices).await?;
         let stood_on = opening.stands_on();
-        let store = opening.bring_up_to_date(found, &mut notices).await?;
+        let store = opening.bring_up_to_date(found, &holder, &mut notices).await?;
         let head = store.record().head;
         let is_held = || LeaseRecord::load(store.volume()).is_some_and(|record| record.is_held);
         if !is_read_only && stood_on.is_some_and(|version| version != head) && is_held() {
@@ -275,7 +280,9 @@ impl Session {
         }
         let runtime = Handle::current();
         let desktop = opening.assemble(store, options, &runtime, is_read_only)?;
-        desktop.set_head_lost(notices.iter().any(|notice| matches!(notice, Notice::ServerIsBehind { .. })));
+        let is_lost =
+            |notice: &Notice| matches!(notice, Notice::ServerIsBehind { .. } | Notice::HeadUnknown { .. });
+        desktop.set_head_lost(notices.iter().any(is_lost));
         let subject = opening.subject();
         Ok(Self {
             desktop,
@@ -309,7 +316,13 @@ impl Session {
     /// desktop's newest.
     pub fn has_other_work(&self) -> bool {
         self.notices.iter().any(|notice| {
-            matches!(notice, Notice::Diverged { .. } | Notice::OnFork { .. } | Notice::ServerIsBehind { .. })
+            matches!(
+                notice,
+                Notice::Diverged { .. }
+                    | Notice::OnFork { .. }
+                    | Notice::ServerIsBehind { .. }
+                    | Notice::HeadUnknown { .. }
+            )
         })
     }
 
@@ -366,6 +379,14 @@ impl Session {
 }
 
 impl Holder {
+    /// Tells the server what this machine stands on from now on, whoever has the lease: what is written on it without a
+    /// network can then become a fork, however much later. If it is not heard, the next opening says so.
+    pub(crate) async fn note_standing(&self, remote: &Remote, desktop: &Name, version: ManifestId) {
+        if let Err(error) = remote.put_standing(desktop, &self.key, version).await {
+            tracing::info!(%error, "the server was not told what this machine stands on");
+        }
+    }
+
     /// What to ask the server for.
     fn wish(&self, version: ManifestId, take: bool, refusal: Option<String>) -> LeaseWish {
         let refusal = refusal.map(|reason| {

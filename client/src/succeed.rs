@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use chunk_format::{Features, FormatError, Manifest, Name, SecretKey};
+use chunk_format::{Features, FormatError, Manifest, ManifestId, Name, SecretKey};
 
 use crate::desktop::{DesktopError, DesktopStore, Version};
 use crate::remote::{Placing, Remote};
@@ -57,12 +57,30 @@ pub enum InUseError {
     },
 }
 
-/// Keeps a desktop from being opened on this machine for as long as the lock is held, and checks that nothing written here
-/// would be left behind. None when nothing of it is here.
+/// A desktop that is not in use on this machine for as long as this is held.
+#[derive(Debug)]
+pub struct Unused {
+    /// What its files here stand on.
+    stands_on: Option<ManifestId>,
+    _lock: DesktopLock,
+}
+
+impl Unused {
+    /// Tells the server what the files here still stand on, since it takes a commit's machine to stand on what it committed.
+    pub(crate) async fn note_standing(&self, remote: &Remote, desktop: &Name, key: &SecretKey) {
+        let Some(version) = self.stands_on else { return };
+        if let Err(error) = remote.put_standing(desktop, &key.public(), version).await {
+            tracing::info!(%error, "the server was not told what this machine stands on");
+        }
+    }
+}
+
+/// Keeps a desktop from being opened on this machine, and checks that nothing written here would be left behind. None when
+/// nothing of it is here.
 ///
 /// # Errors
 /// [`InUseError`].
-pub fn keep_unused(state: &StateDir, desktop: &Name) -> Result<Option<DesktopLock>, InUseError> {
+pub fn keep_unused(state: &StateDir, desktop: &Name) -> Result<Option<Unused>, InUseError> {
     let directory = state.desktop_path(desktop);
     if !directory.exists() {
         return Ok(None);
@@ -72,14 +90,15 @@ pub fn keep_unused(state: &StateDir, desktop: &Name) -> Result<Option<DesktopLoc
     let volume = DirVolume::open(&directory)
         .map_err(|source| SessionError::Lock { path: directory.clone(), source })?;
     let store = match DesktopStore::read_only(Arc::new(volume)) {
-        Err(DesktopError::NotHere) => return Ok(Some(lock)),
+        Err(DesktopError::NotHere) => return Ok(Some(Unused { stands_on: None, _lock: lock })),
         store => store.map_err(failed)?,
     };
-    let here = store.version(store.record().head).map_err(failed)?;
+    let stands_on = store.record().head;
+    let here = store.version(stands_on).map_err(failed)?;
     if has_changes(&store, &here).map_err(failed)? {
         return Err(InUseError::Unsynced { desktop: desktop.clone() });
     }
-    Ok(Some(lock))
+    Ok(Some(Unused { stands_on: Some(stands_on), _lock: lock }))
 }
 
 /// Commits the version after `head`, signed with this machine's key.

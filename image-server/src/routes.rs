@@ -12,6 +12,7 @@ mod packs;
 mod profiles;
 mod retention;
 mod segments;
+mod standings;
 mod starts;
 mod status;
 mod versions;
@@ -60,6 +61,7 @@ fn table() -> Vec<Route> {
             "/v1/desktops/{desktop}/retention",
             get(retention::get).put(retention::put).delete(retention::delete),
         ),
+        route("/v1/desktops/{desktop}/standing", put(standings::put)),
         route("/v1/desktops/{desktop}/starts", post(starts::note)),
         route("/v1/desktops/{desktop}/versions", get(desktops::versions).post(commit::desktop)),
         route("/v1/desktops/{desktop}/lease", get(leases::get).put(leases::put).delete(leases::delete)),

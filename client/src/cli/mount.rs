@@ -132,7 +132,7 @@ pub(crate) fn say(printer: Printer, directory: &str, event: Event, mounted: impl
             "{machine} has taken this desktop: nothing is lost, and what is done here from now on goes to a fork"
         )),
         // A person who works does not want to read so every few minutes; a fork is another matter.
-        Event::Synced { desktop, report, is_routine: true } if report.fork.is_none() => {
+        Event::Synced { desktop, report, is_routine: true } if !report.begins_fork() => {
             tracing::info!("{}", sync::summary(desktop.as_str(), &report));
         }
         Event::Synced { desktop, report, .. } => printer.message(&sync::summary(desktop.as_str(), &report)),
@@ -207,6 +207,10 @@ pub(crate) async fn open(
             Notice::ServerIsBehind { server, here } => context.printer.warning(&format!(
                 "the server's newest version is {server}, this machine has {here}: was the server restored from an \
                  older backup? What this machine has is kept"
+            )),
+            Notice::HeadUnknown { here } => context.printer.warning(&format!(
+                "the server does not know version {here}, which this machine has: was the server restored from an older \
+                 backup? What this machine has is kept"
             )),
             Notice::GoneFromServer => context.printer.warning(
                 "the server does not know this desktop any more; opening what this machine has of it",

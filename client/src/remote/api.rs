@@ -463,6 +463,21 @@ impl Remote {
         self.json(self.request(Method::GET, &format!("/v1/desktops/{desktop}/lease"))).await
     }
 
+    /// Says what the machine with a key stands on, which the server then keeps; no lease is taken.
+    ///
+    /// # Errors
+    /// [`RemoteError`].
+    pub async fn put_standing(
+        &self,
+        desktop: &Name,
+        key: &PublicKey,
+        version: ManifestId,
+    ) -> Result<(), RemoteError> {
+        let standing = serde_json::json!({ "key": key, "version": version });
+        let request = self.request(Method::PUT, &format!("/v1/desktops/{desktop}/standing"));
+        self.send(self.with_json(request, &standing)?).await.map(drop)
+    }
+
     /// Gives a lease back; nothing happens when this machine does not hold it.
     ///
     /// # Errors

@@ -9,11 +9,11 @@ use tokio::runtime::Handle;
 
 use super::{Holder, Notice, SessionError, SessionOptions, has_changes};
 use crate::cache::{Cache, CacheConfig};
-use crate::desktop::{DesktopError, DesktopStore, NewDesktop, OpenDesktop, Version, layouts};
+use crate::desktop::{DesktopError, DesktopRecord, DesktopStore, NewDesktop, OpenDesktop, Version, layouts};
 use crate::fetch::{Fetcher, SegmentStore};
 use crate::lease::{self, Asked, Claim, LeaseRecord, Standing};
 use crate::profile::ProfileStore;
-use crate::remote::{AfterExpiry, DesktopInfo, Remote, RemoteError};
+use crate::remote::{AfterExpiry, DesktopInfo, Listing, Remote, RemoteError};
 use crate::source::{ChunkSource, HttpSource, ImagesOnly, NoSource, SourceAddress, SourceList};
 use crate::state::Login;
 use crate::versions::{VersionError, fetch_unjudged, fetch_version};
@@ -151,6 +151,7 @@ impl Opening<'_> {
     pub(super) async fn bring_up_to_date(
         &self,
         found: Result<Option<DesktopInfo>, RemoteError>,
+        holder: &Holder,
         notices: &mut Vec<Notice>,
     ) -> Result<DesktopStore, SessionError> {
         let volume: Arc<dyn Volume> = Arc::new(
@@ -160,14 +161,14 @@ impl Opening<'_> {
         let opened =
             DesktopStore::open(Arc::clone(&volume), &self.login.server, &self.login.user, self.desktop);
         let store = match opened {
-            Err(DesktopError::NotHere) => return self.begin(volume, found).await,
+            Err(DesktopError::NotHere) => return self.begin(volume, found, holder).await,
             opened => opened.map_err(|source| self.failed(source))?,
         };
         match found {
             Err(RemoteError::Offline) => {}
             Err(error) => notices.push(Notice::Offline { reason: error.to_string() }),
             Ok(None) => notices.push(Notice::GoneFromServer),
-            Ok(Some(info)) => self.catch_up(&store, &info, notices).await?,
+            Ok(Some(info)) => self.catch_up(&store, &info, holder, notices).await?,
         }
         Ok(store)
     }
@@ -176,6 +177,7 @@ impl Opening<'_> {
         &self,
         volume: Arc<dyn Volume>,
         found: Result<Option<DesktopInfo>, RemoteError>,
+        holder: &Holder,
     ) -> Result<DesktopStore, SessionError> {
         let desktop = self.desktop.clone();
         let info = match found {
@@ -184,6 +186,7 @@ impl Opening<'_> {
             Err(source) => return Err(SessionError::NotHere { desktop, source }),
         };
         let (head, base) = self.fetch(&info).await?;
+        holder.note_standing(self.remote, self.desktop, head.id).await;
         let publisher = base.signature.key;
         let new = NewDesktop {
             server: self.login.server,
@@ -199,6 +202,7 @@ impl Opening<'_> {
         &self,
         store: &DesktopStore,
         info: &DesktopInfo,
+        holder: &Holder,
         notices: &mut Vec<Notice>,
     ) -> Result<(), SessionError> {
         let record = store.record();
@@ -208,6 +212,24 @@ impl Opening<'_> {
             return Ok(());
         }
         let here = store.version(record.head).map_err(|source| self.failed(source))?;
+        let is_own = here.manifest.subject == self.subject();
+        if is_own && server.sequence <= here.manifest.sequence {
+            let (server, here) = (server.sequence, here.manifest.sequence);
+            notices.push(Notice::ServerIsBehind { server, here });
+            return Ok(());
+        }
+        // What only this machine has is not left for what others have made since, whatever its number.
+        match self.is_known(info, &record, &here).await {
+            Ok(true) => {}
+            Ok(false) => {
+                notices.push(Notice::HeadUnknown { here: here.manifest.sequence });
+                return Ok(());
+            }
+            Err(error) => {
+                notices.push(Notice::Offline { reason: error.to_string() });
+                return Ok(());
+            }
+        }
         if let Subject::Desktop { desktop: fork, .. } = &here.manifest.subject
             && fork != self.desktop
         {
@@ -215,26 +237,53 @@ impl Opening<'_> {
             if has_changes(store, &here).map_err(|source| self.failed(source))? {
                 notices.push(Notice::OnFork { fork });
             } else {
-                let (head, base) = self.fetch(info).await?;
-                store.move_to(&head, &base).map_err(|source| self.failed(source))?;
+                self.move_to_head(store, info, holder).await?;
                 notices.push(Notice::WorkIsInFork { fork });
             }
             return Ok(());
         }
         let (sequence, machine) = (server.sequence, server.machine.clone());
-        if sequence <= here.manifest.sequence {
-            notices.push(Notice::ServerIsBehind { server: sequence, here: here.manifest.sequence });
-        } else if has_changes(store, &here).map_err(|source| self.failed(source))? {
+        if has_changes(store, &here).map_err(|source| self.failed(source))? {
             // A renewal of ours whose commit was not heard of is the next sync's business.
             if record.renewal != Some(server.id) {
                 notices.push(Notice::Diverged { sequence, machine });
             }
         } else {
-            let (head, base) = self.fetch(info).await?;
-            store.move_to(&head, &base).map_err(|source| self.failed(source))?;
+            self.move_to_head(store, info, holder).await?;
             notices.push(Notice::MovedTo { sequence, machine });
         }
         Ok(())
+    }
+
+    /// Whether the server still has the version here in its history, be its content pruned or not.
+    async fn is_known(
+        &self,
+        info: &DesktopInfo,
+        record: &DesktopRecord,
+        here: &Version,
+    ) -> Result<bool, RemoteError> {
+        let (subject, sequence) = (&here.manifest.subject, here.manifest.sequence);
+        if info.id != record.id {
+            return Ok(false);
+        }
+        let listing = Listing { limit: 1, before: Some(sequence.saturating_add(1)), pruned: true };
+        match self.remote.list_versions(subject, listing).await {
+            Ok(listed) => Ok(listed.first().is_some_and(|version| version.id == record.head)),
+            Err(error) if error.code() == Some("not_found") => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Has the files here stand on the desktop's newest version, of which the server is told first: it keeps that then.
+    async fn move_to_head(
+        &self,
+        store: &DesktopStore,
+        info: &DesktopInfo,
+        holder: &Holder,
+    ) -> Result<(), SessionError> {
+        let (head, base) = self.fetch(info).await?;
+        holder.note_standing(self.remote, self.desktop, head.id).await;
+        store.move_to(&head, &base).map_err(|source| self.failed(source))
     }
 
     /// Fetches a version of the desktop, signed as its listing says, and the golden version below it, signed by the

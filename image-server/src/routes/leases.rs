@@ -84,9 +84,7 @@ pub(super) async fn put(
     let mut tx = app.database.begin().await?;
     let series = desktops::find(&mut tx, &caller, &desktop).await?;
     let version = versions::find(&mut *tx, &Namespace::User(caller.user.clone()), wish.version).await?;
-    let Some(version) = version else {
-        return Err(ApiError::BadRequest(format!("`version` {} is no version of yours", wish.version)));
-    };
+    let version = version.ok_or_else(|| not_yours(wish.version))?;
     let (now, policy) = (now_ms(), policy::read(&mut tx).await?);
     let found = leases::find(&mut *tx, series.id).await?;
     // Noted of a machine that is refused as well: what it wrote becomes a fork, which needs what it stands on.
@@ -159,6 +157,11 @@ pub(super) async fn want(
     let response = answer(&mut tx, &series, lease, now).await?;
     commit(tx).await?;
     Ok(response)
+}
+
+/// The refusal of a version that the asker's desktops do not have.
+pub(super) fn not_yours(version: ManifestId) -> ApiError {
+    ApiError::BadRequest(format!("`version` {version} is no version of yours"))
 }
 
 /// The refusal of what only the holder of a lease may do.

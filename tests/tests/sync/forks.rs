@@ -259,3 +259,64 @@ fn a_server_that_was_set_back_gets_the_work_again_as_a_fork() {
     assert_holds(&published, &forks(&laptop)[0], &disks);
     published.server.verify();
 }
+
+/// By the time the laptop looks, the server's newest version has a higher number than the laptop's.
+#[test]
+fn what_a_set_back_server_has_lost_is_kept_however_far_others_have_gone() {
+    require!(fuse);
+    let mut published = Publication::new(69, IMAGE_BYTES);
+    let (laptop, other) = (published.machine_with_desktop("laptop"), published.machine("other"));
+    let mut rng = Rng::new(72);
+    let work = |machine: &Client, disks: &mut Disks, rng: &mut Rng| {
+        let mount = machine.mount("work");
+        disks.change(&mount, 10, rng);
+        mount.unmount();
+        sync(machine)
+    };
+    let mut on_laptop = Disks::new(&published);
+    work(&laptop, &mut on_laptop, &mut rng);
+    let mut on_other = on_laptop.clone();
+    let backup = published.server.back_up();
+    for _ in 0..2 {
+        work(&laptop, &mut on_laptop, &mut rng);
+    }
+    published.server.restore(&backup);
+    for _ in 0..3 {
+        work(&other, &mut on_other, &mut rng);
+    }
+    assert_eq!(versions(&other), [5, 4, 3, 2, 1]);
+
+    let mut mount = laptop.mount("work");
+    let said = mount.process().stderr();
+    assert!(said.contains("does not know version 4, which this machine has"), "{said}");
+    on_other.assert_in(&mount);
+    mount.unmount();
+    let fork = forks(&laptop)[0].clone();
+    assert_holds(&published, &fork, &on_laptop);
+
+    // The same where the laptop stands on a fork, which the server loses; and what it syncs is said to be one.
+    let mount = laptop.mount("work");
+    let mount_other = other.mount_with("work", &["--take"]);
+    on_laptop = on_other.clone();
+    on_laptop.change(&mount, 10, &mut rng);
+    let backup = published.server.back_up();
+    on_other.change(&mount_other, 10, &mut rng);
+    mount_other.unmount();
+    sync(&other);
+    for _ in 0..2 {
+        let report = sync(&laptop);
+        assert_eq!(report["fork"]["of"], "work", "{report}");
+        on_laptop.change(&mount, 10, &mut rng);
+    }
+    let report = sync(&laptop);
+    assert_eq!(report["fork"]["of"], "work", "{report}");
+    mount.unmount();
+    published.server.restore(&backup);
+    let mut mount = laptop.mount_with("work", &["--take"]);
+    let said = mount.process().stderr();
+    assert!(said.contains("which this machine has: was the server restored"), "{said}");
+    mount.unmount();
+    let kept = forks(&laptop).into_iter().find(|name| *name != fork).expect("a fork more");
+    assert_holds(&published, &kept, &on_laptop);
+    published.server.verify();
+}

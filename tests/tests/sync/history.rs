@@ -131,3 +131,38 @@ fn what_is_pruned_is_deleted_and_what_is_kept_stays_whole() {
     sync(&laptop);
     disks.assert_on_another_machine(&published);
 }
+
+/// What it writes then can still be sent, though it never had the lease.
+#[test]
+fn what_a_machine_keeps_for_later_is_not_pruned() {
+    require!(fuse);
+    let published = Publication::new(63, 4 << 20);
+    let mut rng = Rng::new(63);
+    let (laptop, other) = (published.machine_with_desktop("laptop"), published.machine("desk"));
+    let mut on_laptop = Disks::new(&published);
+    let mount = laptop.mount("work");
+    on_laptop.change(&mount, 10, &mut rng);
+    let _ = laptop.satchel(["sync", "work"]).ok();
+    // Pinned while the other machine works on it.
+    let _ = other.satchel(["pin", "work"]).ok();
+    let mut on_other = on_laptop.clone();
+    for _ in 0..4 {
+        on_laptop.change(&mount, 10, &mut rng);
+        let _ = laptop.satchel(["sync", "work"]).ok();
+    }
+    let pruned = published.server.run(&["retention"], &["--keep-last", "1", "--json"]).ok().json();
+    let numbers: Vec<&serde_json::Value> =
+        pruned["pruned"].as_array().expect("a list").iter().map(|version| &version["sequence"]).collect();
+    assert_eq!(numbers, [5, 4, 3], "{pruned}");
+    for _ in 0..2 {
+        let _ = published.server.run(&["gc"], &["--grace", "0"]).ok();
+    }
+    let offline = other.mount_with("work", &["--offline"]);
+    on_other.change(&offline, 10, &mut rng);
+    offline.unmount();
+    let report = sync(&other);
+    assert_eq!(report["fork"]["of"], "work", "{report}");
+    mount.unmount();
+    on_laptop.assert_on_another_machine(&published);
+    published.server.verify();
+}

@@ -106,6 +106,9 @@ fn cases(fixture: &Fixture) -> Vec<Case> {
     add("PUT", lease, "/v1/desktops/work/lease".to_owned(), wish.to_string().as_bytes(), "", ALICE);
     let path = format!("/v1/desktops/work/lease?key={key}");
     add("DELETE", lease, path, b"", "", [204, 404, 404, 404, 404]);
+    let standing = serde_json::json!({ "key": key, "version": desktop.version }).to_string();
+    let path = "/v1/desktops/work/standing".to_owned();
+    add("PUT", "/v1/desktops/{desktop}/standing", path, standing.as_bytes(), "", NOTERS);
     let asked = br#"{"machine":"laptop-b"}"#;
     let path = "/v1/desktops/work/lease/wanted".to_owned();
     add("POST", "/v1/desktops/{desktop}/lease/wanted", path, asked, "", ALICE);

@@ -403,6 +403,15 @@ impl Cache {
         Ok(())
     }
 
+    /// Makes what it holds durable, and whatever else is on its file system: the segments beside it as well.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn sync(&self) -> io::Result<()> {
+        self.save_index()?;
+        Ok(rustix::fs::syncfs(&self.data)?)
+    }
+
     /// Counts since the cache was opened.
     pub fn stats(&self) -> CacheStats {
         let index = self.lock();

@@ -81,11 +81,20 @@ pub fn of_disk(base: &Base, cache: &Cache, fetcher: &Fetcher) -> LocalShare {
     share
 }
 
+/// How it is found out whether a chunk that a start reads is here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Look {
+    /// By the cache's index, which a power cut may leave with chunks that never got to the disk.
+    Index,
+    /// By the bytes: all of them are read and checked.
+    Bytes,
+}
+
 /// What a start of a desktop without a network would lack. Asks nobody.
 ///
 /// # Errors
 /// [`DesktopError`].
-pub fn for_start(desktop: &OpenDesktop) -> Result<StartNeeds, DesktopError> {
+pub fn for_start(desktop: &OpenDesktop, look: Look) -> Result<StartNeeds, DesktopError> {
     let mut needs = StartNeeds::default();
     for disk in desktop.disks() {
         let share = of_disk(&disk.view().base, desktop.cache(), desktop.fetcher());
@@ -110,7 +119,11 @@ pub fn for_start(desktop: &OpenDesktop) -> Result<StartNeeds, DesktopError> {
             Some(ChunkId::ZERO) => continue,
             Some(id) => {
                 share.stored_bytes += chunk_bytes;
-                if desktop.cache().contains(&id) {
+                let is_here = match look {
+                    Look::Index => desktop.cache().contains(&id),
+                    Look::Bytes => desktop.cache().read_whole(&id).is_some(),
+                };
+                if is_here {
                     share.local_bytes += chunk_bytes;
                     continue;
                 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::desktop::{DesktopError, DesktopStore, DiskLayout, OpenDesktop};
 use crate::disk::Disk;
 use crate::fetch::{LinkEstimate, LinkState};
-use crate::local::{self, LocalShare};
+use crate::local::{self, LocalShare, Look};
 use crate::overlay::{BLOCK_BYTES, BlockIndex, BlockState, Overlay};
 use crate::renew::Heard;
 use crate::volume::Volume;
@@ -294,7 +294,7 @@ fn live(desktop: &OpenDesktop) -> LiveStatus {
     let link = desktop.fetcher().link().borrow().clone();
     let boot = desktop.fetcher().boot_progress();
     // What cannot be read of the desktop's files is told where it is needed.
-    let profile = local::for_start(desktop).ok().and_then(|needs| needs.profile);
+    let profile = local::for_start(desktop, Look::Index).ok().and_then(|needs| needs.profile);
     LiveStatus {
         online: link == LinkState::Up,
         offline_reason: match link {

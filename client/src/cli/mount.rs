@@ -12,7 +12,7 @@ use clap::Args;
 use satchel_client::fetch::OnMissing;
 use satchel_client::fs::fuse::MountOptions;
 use satchel_client::lease::Claim;
-use satchel_client::local::{self, StartNeeds};
+use satchel_client::local::{self, Look, StartNeeds};
 use satchel_client::mount::{self, Event, Services, Trickle};
 use satchel_client::renew::{Ready, RenewError, Renewed, Renewer};
 use satchel_client::session::{Notice, Session, SessionOptions};
@@ -296,7 +296,7 @@ pub(crate) fn say_renewed(desktop: &Name, renewed: &Renewed) -> String {
 
 /// Whether a start needs nothing that is not here; says what is not.
 fn check_offline(context: &Context, desktop: &Name, session: &Session) -> anyhow::Result<()> {
-    let needs = local::for_start(&session.desktop)?;
+    let needs = tokio::task::block_in_place(|| local::for_start(&session.desktop, Look::Bytes))?;
     if !needs.are_met() {
         bail!("{}", offline_refusal(desktop, &needs));
     }

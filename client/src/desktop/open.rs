@@ -263,7 +263,11 @@ impl OpenDesktop {
     pub async fn fill(&self) -> Result<(), FillError> {
         let _one = self.filling.lock().await;
         let bases: Vec<Arc<Base>> = self.disks.iter().map(|disk| Arc::clone(&disk.view().base)).collect();
-        self.fetcher.fill(&bases, &self.filled).await
+        self.fetcher.fill(&bases, &self.filled).await?;
+        // Who is told that it is here counts on it where nobody can be asked.
+        let cache = Arc::clone(&self.cache);
+        let synced = self.runtime.spawn_blocking(move || cache.sync()).await;
+        synced.unwrap_or_else(|error| Err(std::io::Error::other(error))).map_err(FillError::NotDurable)
     }
 
     /// How far the fill is.

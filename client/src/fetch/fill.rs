@@ -39,6 +39,9 @@ pub enum FillError {
         /// Chunks there are.
         stored: u64,
     },
+    /// What was fetched is here, and might not be after a power cut.
+    #[error("what was fetched could not be made durable")]
+    NotDurable(#[source] std::io::Error),
 }
 
 impl Fetcher {

@@ -17,7 +17,7 @@ mod base;
 mod readahead;
 mod touches;
 
-pub use base::{Base, BaseChunk, BaseSegment, SegmentChunks, SlotHint};
+pub use base::{Base, BaseChunk, BaseSegment, Located, SegmentChunks, SlotHint};
 pub use touches::Touches;
 
 use crate::cache::{Cache, CacheRead};

@@ -42,7 +42,7 @@ pub(crate) use segments::write_whole;
 pub use sources::LinkState;
 
 use crate::cache::Cache;
-use crate::disk::{Base, BaseSegment};
+use crate::disk::{Base, BaseSegment, Located};
 use crate::source::{ChunkSource, FailureKind, Object, ObjectPath, SourceError, get_whole};
 use flight::{Flight, Landing};
 use pace::Pace;
@@ -403,8 +403,8 @@ impl Shared {
         unread
     }
 
-    async fn locator<'a>(&self, segment: &'a BaseSegment) -> Result<&'a Arc<Locator>, FetchError> {
-        segment.locator_or_load(|| self.load_locator(segment)).await
+    async fn locator(&self, segment: &BaseSegment) -> Result<Arc<Located>, FetchError> {
+        segment.locator_or_load(|misled_by| self.load_locator(segment, misled_by)).await
     }
 
     async fn load_segment(&self, wanted: &BaseSegment, on_missing: OnMissing) -> Result<Segment, FetchError> {
@@ -422,24 +422,37 @@ impl Shared {
         Ok(segment)
     }
 
-    async fn load_locator(&self, wanted: &BaseSegment) -> Result<Locator, FetchError> {
+    /// Fetches where the chunks of a segment lie: from the source after the one that said wrong, or again from the first.
+    async fn load_locator(
+        &self,
+        wanted: &BaseSegment,
+        misled_by: Option<usize>,
+    ) -> Result<Located, FetchError> {
         let segment = wanted.segment_or_load(|| self.load_segment(wanted, self.on_missing)).await?;
         let path = ObjectPath { namespace: wanted.namespace.clone(), object: Object::Locator(wanted.id) };
-        self.object(&path, frame_len_max(MAX_LOCATOR_BYTES), self.on_missing, |frame| {
-            let locator = self.with_decoder(|decoder| Locator::decode(frame, wanted.id, decoder))?;
-            locator.check_frame_lens(self.cache.chunk_size())?;
-            let unplaced =
-                (0..).zip(segment.chunks()).filter(|(at, id)| !id.is_zero() && locator.place(*at).is_none());
-            match unplaced.count() {
-                0 => Ok(locator),
-                count => Err(FormatError::Field {
-                    what: "locator",
-                    field: "places",
-                    found: format!("{count} short"),
-                    expected: "one for each stored chunk".to_owned(),
-                }),
-            }
-        })
+        let passed_over = misled_by.map_or_else(Vec::new, |last| (0..=last).collect());
+        self.object_past(
+            passed_over,
+            &path,
+            frame_len_max(MAX_LOCATOR_BYTES),
+            self.on_missing,
+            |source, frame| {
+                let locator = self.with_decoder(|decoder| Locator::decode(frame, wanted.id, decoder))?;
+                locator.check_frame_lens(self.cache.chunk_size())?;
+                let unplaced = (0..)
+                    .zip(segment.chunks())
+                    .filter(|(at, id)| !id.is_zero() && locator.place(*at).is_none());
+                match unplaced.count() {
+                    0 => Ok(Located { locator, source }),
+                    count => Err(FormatError::Field {
+                        what: "locator",
+                        field: "places",
+                        found: format!("{count} short"),
+                        expected: "one for each stored chunk".to_owned(),
+                    }),
+                }
+            },
+        )
         .await
     }
 
@@ -451,28 +464,42 @@ impl Shared {
         on_missing: OnMissing,
         decode: impl Fn(&[u8]) -> Result<T, FormatError>,
     ) -> Result<T, FetchError> {
-        let attempt = |source: Arc<dyn ChunkSource>| {
+        self.object_past(Vec::new(), path, limit_bytes, on_missing, |_, bytes| decode(bytes)).await
+    }
+
+    /// As [`Self::object`], asking some sources after the others; `decode` is told which one it comes from.
+    async fn object_past<T>(
+        &self,
+        passed_over: Vec<usize>,
+        path: &ObjectPath,
+        limit_bytes: usize,
+        on_missing: OnMissing,
+        decode: impl Fn(usize, &[u8]) -> Result<T, FormatError>,
+    ) -> Result<T, FetchError> {
+        let attempt = |at, source: Arc<dyn ChunkSource>| {
             let decode = &decode;
             async move {
                 let bytes = get_whole(&*source, path, limit_bytes).await?;
                 self.counters.fetched_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-                decode(&bytes).map_err(|error| crate::source::damaged(&*source, path, error))
+                decode(at, &bytes).map_err(|error| crate::source::damaged(&*source, path, error))
             }
         };
         tokio::select! {
-            object = self.try_sources(path, on_missing, attempt) => object,
+            object = self.try_sources(path, on_missing, passed_over, attempt) => object,
             () = self.stop.cancelled() => Err(FetchError::Stopped),
         }
     }
 
-    /// Asks one source after the other until `attempt` succeeds, with the patience of [`OnMissing`].
+    /// Asks one source after the other until `attempt` succeeds, with the patience of [`OnMissing`]. Those in
+    /// `passed_over` are asked when the others were asked in vain.
     async fn try_sources<T, F: Future<Output = Result<T, SourceError>>>(
         &self,
         path: &ObjectPath,
         on_missing: OnMissing,
-        mut attempt: impl FnMut(Arc<dyn ChunkSource>) -> F,
+        mut passed_over: Vec<usize>,
+        mut attempt: impl FnMut(usize, Arc<dyn ChunkSource>) -> F,
     ) -> Result<T, FetchError> {
-        let (mut passed_over, mut rounds, mut last) = (Vec::new(), 0, None);
+        let (mut rounds, mut last) = (0, None);
         loop {
             let (at, entry) = match self.sources.pick(path, &passed_over).await {
                 Ok(picked) => picked,
@@ -495,7 +522,7 @@ impl Shared {
                 }
             };
             self.counters.requests.fetch_add(1, Ordering::Relaxed);
-            match attempt(Arc::clone(&entry.source)).await {
+            match attempt(at, Arc::clone(&entry.source)).await {
                 Ok(value) => {
                     self.sources.succeeded(entry);
                     return Ok(value);

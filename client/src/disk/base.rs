@@ -1,7 +1,7 @@
 //! What lies below the overlays: one disk of a version, its segments loaded as they are touched.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use chunk_format::{
     ChunkId, ChunkIndex, ChunkSize, Disk, DiskRole, DiskSize, Locator, Namespace, SEGMENT_CHUNKS, Segment,
@@ -33,7 +33,23 @@ pub struct BaseSegment {
 #[derive(Debug, Default)]
 struct Loaded {
     chunks: OnceCell<SegmentChunks>,
-    locator: OnceCell<Arc<Locator>>,
+    location: Mutex<Location>,
+}
+
+#[derive(Debug, Default)]
+struct Location {
+    located: Arc<OnceCell<Arc<Located>>>,
+    /// Which source's locator was forgotten last.
+    misled_by: Option<usize>,
+}
+
+/// Where the chunks of a segment lie, as one source says: nobody vouches for it.
+#[derive(Debug)]
+pub struct Located {
+    /// What it says.
+    pub locator: Locator,
+    /// Which source it came from, in the order of preference.
+    pub source: usize,
 }
 
 /// The chunk ids of a segment, and where the cache last had each chunk.
@@ -120,18 +136,35 @@ impl BaseSegment {
 
     /// Whether the segment's locator is loaded.
     pub fn is_located(&self) -> bool {
-        self.loaded.locator.initialized()
+        self.lock_location().located.initialized()
     }
 
-    /// The segment's locator; loads it at the first call, once however many call.
+    /// The segment's locator; loads it at the first call, once however many call. `load` is told which source's was wrong.
     ///
     /// # Errors
     /// What `load` says.
-    pub async fn locator_or_load<E, F: Future<Output = Result<Locator, E>>>(
+    pub async fn locator_or_load<E, F: Future<Output = Result<Located, E>>>(
         &self,
-        load: impl FnOnce() -> F,
-    ) -> Result<&Arc<Locator>, E> {
-        self.loaded.locator.get_or_try_init(|| async { load().await.map(Arc::new) }).await
+        load: impl FnOnce(Option<usize>) -> F,
+    ) -> Result<Arc<Located>, E> {
+        let (located, misled_by) = {
+            let location = self.lock_location();
+            (Arc::clone(&location.located), location.misled_by)
+        };
+        located.get_or_try_init(|| async { load(misled_by).await.map(Arc::new) }).await.cloned()
+    }
+
+    /// Forgets a locator by which a chunk was not to be found; the next one comes from another source, if there is one.
+    pub fn forget_locator(&self, wrong: &Arc<Located>) {
+        let mut location = self.lock_location();
+        // Who found out before may have led to another one by now.
+        if location.located.get().is_some_and(|located| Arc::ptr_eq(located, wrong)) {
+            *location = Location { located: Arc::default(), misled_by: Some(wrong.source) };
+        }
+    }
+
+    fn lock_location(&self) -> MutexGuard<'_, Location> {
+        self.loaded.location.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

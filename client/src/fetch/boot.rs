@@ -556,7 +556,7 @@ impl Shared {
         admitted: Admitted,
     ) -> Result<Bytes, FetchError> {
         let admitted = tokio::sync::Mutex::new(admitted);
-        self.try_sources(path, OnMissing::Fail, |source| {
+        self.try_sources(path, OnMissing::Fail, Vec::new(), |_, source| {
             let (admitted, range) = (&admitted, range.clone());
             async move {
                 let mut admitted = admitted.lock().await;

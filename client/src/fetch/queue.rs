@@ -7,6 +7,7 @@ use chunk_format::{ChunkId, PackId, PackRef};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::flight::Flight;
+use crate::disk::{BaseSegment, Located};
 
 /// How urgent a fetch is; a lower one never goes before a higher.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -39,6 +40,10 @@ pub(super) struct Job {
     pub(super) pack: Arc<PackRef>,
     pub(super) offset: u32,
     pub(super) frame_len: u32,
+    /// Where it stands in a disk, and who says that it lies there.
+    pub(super) segment: BaseSegment,
+    pub(super) at: usize,
+    pub(super) located: Arc<Located>,
     pub(super) class: Class,
     pub(super) flight: Arc<Flight>,
     /// Room for its decoded bytes; taken when it leaves the queue.
@@ -186,6 +191,8 @@ impl Queue {
 
 #[cfg(test)]
 mod tests {
+    use chunk_format::{Locator, SEGMENT_CHUNKS, SegmentId};
+
     use super::*;
 
     fn job(pack: &str, offset: u32, class: Class) -> Job {
@@ -195,7 +202,24 @@ mod tests {
             pack_len: 32 << 20,
         });
         let id = ChunkId::of(format!("{}{offset}", pack.pack).as_bytes());
-        Job { id, pack, offset, frame_len: 1000, class, flight: Arc::default(), room: None, is_late: false }
+        let segment = BaseSegment::new(SegmentId::ZERO, pack.namespace.clone());
+        let places = vec![None; SEGMENT_CHUNKS];
+        let locator = Locator::new(segment.id, vec![PackRef::clone(&pack)], places).unwrap();
+        let located = Arc::new(Located { locator, source: 0 });
+        let flight = Arc::default();
+        Job {
+            id,
+            pack,
+            offset,
+            frame_len: 1000,
+            segment,
+            at: 0,
+            located,
+            class,
+            flight,
+            room: None,
+            is_late: false,
+        }
     }
 
     fn offsets(run: &Run) -> Vec<u32> {

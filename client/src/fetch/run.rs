@@ -12,54 +12,42 @@ use tokio::sync::Mutex;
 
 use super::pace::Admitted;
 use super::queue::{GAP_LIMIT_BYTES, Job, Run};
-use super::sources::LONGEST_PAUSE;
 use super::{Arrival, Class, OnMissing, Shared};
 use crate::source::exchange::{Answered, MAX_CHUNKS};
 use crate::source::{ChunkSource, FailureKind, Object, ObjectPath, SourceError, damaged};
 
 impl Shared {
     /// Fetches every chunk of a run, in as many requests as it takes. Answers those that no source has the right bytes of now,
-    /// when it is not for their readers to hear of it: what a run holds of the link is free again while they wait.
+    /// when it is not for their readers to hear of it, or they may lie elsewhere: what a run holds of the link is free again
+    /// while they wait.
     pub(super) async fn fetch_run(&self, run: Run, admitted: Admitted) -> Vec<Job> {
         let path = ObjectPath { namespace: run.pack.namespace.clone(), object: Object::Pack(run.pack.pack) };
         // Jobs leave it as their chunks arrive, so that another request asks for the rest only. One attempt holds it
         // at a time.
         let request = Mutex::new(Request { left: VecDeque::from(run.jobs), admitted });
         let fetched = self
-            .try_sources(&path, OnMissing::Fail, |source| {
+            .try_sources(&path, OnMissing::Fail, Vec::new(), |_, source| {
                 let (path, request) = (&path, &request);
                 async move { self.fetch_some(&*source, path, &mut *request.lock().await).await }
             })
             .await;
         let Err(error) = fetched else { return Vec::new() };
         let left = request.into_inner().left;
-        if self.on_missing == OnMissing::Wait {
-            if left.iter().any(|job| !job.is_late) {
-                tracing::error!(object = %path, error = &error as &dyn std::error::Error, "no source has the right bytes");
-            }
-            return left.into_iter().map(|job| Job { room: None, is_late: true, ..job }).collect();
+        // None of them may lie there: the next locator is another's.
+        left.iter().for_each(|job| job.segment.forget_locator(&job.located));
+        let (later, lost): (Vec<Job>, Vec<Job>) = left.into_iter().partition(|job| {
+            // What the last source says of where it lies is no better for being asked again.
+            self.on_missing == OnMissing::Wait || !self.sources.is_last(job.located.source)
+        });
+        if later.iter().any(|job| !job.is_late) {
+            tracing::error!(object = %path, error = &error as &dyn std::error::Error, "no source has the right bytes");
         }
         let error = Arc::new(error);
-        for job in left {
+        for job in lost {
             self.lock_flights().remove(&job.id);
             job.flight.finish(Err(Arc::clone(&error)));
         }
-        Vec::new()
-    }
-
-    /// Asks for chunks again, after a while.
-    pub(super) async fn ask_later(&self, mut jobs: Vec<Job>) {
-        if jobs.is_empty() {
-            return;
-        }
-        tokio::time::sleep(LONGEST_PAUSE).await;
-        for job in &mut jobs {
-            // Nobody could make it more urgent meanwhile.
-            if job.flight.is_waited_for() {
-                job.class = Class::Waiting;
-            }
-        }
-        self.queue(&mut jobs);
+        later.into_iter().map(|job| Job { room: None, is_late: true, ..job }).collect()
     }
 
     /// Has a source bring what it can of a run. Chunks of a broken answer that came whole and right are kept, whatever follows

@@ -161,6 +161,11 @@ impl Sources {
         self.entries.iter().find(is_asked).filter(|entry| entry.source.hands_out_chunks())
     }
 
+    /// Whether a source is asked after all others.
+    pub(crate) fn is_last(&self, at: usize) -> bool {
+        at + 1 == self.entries.len()
+    }
+
     /// Notes that a source answered.
     pub(crate) fn succeeded(&self, entry: &Entry) {
         let was_out = entry.lock().outage.take().is_some();

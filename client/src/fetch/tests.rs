@@ -6,6 +6,7 @@ use crate::upstream::MemoryServer;
 
 mod boot;
 mod handed_out;
+mod several;
 
 const CHUNK: usize = 4096;
 

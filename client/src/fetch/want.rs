@@ -6,14 +6,15 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use chunk_format::{ChunkId, ChunkIndex, PackRef};
+use chunk_format::{ChunkId, ChunkIndex, PackRef, SegmentId};
 use futures_util::future::join_all;
 use tokio::sync::Semaphore;
 
 use super::flight::Flight;
 use super::queue::Job;
+use super::sources::LONGEST_PAUSE;
 use super::{Class, FetchError, Fetcher, Shared, Wish};
-use crate::disk::{Base, BaseSegment};
+use crate::disk::{Base, BaseSegment, Located};
 
 /// Segments whose locators are loaded at once for what a boot stream did not bring: nobody asked for most of it.
 const LOCATORS_AT_ONCE: usize = 8;
@@ -23,6 +24,9 @@ struct Place {
     pack: Arc<PackRef>,
     offset: u32,
     frame_len: u32,
+    segment: BaseSegment,
+    at: usize,
+    located: Arc<Located>,
 }
 
 /// A chunk that the boot stream was to bring.
@@ -74,7 +78,7 @@ impl Fetcher {
             }
             let mut place = None;
             wishes.push(loop {
-                match shared.find(id, class, place.as_ref()) {
+                match shared.find(id, class, place.take()) {
                     Found::Settled(wish) => break wish,
                     Found::Opened(job) => {
                         let wish = Wish::Flight(Arc::clone(&job.flight));
@@ -103,7 +107,7 @@ impl Fetcher {
 
 impl Shared {
     /// Joins the flight of a chunk, or opens one for a request to where it lies.
-    fn find(&self, id: ChunkId, class: Class, place: Option<&Place>) -> Found {
+    fn find(&self, id: ChunkId, class: Class, place: Option<Place>) -> Found {
         let mut flights = self.lock_flights();
         if let Some(flight) = flights.get(&id) {
             let is_demand = class == Class::Waiting;
@@ -189,19 +193,51 @@ impl Shared {
         join_all(requests).await;
     }
 
+    /// Asks for chunks again, after a while, where they are said to lie by then.
+    pub(super) async fn ask_later(&self, jobs: Vec<Job>) {
+        if jobs.is_empty() {
+            return;
+        }
+        tokio::time::sleep(LONGEST_PAUSE).await;
+        let mut segments: HashMap<SegmentId, Vec<Job>> = HashMap::new();
+        for job in jobs {
+            segments.entry(job.segment.id).or_default().push(job);
+        }
+        join_all(segments.into_values().map(|jobs| self.ask_again(jobs))).await;
+    }
+
+    /// Asks for chunks of one segment again.
+    async fn ask_again(&self, jobs: Vec<Job>) {
+        let mut located = Vec::with_capacity(jobs.len());
+        for job in jobs {
+            match self.locate(&job.segment, job.at).await {
+                Ok(place) => {
+                    // Nobody could make it more urgent meanwhile.
+                    let class = if job.flight.is_waited_for() { Class::Waiting } else { job.class };
+                    located.push(Job { is_late: job.is_late, ..place.job(job.id, class, job.flight) });
+                }
+                Err(error) => {
+                    self.lock_flights().remove(&job.id);
+                    job.flight.finish(Err(Arc::new(error)));
+                }
+            }
+        }
+        self.queue(&mut located);
+    }
+
     async fn locate(&self, segment: &BaseSegment, at: usize) -> Result<Place, FetchError> {
-        let locator = self.locator(segment).await?;
+        let located = self.locator(segment).await?;
         // `load_locator` takes none that lacks a stored chunk.
-        let place = locator.place(at).ok_or(FetchError::Stopped)?;
-        let pack = locator.pack(&place).ok_or(FetchError::Stopped)?;
-        Ok(Place { pack: Arc::new(pack.clone()), offset: place.offset, frame_len: place.frame_len })
+        let place = located.locator.place(at).ok_or(FetchError::Stopped)?;
+        let pack = Arc::new(located.locator.pack(&place).ok_or(FetchError::Stopped)?.clone());
+        let (offset, frame_len, segment) = (place.offset, place.frame_len, segment.clone());
+        Ok(Place { pack, offset, frame_len, segment, at, located })
     }
 }
 
 impl Place {
-    fn job(&self, id: ChunkId, class: Class, flight: Arc<Flight>) -> Job {
-        let Self { pack, offset, frame_len } = self;
-        let (pack, offset, frame_len) = (Arc::clone(pack), *offset, *frame_len);
-        Job { id, pack, offset, frame_len, class, flight, room: None, is_late: false }
+    fn job(self, id: ChunkId, class: Class, flight: Arc<Flight>) -> Job {
+        let Self { pack, offset, frame_len, segment, at, located } = self;
+        Job { id, pack, offset, frame_len, segment, at, located, class, flight, room: None, is_late: false }
     }
 }

@@ -1,0 +1,91 @@
+//! Several sources, of which the one that is asked first is bad, or away.
+
+use std::ops::Range;
+use std::sync::OnceLock;
+
+use futures_util::future::BoxFuture;
+use futures_util::stream::{self, StreamExt};
+
+use super::*;
+use crate::source::ObjectBody;
+
+/// Asks for a chunk; the clock goes on by itself only while no thread keeps arrivals, so it is told to.
+async fn get_within(rig: &Arc<Rig>, chunk: u64, span: Duration) -> Result<Bytes, Arc<FetchError>> {
+    let rig = Arc::clone(rig);
+    within(tokio::spawn(async move { rig.get(chunk).await }), span).await
+}
+
+async fn within<T>(task: tokio::task::JoinHandle<T>, span: Duration) -> T {
+    let begin = tokio::time::Instant::now();
+    while !task.is_finished() {
+        assert!(begin.elapsed() < span, "it does not come");
+        tokio::time::advance(Duration::from_millis(50)).await;
+        // What threads do takes time of another clock.
+        std::thread::sleep(Duration::from_micros(200));
+        tokio::task::yield_now().await;
+    }
+    task.await.unwrap()
+}
+
+/// Has what the server has, but says of the first two chunks of a segment that each lies where the other does.
+#[derive(Default)]
+struct Misleading(OnceLock<MemoryServer>);
+
+impl ChunkSource for Arc<Misleading> {
+    fn origin(&self) -> String {
+        "misleading".to_owned()
+    }
+
+    fn get<'a>(
+        &'a self,
+        path: &'a ObjectPath,
+        range: Option<Range<u64>>,
+    ) -> BoxFuture<'a, Result<ObjectBody, SourceError>> {
+        let server = self.0.get().unwrap();
+        let Object::Locator(segment) = path.object else { return server.get(path, range) };
+        Box::pin(async move {
+            let frame = get_whole(server, path, frame_len_max(MAX_LOCATOR_BYTES)).await?;
+            let locator = Locator::decode(&frame, segment, &mut FrameDecoder::new().unwrap()).unwrap();
+            let mut places: Vec<_> = (0..SEGMENT_CHUNKS).map(|at| locator.place(at)).collect();
+            places.swap(0, 1);
+            let wrong = Locator::new(segment, locator.packs().to_vec(), places).unwrap();
+            let frame = wrong.encode(&mut FrameEncoder::new().unwrap()).unwrap();
+            Ok(stream::iter([Ok(frame.into())]).boxed())
+        })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wrong_locator_of_one_source_is_replaced_by_anothers() {
+    for on_missing in [OnMissing::Wait, OnMissing::Fail] {
+        let misleading = Arc::<Misleading>::default();
+        let rig = Rig::beside(4, on_missing, |_| Some(Arc::new(Arc::clone(&misleading)) as _));
+        misleading.0.set(rig.server.clone()).unwrap_or_default();
+        let rig = Arc::new(rig);
+        for chunk in [1, 0, 2] {
+            let landed = get_within(&rig, chunk as u64, Duration::from_secs(30)).await;
+            assert_eq!(landed.unwrap(), rig.expected(chunk), "{on_missing:?}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_only_sources_locator_is_asked_for_again_when_it_was_wrong() {
+    let rig = Arc::new(Rig::new(4, OnMissing::Wait));
+    let segment = &rig.base.segments()[0];
+    let path = ObjectPath { namespace: segment.namespace.clone(), object: Object::Locator(segment.id) };
+    let right = get_whole(&rig.server, &path, frame_len_max(MAX_LOCATOR_BYTES)).await.unwrap();
+    let misleading = Arc::new(Misleading(rig.server.clone().into()));
+    rig.server.store(&path, get_whole(&misleading, &path, frame_len_max(MAX_LOCATOR_BYTES)).await.unwrap());
+    let reader = tokio::spawn({
+        let rig = Arc::clone(&rig);
+        async move { rig.get(1).await }
+    });
+    while rig.fetcher.stats().damaged < u64::from(ROUNDS) {
+        tokio::time::advance(Duration::from_millis(50)).await;
+        tokio::task::yield_now().await;
+    }
+    assert!(!reader.is_finished());
+    rig.server.store(&path, right);
+    assert_eq!(within(reader, Duration::from_secs(30)).await.unwrap(), rig.expected(1));
+}

@@ -74,6 +74,15 @@ pub enum OnMissing {
     Fail,
 }
 
+/// How long a fetch goes on asking.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Patience {
+    /// Through outages, and as told when none has the right bytes.
+    Through(OnMissing),
+    /// As long as it can be that somebody who is there has them: it holds what others need.
+    WhileAnswered,
+}
+
 /// Why a chunk cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
@@ -83,6 +92,15 @@ pub enum FetchError {
         /// The object.
         what: String,
         /// The last source's failure.
+        #[source]
+        source: SourceError,
+    },
+    /// Those that were asked have not the right bytes, and those that may have them do not answer.
+    #[error("who may have {what} does not answer")]
+    OthersAway {
+        /// The object.
+        what: String,
+        /// The failure of the last one that was asked.
         #[source]
         source: SourceError,
     },
@@ -485,17 +503,17 @@ impl Shared {
             }
         };
         tokio::select! {
-            object = self.try_sources(path, on_missing, passed_over, attempt) => object,
+            object = self.try_sources(path, Patience::Through(on_missing), passed_over, attempt) => object,
             () = self.stop.cancelled() => Err(FetchError::Stopped),
         }
     }
 
-    /// Asks one source after the other until `attempt` succeeds, with the patience of [`OnMissing`]. Those in
-    /// `passed_over` are asked when the others were asked in vain.
+    /// Asks one source after the other until `attempt` succeeds or patience is out. Those in `passed_over` are asked when
+    /// the others were asked in vain.
     async fn try_sources<T, F: Future<Output = Result<T, SourceError>>>(
         &self,
         path: &ObjectPath,
-        on_missing: OnMissing,
+        patience: Patience,
         mut passed_over: Vec<usize>,
         mut attempt: impl FnMut(usize, Arc<dyn ChunkSource>) -> F,
     ) -> Result<T, FetchError> {
@@ -506,12 +524,17 @@ impl Shared {
                 Err(nobody) => {
                     // Who is away may have it: that is an outage, and no round.
                     rounds += u32::from(nobody == NobodyLeft::AllAsked);
+                    let waits = patience == Patience::Through(OnMissing::Wait);
+                    let leaves = patience == Patience::WhileAnswered && nobody == NobodyLeft::OthersAway;
                     match last.take() {
                         // Later when no source was asked until then: what is known to lack this is left out for a while.
-                        Some(source) if on_missing == OnMissing::Fail && rounds >= ROUNDS => {
+                        Some(source) if !waits && rounds >= ROUNDS => {
                             return Err(FetchError::NotToBeHad { what: path.to_string(), source });
                         }
-                        Some(error) if on_missing == OnMissing::Wait && rounds == ROUNDS => {
+                        Some(source) if leaves => {
+                            return Err(FetchError::OthersAway { what: path.to_string(), source });
+                        }
+                        Some(error) if waits && rounds == ROUNDS => {
                             tracing::error!(object = %path, %error, "no source has the right bytes");
                         }
                         _ => {}

@@ -26,7 +26,7 @@ use tokio::task::{JoinError, JoinHandle};
 use super::flight::Flight;
 use super::pace::{Admitted, Pace};
 use super::want::Wanted;
-use super::{Arrival, Class, FetchError, Fetcher, OnMissing, Shared, Wish};
+use super::{Arrival, Class, FetchError, Fetcher, Patience, Shared, Wish};
 use crate::disk::{Base, BaseSegment};
 use crate::source::exchange::MAX_LOOKED_FOR;
 use crate::source::{Object, ObjectPath, SourceError, damaged};
@@ -556,7 +556,7 @@ impl Shared {
         admitted: Admitted,
     ) -> Result<Bytes, FetchError> {
         let admitted = tokio::sync::Mutex::new(admitted);
-        self.try_sources(path, OnMissing::Fail, Vec::new(), |_, source| {
+        self.try_sources(path, Patience::WhileAnswered, Vec::new(), |_, source| {
             let (admitted, range) = (&admitted, range.clone());
             async move {
                 let mut admitted = admitted.lock().await;

@@ -12,27 +12,30 @@ use tokio::sync::Mutex;
 
 use super::pace::Admitted;
 use super::queue::{GAP_LIMIT_BYTES, Job, Run};
-use super::{Arrival, Class, OnMissing, Shared};
+use super::{Arrival, Class, FetchError, OnMissing, Patience, Shared};
 use crate::source::exchange::{Answered, MAX_CHUNKS};
 use crate::source::{ChunkSource, FailureKind, Object, ObjectPath, SourceError, damaged};
 
 impl Shared {
-    /// Fetches every chunk of a run, in as many requests as it takes. Answers those that no source has the right bytes of now,
-    /// when it is not for their readers to hear of it, or they may lie elsewhere: what a run holds of the link is free again
-    /// while they wait.
+    /// Fetches every chunk of a run, in as many requests as it takes. Answers those that nobody who is there has the right bytes
+    /// of now, when it is not for their readers to hear of it, or they may lie elsewhere: what a run holds of the link is free
+    /// again while they wait.
     pub(super) async fn fetch_run(&self, run: Run, admitted: Admitted) -> Vec<Job> {
         let path = ObjectPath { namespace: run.pack.namespace.clone(), object: Object::Pack(run.pack.pack) };
         // Jobs leave it as their chunks arrive, so that another request asks for the rest only. One attempt holds it
         // at a time.
         let request = Mutex::new(Request { left: VecDeque::from(run.jobs), admitted });
         let fetched = self
-            .try_sources(&path, OnMissing::Fail, Vec::new(), |_, source| {
+            .try_sources(&path, Patience::WhileAnswered, Vec::new(), |_, source| {
                 let (path, request) = (&path, &request);
                 async move { self.fetch_some(&*source, path, &mut *request.lock().await).await }
             })
             .await;
         let Err(error) = fetched else { return Vec::new() };
         let left = request.into_inner().left;
+        if matches!(error, FetchError::OthersAway { .. }) {
+            return left.into_iter().map(|job| Job { room: None, ..job }).collect();
+        }
         // None of them may lie there: the next locator is another's.
         left.iter().for_each(|job| job.segment.forget_locator(&job.located));
         let (later, lost): (Vec<Job>, Vec<Job>) = left.into_iter().partition(|job| {

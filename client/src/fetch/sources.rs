@@ -44,7 +44,7 @@ pub enum LinkState {
 /// Why there is no other source to ask for an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NobodyLeft {
-    /// All that may have it were asked.
+    /// All that may have it were asked, or the last one was, which holds everything.
     AllAsked,
     /// Those that were not asked do not answer.
     OthersAway,
@@ -144,7 +144,8 @@ impl Sources {
                 _ = state.changed() => {}
                 // One of these may be the only one that is left, and right this time.
                 () = tokio::time::sleep(PASSED_OVER), if !passed_over.is_empty() => {
-                    return Err(NobodyLeft::OthersAway);
+                    let was_last_asked = passed_over.iter().any(|at| self.is_last(*at));
+                    return Err(if was_last_asked { NobodyLeft::AllAsked } else { NobodyLeft::OthersAway });
                 }
             }
         }

@@ -193,12 +193,16 @@ impl Shared {
         join_all(requests).await;
     }
 
-    /// Asks for chunks again, after a while, where they are said to lie by then.
+    /// Asks for chunks again, after a while or when a source is back, where they are said to lie by then.
     pub(super) async fn ask_later(&self, jobs: Vec<Job>) {
         if jobs.is_empty() {
             return;
         }
-        tokio::time::sleep(LONGEST_PAUSE).await;
+        let mut state = self.sources.watch();
+        tokio::select! {
+            () = tokio::time::sleep(LONGEST_PAUSE) => {}
+            _ = state.changed() => {}
+        }
         let mut segments: HashMap<SegmentId, Vec<Job>> = HashMap::new();
         for job in jobs {
             segments.entry(job.segment.id).or_default().push(job);

@@ -274,6 +274,30 @@ async fn an_outage_is_no_sign_that_nobody_has_it() {
 }
 
 #[tokio::test]
+async fn what_waits_for_the_server_keeps_nothing_else_from_coming() {
+    let (rig, shelf) = rig(50, OnMissing::Wait, |chunk| chunk != 7);
+    rig.fetcher.shared.locator(&rig.base.segments()[0]).await.unwrap();
+    rig.server.lose_network_after(Some(0));
+    let reader = tokio::spawn({
+        let rig = Arc::clone(&rig);
+        async move { rig.get(7).await }
+    });
+    while shelf.requests() == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let chunks: Vec<ChunkIndex> = (20..40).map(ChunkIndex).collect();
+    let wishes = rig.fetcher.want(&rig.base, &chunks, Class::Background).await.unwrap();
+    for (chunk, wish) in (20..).zip(wishes) {
+        let Wish::Flight(flight) = wish else { panic!("chunk {chunk} cannot be here yet") };
+        let landed = tokio::time::timeout(Duration::from_secs(30), flight.land()).await;
+        assert_eq!(landed.expect("it comes").unwrap(), rig.expected(chunk));
+    }
+    assert!(!reader.is_finished(), "it waits for the server");
+    rig.server.lose_network_after(None);
+    assert_eq!(reader.await.unwrap().unwrap(), rig.expected(7));
+}
+
+#[tokio::test]
 async fn what_nobody_has_is_given_up() {
     let (rig, _) = rig(4, OnMissing::Fail, |chunk| chunk != 2);
     rig.get(0).await.unwrap();

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::OnceLock;
 
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, FutureExt, ready};
 use futures_util::stream::{self, StreamExt};
 
 use super::*;
@@ -25,6 +25,35 @@ async fn within<T>(task: tokio::task::JoinHandle<T>, span: Duration) -> T {
         tokio::task::yield_now().await;
     }
     task.await.unwrap()
+}
+
+/// A source that is away.
+struct Away;
+
+impl ChunkSource for Away {
+    fn origin(&self) -> String {
+        "away".to_owned()
+    }
+
+    fn get<'a>(
+        &'a self,
+        path: &'a ObjectPath,
+        _: Option<Range<u64>>,
+    ) -> BoxFuture<'a, Result<ObjectBody, SourceError>> {
+        let error = crate::source::damaged(self, path, "no route");
+        ready(Err(SourceError { kind: FailureKind::Unreachable, ..error })).boxed()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_server_lacks_is_given_up_though_another_source_is_away() {
+    let rig = Rig::beside(4, OnMissing::Wait, |_| Some(Arc::new(Away)));
+    let (fetcher, path) = (rig.fetcher.clone(), rig.pack());
+    rig.server.lose(&path);
+    let asked =
+        tokio::spawn(async move { fetcher.object(&path, 1 << 20, OnMissing::Fail, |_| Ok(())).await });
+    let error = within(asked, Duration::from_secs(30)).await.unwrap_err();
+    assert!(matches!(error, FetchError::NotToBeHad { .. }), "{error}");
 }
 
 /// Has what the server has, but says of the first two chunks of a segment that each lies where the other does.

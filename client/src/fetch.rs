@@ -47,7 +47,7 @@ use crate::source::{ChunkSource, FailureKind, Object, ObjectPath, SourceError, g
 use flight::{Flight, Landing};
 use pace::Pace;
 use queue::{DEMAND_RUN_BYTES, Queue};
-use silence::SilenceLimited;
+use silence::limit_silence;
 use sources::{NobodyLeft, Sources, backoff};
 use want::Wanted;
 
@@ -57,9 +57,6 @@ const WAITING_REQUESTS: usize = 32;
 const OTHER_REQUESTS: usize = 64;
 /// Decoded bytes under way or on their way to the cache.
 const ROOM_BYTES: usize = 64 << 20;
-/// Silence after which a source counts as lost: soon when there is another, with patience when there is none.
-const SILENCE_LIMIT: Duration = Duration::from_secs(5);
-const SILENCE_LIMIT_AMONG_OTHERS: Duration = Duration::from_millis(1500);
 /// How long a reader waits for what the boot stream should have brought by then, before it is asked for on its own.
 const OVERTAKE_AFTER: Duration = Duration::from_secs(1);
 /// Rounds through all sources before an object counts as not to be had.
@@ -203,21 +200,8 @@ impl Fetcher {
     ) -> Self {
         let (arrived, arrivals) = mpsc::channel(256);
         let stop = CancellationToken::new();
-        // A cache is no other place for what it lacks, so it does not shorten the patience with those that have it all.
-        let is_among_others = sources.iter().filter(|source| !source.hands_out_chunks()).count() > 1;
         let shared = Arc::new(Shared {
-            sources: Sources::new(
-                sources
-                    .into_iter()
-                    .map(|source| {
-                        let silence_limit = match is_among_others || source.hands_out_chunks() {
-                            true => SILENCE_LIMIT_AMONG_OTHERS,
-                            false => SILENCE_LIMIT,
-                        };
-                        Arc::new(SilenceLimited::new(source, silence_limit)) as Arc<dyn ChunkSource>
-                    })
-                    .collect(),
-            ),
+            sources: Sources::new(limit_silence(sources)),
             room: Arc::new(Semaphore::new(ROOM_BYTES / cache.chunk_size().bytes())),
             cache,
             segments,

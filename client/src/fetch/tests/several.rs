@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::OnceLock;
 
 use futures_util::future::{BoxFuture, FutureExt, ready};
-use futures_util::stream::{self, StreamExt};
+use futures_util::stream::{self, StreamExt, TryStreamExt};
 
 use super::*;
 use crate::source::ObjectBody;
@@ -54,6 +54,42 @@ async fn what_the_server_lacks_is_given_up_though_another_source_is_away() {
         tokio::spawn(async move { fetcher.object(&path, 1 << 20, OnMissing::Fail, |_| Ok(())).await });
     let error = within(asked, Duration::from_secs(30)).await.unwrap_err();
     assert!(matches!(error, FetchError::NotToBeHad { .. }), "{error}");
+}
+
+/// Has what the server has, and brings a byte of it a second.
+#[derive(Default)]
+struct Dripping(OnceLock<MemoryServer>);
+
+impl ChunkSource for Arc<Dripping> {
+    fn origin(&self) -> String {
+        "dripping".to_owned()
+    }
+
+    fn get<'a>(
+        &'a self,
+        path: &'a ObjectPath,
+        range: Option<Range<u64>>,
+    ) -> BoxFuture<'a, Result<ObjectBody, SourceError>> {
+        Box::pin(async move {
+            let body = self.0.get().unwrap().get(path, range).await?;
+            let parts: Vec<Bytes> = body.try_collect().await?;
+            let drops = stream::iter(parts.concat()).then(|byte| async move {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                Ok(Bytes::from(vec![byte]))
+            });
+            Ok(drops.boxed())
+        })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_drips_is_left_for_who_does_not() {
+    let dripping = Arc::<Dripping>::default();
+    let rig = Rig::beside(4, OnMissing::Wait, |_| Some(Arc::new(Arc::clone(&dripping)) as _));
+    dripping.0.set(rig.server.clone()).unwrap_or_default();
+    let rig = Arc::new(rig);
+    let landed = get_within(&rig, 2, Duration::from_secs(10)).await;
+    assert_eq!(landed.unwrap(), rig.expected(2));
 }
 
 /// Has what the server has, but says of the first two chunks of a segment that each lies where the other does.

@@ -9,6 +9,7 @@ use chunk_format::Name;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 
 mod freezes;
 mod lease;
@@ -375,11 +376,7 @@ async fn answer(listener: UnixListener, answering: Answering) {
             };
             let reply = match request {
                 Request::Status => reply_to(DesktopStatus::of_open(&session.desktop, Some(mounted_at))),
-                Request::Sync { note } => {
-                    // The sync that goes on by itself is in the way until it is through.
-                    let _hurry = pace.hurry();
-                    sync(&session, &syncer, note, &mut connection).await
-                }
+                Request::Sync { note } => sync(&session, &syncer, note, &pace, &mut connection).await,
                 Request::Pin { pinned: true, limit_bytes_per_s } => {
                     session.desktop.fetcher().limit_background(limit_bytes_per_s);
                     session.desktop.fetcher().pause_background(false);
@@ -424,34 +421,54 @@ async fn sync(
     session: &Session,
     syncer: &Syncer,
     note: Option<String>,
+    pace: &Pace,
     connection: &mut Connection,
 ) -> Reply {
     let progress = Arc::new(UploadProgress::default());
     let syncer = Syncer { progress: Arc::clone(&progress), ..syncer.clone() };
-    let syncing = syncer.sync(&session.desktop, note);
-    tokio::pin!(syncing);
-    let mut ticks = tokio::time::interval(PROGRESS_INTERVAL);
-    loop {
-        tokio::select! {
-            result = &mut syncing => return reply_to(result),
-            _ = ticks.tick() => drop(connection.send(&progress_reply(&progress)).await),
-        }
-    }
+    let syncing = async {
+        // The sync that goes on by itself is in the way until it is through.
+        let _hurry = pace.hurry();
+        syncer.sync(&session.desktop, note).await
+    };
+    reply_to(telling(syncing, || progress_reply(&progress), connection).await)
 }
 
 async fn fill(session: &Session, connection: &mut Connection) -> Reply {
     if let Err(error) = session.desktop.store().set_pinned(true) {
         return Reply::Failed { message: explain(&error) };
     }
-    let filling = session.desktop.fill();
-    tokio::pin!(filling);
-    let mut ticks = tokio::time::interval(PROGRESS_INTERVAL);
-    loop {
-        tokio::select! {
-            result = &mut filling => return reply_to(result.map(|()| fill_report(&session.desktop))),
-            _ = ticks.tick() => drop(connection.send(&fill_reply(&session.desktop)).await),
+    let filled = telling(session.desktop.fill(), || fill_reply(&session.desktop), connection).await;
+    reply_to(filled.map(|()| fill_report(&session.desktop)))
+}
+
+/// Does some work, and tells whoever asked for it how far it is. It waits for nobody who does not read that, nor ends when they
+/// go away.
+async fn telling<T>(
+    work: impl Future<Output = T>,
+    progress: impl Fn() -> Reply,
+    connection: &mut Connection,
+) -> T {
+    let done = CancellationToken::new();
+    let working = async {
+        let result = work.await;
+        done.cancel();
+        result
+    };
+    // A message that was begun is sent to its end, or what follows could not be told from it.
+    let told = async {
+        let mut ticks = tokio::time::interval(PROGRESS_INTERVAL);
+        loop {
+            tokio::select! {
+                () = done.cancelled() => return,
+                _ = ticks.tick() => {}
+            }
+            if connection.send(&progress()).await.is_err() {
+                return;
+            }
         }
-    }
+    };
+    tokio::join!(working, told).0
 }
 
 /// How far a fill is, as the control socket tells it.
@@ -494,5 +511,39 @@ fn reply_to<T: serde::Serialize, E: std::error::Error + 'static>(result: Result<
         Ok(Ok(result)) => Reply::Done { result },
         Ok(Err(error)) => Reply::Failed { message: error.to_string() },
         Err(error) => Reply::Failed { message: explain(&error) },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use tokio::net::UnixStream;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn work_waits_for_nobody_who_does_not_read_how_far_it_is() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let is_done = Arc::new(AtomicBool::new(false));
+        let asked = tokio::spawn({
+            let is_done = Arc::clone(&is_done);
+            async move {
+                let work = async move {
+                    tokio::time::sleep(PROGRESS_INTERVAL * 10).await;
+                    is_done.store(true, Ordering::Relaxed);
+                };
+                // More than a socket holds.
+                let progress = || Reply::Failed { message: "a".repeat(32 << 10).repeat(256) };
+                let mut connection = Connection::new(ours);
+                telling(work, progress, &mut connection).await;
+                connection.send(&Reply::Done { result: serde_json::Value::Null }).await.unwrap();
+            }
+        });
+        tokio::time::sleep(PROGRESS_INTERVAL * 20).await;
+        assert!(is_done.load(Ordering::Relaxed));
+        assert!(!asked.is_finished());
+        asked.abort();
+        drop(theirs);
     }
 }

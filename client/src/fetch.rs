@@ -33,7 +33,7 @@ mod sources;
 mod want;
 
 pub use boot::{BootPlan, BootProgress};
-pub use fill::{FillError, FillProgress};
+pub use fill::{FillError, FillProgress, Filling};
 pub use pace::LinkEstimate;
 pub use queue::Class;
 pub(crate) use queue::GAP_LIMIT_BYTES;

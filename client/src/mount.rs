@@ -383,7 +383,7 @@ async fn answer(listener: UnixListener, answering: Answering) {
                     fill(&session, &mut connection).await
                 }
                 Request::Pin { pinned: false, .. } => {
-                    session.desktop.unpin();
+                    session.desktop.unpin().await;
                     reply_to(session.desktop.store().set_pinned(false))
                 }
                 Request::Pause { paused } => {

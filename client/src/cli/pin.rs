@@ -109,7 +109,7 @@ async fn fill_here(
     let desktop = &session.desktop;
     desktop.store().set_pinned(!args.unpin)?;
     if args.unpin {
-        desktop.unpin();
+        desktop.unpin().await;
         return Ok(None);
     }
     desktop.fetcher().limit_background(limit_bytes_per_s);

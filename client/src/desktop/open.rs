@@ -16,7 +16,7 @@ use super::record::Version;
 use super::store::{DesktopError, DesktopStore, DiskLayout};
 use crate::cache::Cache;
 use crate::disk::{Base, BaseSegment, Disk, DiskError, View};
-use crate::fetch::{BootPlan, FetchError, Fetcher, FillError, FillProgress};
+use crate::fetch::{BootPlan, FetchError, Fetcher, FillError, FillProgress, Filling};
 use crate::overlay::Overlay;
 use crate::profile::{ProfileError, ProfileStore, fetch_profile};
 
@@ -49,9 +49,7 @@ pub struct OpenDesktop {
     pub(crate) profile: OnceLock<Arc<Profile>>,
     /// One sync at a time.
     pub(crate) syncing: tokio::sync::Mutex<()>,
-    /// One fill at a time.
-    filling: tokio::sync::Mutex<()>,
-    filled: FillProgress,
+    filling: Filling,
     /// Whether what is written is thrown away at the end.
     is_read_only: bool,
     /// Whether the server does not have the version below any more.
@@ -136,8 +134,7 @@ impl OpenDesktop {
             profiles,
             profile: OnceLock::new(),
             syncing: tokio::sync::Mutex::default(),
-            filling: tokio::sync::Mutex::default(),
-            filled: FillProgress::default(),
+            filling: Filling::default(),
             is_read_only: record.discard_from.is_some(),
             is_head_lost: AtomicBool::new(false),
             is_system_volatile,
@@ -261,9 +258,8 @@ impl OpenDesktop {
     /// # Errors
     /// [`FillError`].
     pub async fn fill(&self) -> Result<(), FillError> {
-        let _one = self.filling.lock().await;
-        let bases: Vec<Arc<Base>> = self.disks.iter().map(|disk| Arc::clone(&disk.view().base)).collect();
-        self.fetcher.fill(&bases, &self.filled).await?;
+        let bases = || self.disks.iter().map(|disk| Arc::clone(&disk.view().base)).collect();
+        self.filling.fill(&self.fetcher, bases).await?;
         // Who is told that it is here counts on it where nobody can be asked.
         let cache = Arc::clone(&self.cache);
         let synced = self.runtime.spawn_blocking(move || cache.sync()).await;
@@ -272,11 +268,12 @@ impl OpenDesktop {
 
     /// How far the fill is.
     pub fn fill_progress(&self) -> &FillProgress {
-        &self.filled
+        self.filling.progress()
     }
 
-    /// Lets go of everything that was kept for good; it stays until its space is needed.
-    pub fn unpin(&self) {
+    /// Ends what fetches everything, and lets go of what was kept for good; it stays until its space is needed.
+    pub async fn unpin(&self) {
+        let _ended = self.filling.end().await;
         for disk in &self.disks {
             for segment in disk.view().base.segments() {
                 if let Some(chunks) = self.fetcher.segment_here(segment) {

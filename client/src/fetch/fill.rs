@@ -1,11 +1,12 @@
 //! Fills the cache with all of a disk, in the background of everything else.
 
 use std::collections::HashSet;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chunk_format::{ChunkId, ChunkIndex, SEGMENT_CHUNKS};
+use tokio_util::sync::CancellationToken;
 
 use super::flight::Flight;
 use super::{Class, FetchError, Fetcher, Wish};
@@ -28,6 +29,9 @@ pub struct FillProgress {
 /// Why a disk could not be filled.
 #[derive(Debug, thiserror::Error)]
 pub enum FillError {
+    /// It does not have to be here any more.
+    #[error("it was ended: not all of it has to be here any more")]
+    Ended,
     /// A chunk could not be had.
     #[error("cannot fetch everything")]
     Fetch(#[source] Arc<FetchError>),
@@ -42,6 +46,54 @@ pub enum FillError {
     /// What was fetched is here, and might not be after a power cut.
     #[error("what was fetched could not be made durable")]
     NotDurable(#[source] std::io::Error),
+}
+
+/// The fills of one desktop: one at a time, and ended when it no longer has to be here.
+#[derive(Debug, Default)]
+pub struct Filling {
+    progress: FillProgress,
+    turn: tokio::sync::Mutex<()>,
+    /// Ends those that have been asked for.
+    end: Mutex<CancellationToken>,
+}
+
+impl Filling {
+    /// Fetches every chunk of these disks that is not here, and pins all of them; `disks` are those of the time when it is its
+    /// turn.
+    ///
+    /// # Errors
+    /// [`FillError`].
+    pub async fn fill(
+        &self,
+        fetcher: &Fetcher,
+        disks: impl FnOnce() -> Vec<Arc<Base>>,
+    ) -> Result<(), FillError> {
+        let end = self.lock_end().clone();
+        let filled = async {
+            let _turn = self.turn.lock().await;
+            fetcher.fill(&disks(), &self.progress).await
+        };
+        tokio::select! {
+            filled = filled => filled,
+            () = end.cancelled() => Err(FillError::Ended),
+        }
+    }
+
+    /// Ends the fills that have been asked for; returns when none pins anything any more, and none begins while the answer is
+    /// held.
+    pub async fn end(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        std::mem::take(&mut *self.lock_end()).cancel();
+        self.turn.lock().await
+    }
+
+    /// How far it is.
+    pub fn progress(&self) -> &FillProgress {
+        &self.progress
+    }
+
+    fn lock_end(&self) -> MutexGuard<'_, CancellationToken> {
+        self.end.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Fetcher {

@@ -339,3 +339,29 @@ async fn a_start_does_without_a_source_that_is_gone() {
     assert_eq!(shelf.served(), 0);
     assert!(boot.rig.fetcher.boot_progress().stream_bytes > 0);
 }
+
+#[tokio::test]
+async fn a_fill_that_is_ended_pins_nothing_any_more() {
+    let (rig, shelf) = rig(700, OnMissing::Wait, |_| true);
+    shelf.gate.forget_permits(1000);
+    let filling = Arc::new(Filling::default());
+    let fill = tokio::spawn({
+        let (rig, filling) = (Arc::clone(&rig), Arc::clone(&filling));
+        async move { filling.fill(&rig.fetcher, || vec![Arc::clone(&rig.base)]).await }
+    });
+    while shelf.requests() == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let ended = tokio::time::timeout(Duration::from_secs(30), filling.end()).await;
+    let ended = ended.expect("nobody waits for what it fetches");
+    shelf.gate.add_permits(1000);
+    drop(ended);
+    assert!(matches!(fill.await.unwrap(), Err(FillError::Ended)));
+    while rig.fetcher.in_flight() > 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!(rig.fetcher.shared.cache.stats().pinned, 0);
+    let again = filling.fill(&rig.fetcher, || vec![Arc::clone(&rig.base)]);
+    again.await.unwrap();
+    assert_eq!(rig.fetcher.shared.cache.stats().pinned, 700, "what is asked for later is not ended");
+}

@@ -616,8 +616,12 @@ async fn dispatch(shared: Arc<Shared>, least_urgent: Class, requests: usize) {
             () = shared.stop.cancelled() => return,
         };
         let Ok(slot) = slot else { return };
-        let run = shared.lock_queue().pop_run(least_urgent, limit, most);
-        let Some(mut run) = run else { continue };
+        // What is less urgent was not admitted, though what was may have been taken by the other dispatcher.
+        let run = shared.lock_queue().pop_run(class, limit, most);
+        let Some(mut run) = run else {
+            admitted.resize(0);
+            continue;
+        };
         admitted.resize(run.len_bytes());
         let wanted = u32::try_from(run.jobs.len()).unwrap_or(u32::MAX);
         let room = tokio::select! {

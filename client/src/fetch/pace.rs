@@ -63,7 +63,10 @@ struct State {
     /// Askers that wait, by class.
     waiting: [u32; Class::ALL.len()],
     demand: u32,
+    /// When the background may go on after others.
     background_from: Instant,
+    /// When it may by its own limit.
+    limited_until: Instant,
     rate: Best<f64>,
     distance: Best<f64>,
     delivered_bytes: u64,
@@ -125,6 +128,7 @@ impl Pace {
                 waiting: [0; Class::ALL.len()],
                 demand: 0,
                 background_from: Instant::now(),
+                limited_until: Instant::now(),
                 rate: Best::new(RATE_MEMORY / 2, f64::max),
                 distance: Best::new(DISTANCE_MEMORY / 2, f64::min),
                 delivered_bytes: 0,
@@ -157,7 +161,11 @@ impl Pace {
 
     /// Bounds what the background may take of the link, bytes a second; `None` lifts the bound.
     pub(super) fn limit_background(&self, bytes_per_s: Option<u64>) {
-        self.lock().limit_bytes_per_s = bytes_per_s;
+        let mut state = self.lock();
+        state.limit_bytes_per_s = bytes_per_s;
+        // What was asked for under another limit is no debt under this one.
+        state.limited_until = Instant::now();
+        drop(state);
         self.changed.notify_waiters();
     }
 
@@ -205,12 +213,9 @@ impl Pace {
         let mut state = self.lock();
         state.in_flight_bytes += bytes;
         state.demand += u32::from(class == Class::Waiting);
-        if class == Class::Background
-            && let Some(limit) = state.limit_bytes_per_s
-        {
+        if class == Class::Background {
             // The next one no sooner than this one's share of the time.
-            let from = state.background_from.max(Instant::now());
-            state.background_from = from + Duration::from_secs_f64(bytes as f64 / limit.max(1) as f64);
+            state.limited_until = state.limited_until.max(Instant::now()) + state.limited_time(bytes);
         }
         Admitted {
             pace: Arc::clone(self),
@@ -254,6 +259,12 @@ impl Drop for Asking<'_> {
 }
 
 impl State {
+    /// How long the background takes for so much within its limit.
+    fn limited_time(&self, bytes: u64) -> Duration {
+        self.limit_bytes_per_s
+            .map_or(Duration::ZERO, |limit| Duration::from_secs_f64(bytes as f64 / limit.max(1) as f64))
+    }
+
     fn obstacle(&self, class: Class, bytes: u64) -> Option<Obstacle> {
         let is_outranked = self.waiting.iter().take(class as usize).any(|waiting| *waiting > 0);
         let is_full = self.in_flight_bytes > 0 && self.in_flight_bytes + bytes > self.window_bytes;
@@ -264,8 +275,9 @@ impl State {
             if self.paused || self.demand > 0 {
                 return Some(Obstacle::Others);
             }
-            if self.background_from > Instant::now() {
-                return Some(Obstacle::Until(self.background_from));
+            let from = self.background_from.max(self.limited_until);
+            if from > Instant::now() {
+                return Some(Obstacle::Until(from));
             }
         }
         None
@@ -312,6 +324,10 @@ impl Admitted {
     pub(super) fn resize(&mut self, bytes: u64) {
         let mut state = self.pace.lock();
         state.in_flight_bytes = state.in_flight_bytes - self.left_bytes + bytes;
+        if self.class == Class::Background {
+            let begin = state.limited_until.checked_sub(state.limited_time(self.left_bytes));
+            state.limited_until = begin.unwrap_or_else(Instant::now) + state.limited_time(bytes);
+        }
         self.left_bytes = bytes;
     }
 
@@ -474,5 +490,30 @@ mod tests {
         assert!(asked.await.is_err());
         pace.pause_background(false);
         drop(pace.admit(Class::Background, 1).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_background_is_charged_for_what_it_takes() {
+        let pace = Arc::new(Pace::new());
+        pace.limit_background(Some(1 << 20));
+        let begin = Instant::now();
+        for _ in 0..16 {
+            pace.admit(Class::Background, 1 << 20).await.resize(1 << 16);
+        }
+        let took = begin.elapsed().as_secs_f64();
+        assert!((0.9..1.1).contains(&took), "{took}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn another_limit_holds_from_now_on() {
+        let pace = Arc::new(Pace::new());
+        for limit in [None, Some(1 << 20)] {
+            pace.limit_background(Some(1));
+            drop(pace.admit(Class::Background, 1 << 20).await);
+            pace.limit_background(limit);
+            let begin = Instant::now();
+            drop(pace.admit(Class::Background, 1).await);
+            assert_eq!(begin.elapsed(), Duration::ZERO, "{limit:?}");
+        }
     }
 }

@@ -181,8 +181,8 @@ impl Boot<'_> {
         let Some(parts) = parts else {
             return self.fetch_single(entries).await;
         };
-        let flights = self.register(entries, &parts);
-        let fetched = self.fetch_parts(&parts, entries, &flights).await;
+        let mut flights = self.register(entries, &parts);
+        let fetched = self.fetch_parts(&parts, entries, &mut flights).await;
         if fetched.is_err() {
             // Whoever was told to wait for the stream is not left waiting.
             self.release(&parts, entries, &flights).await;
@@ -221,7 +221,7 @@ impl Boot<'_> {
         &self,
         parts: &[Part],
         entries: &[Entry],
-        flights: &[Option<Arc<Flight>>],
+        flights: &mut [Option<Arc<Flight>>],
     ) -> Result<(), FetchError> {
         let streamed: Vec<BootStream> =
             parts.iter().filter(|part| part.way == Way::Stream).map(|part| part.stream).collect();
@@ -244,7 +244,11 @@ impl Boot<'_> {
                         }
                     };
                     match self.decode(part, entries, flights, before, &mut pieces).await {
-                        Some(after) => window = Some(after),
+                        Some(after) => {
+                            window = Some(after);
+                            // A flight has its chunk's bytes, and the cache has them by now.
+                            flights.get_mut(part.entries.clone()).unwrap_or_default().fill(None);
+                        }
                         None => {
                             let rest = parts.get(at..).unwrap_or_default();
                             self.release(rest, entries, flights).await;

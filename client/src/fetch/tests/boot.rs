@@ -1,6 +1,11 @@
+use std::ops::Range;
+use std::sync::OnceLock;
+
 use chunk_format::{BootStream, ManifestId, Profile, ProfileEntry, StreamId, encode_stream_object};
+use futures_util::future::BoxFuture;
 
 use super::*;
+use crate::source::ObjectBody;
 
 pub(super) const CHUNKS: usize = 48;
 /// Chunks in an object.
@@ -159,4 +164,65 @@ async fn what_the_disk_no_longer_holds_is_not_kept() {
         assert_eq!(bytes, expected, "chunk {chunk}");
     }
     assert_eq!(boot.rig.fetcher.stats().in_time, CHUNKS as u64 - 1);
+}
+
+/// Has what the server has, but lets as many objects of the stream through as there are places.
+struct Gated {
+    server: OnceLock<MemoryServer>,
+    gate: Semaphore,
+}
+
+impl ChunkSource for Arc<Gated> {
+    fn origin(&self) -> String {
+        "gated".to_owned()
+    }
+
+    fn get<'a>(
+        &'a self,
+        path: &'a ObjectPath,
+        range: Option<Range<u64>>,
+    ) -> BoxFuture<'a, Result<ObjectBody, SourceError>> {
+        Box::pin(async move {
+            if matches!(path.object, Object::Stream(_)) {
+                self.gate.acquire().await.unwrap().forget();
+            }
+            self.server.get().unwrap().get(path, range).await
+        })
+    }
+}
+
+// The clock stands still, so that nobody loses patience with the gate.
+#[tokio::test(start_paused = true)]
+async fn what_came_of_a_stream_is_not_in_memory_until_all_of_it_has() {
+    let gated = Arc::new(Gated { server: OnceLock::new(), gate: Semaphore::new(0) });
+    let rig = Rig::beside(CHUNKS, OnMissing::Fail, |_| Some(Arc::new(Arc::clone(&gated)) as _));
+    let boot = BootRig::on(rig);
+    gated.server.set(boot.rig.server.clone()).unwrap_or_default();
+    let fetcher = &boot.rig.fetcher;
+    let later = async || {
+        std::thread::sleep(Duration::from_millis(1));
+        tokio::task::yield_now().await;
+    };
+    let first_lands = async {
+        while fetcher.boot_progress().stream_bytes == 0 {
+            later().await;
+        }
+        let first = ChunkIndex(boot.order[0] as u64);
+        let flight = match fetcher.want(&boot.rig.base, &[first], Class::Profile).await.unwrap().pop() {
+            Some(Wish::Flight(flight)) => Arc::downgrade(&flight),
+            _ => panic!("the stream cannot have brought it"),
+        };
+        gated.gate.add_permits(2);
+        for _ in 0..2000 {
+            if flight.strong_count() == 0 {
+                return;
+            }
+            later().await;
+        }
+        panic!("it is still held");
+    };
+    tokio::select! {
+        () = boot.boot() => panic!("not all of the stream can have come"),
+        () = first_lands => {}
+    }
 }

@@ -10,31 +10,49 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{StreamExt, unfold};
+use tokio::sync::Semaphore;
 
 use super::{ChunkSource, FailureKind, ObjectBody, ObjectPath, SourceError};
 
 /// Bytes read at once.
 const PIECE_BYTES: u64 = 256 << 10;
 
+/// Calls at once: one that hangs keeps its thread for as long, whoever stops waiting, and the process has only so many.
+const CALLS: usize = 8;
+
 /// Objects below a directory. When the directory is gone (a stick was pulled out) the source is unreachable, not empty.
 #[derive(Clone, Debug)]
 pub struct DirectorySource {
     root: PathBuf,
+    calls: Arc<Semaphore>,
 }
 
 impl DirectorySource {
     /// Uses a directory, which need not be there at present.
     pub fn new(root: PathBuf) -> Self {
-        Self { root }
+        Self { root, calls: Arc::new(Semaphore::new(CALLS)) }
     }
 
     async fn error(&self, path: &ObjectPath, cause: io::Error) -> SourceError {
         let root = self.root.clone();
         let is_missing = cause.kind() == io::ErrorKind::NotFound
-            && off_the_runtime(move || Ok(has_content(&root))).await.unwrap_or(false);
+            && self.off_the_runtime(move || Ok(has_content(&root))).await.unwrap_or(false);
         let kind = if is_missing { FailureKind::NotFound } else { FailureKind::Unreachable };
         let (origin, object) = (self.origin(), path.to_string());
         SourceError { origin, object, kind, retry_after: None, cause: cause.into() }
+    }
+
+    /// A stick may take its time; the threads that answer the kernel must not wait for it.
+    async fn off_the_runtime<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let call = Arc::clone(&self.calls).acquire_owned().await.map_err(io::Error::other)?;
+        let called = tokio::task::spawn_blocking(move || {
+            let _call = call;
+            work()
+        });
+        called.await.map_err(io::Error::other)?
     }
 }
 
@@ -56,7 +74,7 @@ impl ChunkSource for DirectorySource {
         Box::pin(async move {
             // An object's path leads nowhere else: names and ids have no slash, and none begins with a dot.
             let file = self.root.join(path.to_string());
-            let opened = off_the_runtime(move || {
+            let opened = self.off_the_runtime(move || {
                 let file = File::open(file)?;
                 let len = file.metadata()?.len();
                 Ok((file, len))
@@ -76,7 +94,7 @@ impl ChunkSource for DirectorySource {
                 async move {
                     let left = left.filter(|left| !left.is_empty())?;
                     let end = left.end.min(left.start + PIECE_BYTES);
-                    let read = off_the_runtime(move || {
+                    let read = source.off_the_runtime(move || {
                         let mut piece = vec![0; usize::try_from(end - left.start).unwrap_or(0)];
                         file.read_exact_at(&mut piece, left.start)?;
                         Ok(Bytes::from(piece))
@@ -92,18 +110,10 @@ impl ChunkSource for DirectorySource {
     }
 }
 
-/// A stick may take its time; the threads that answer the kernel must not wait for it.
-async fn off_the_runtime<T: Send + 'static>(
-    work: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> io::Result<T> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => Err(io::Error::other(error)),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use chunk_format::PackId;
     use futures_util::stream::TryStreamExt;
 
@@ -145,5 +155,34 @@ mod tests {
         assert_eq!(read(&source, &path(b"b"), None).await, Err(FailureKind::NotFound));
         let past = Some(7..bytes.len() as u64 + 1);
         assert_eq!(read(&source, &path(b"a"), past).await, Err(FailureKind::Damaged));
+    }
+
+    #[test]
+    fn a_directory_that_hangs_leaves_threads_for_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let path =
+            ObjectPath { namespace: "image/debian".parse().unwrap(), object: Object::Pack(PackId::of(b"a")) };
+        let file = dir.path().join(path.to_string());
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        // Whoever opens it to read hangs until somebody opens it to write.
+        rustix::fs::mkfifoat(rustix::fs::CWD, &file, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR)
+            .unwrap();
+        let source = DirectorySource::new(dir.path().to_owned());
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(CALLS + 1)
+            .build()
+            .unwrap();
+        let is_left = runtime.block_on(async {
+            for _ in 0..50 {
+                let asked = tokio::time::timeout(Duration::from_millis(1), source.get(&path, Some(0..1)));
+                assert!(asked.await.is_err());
+            }
+            let other = tokio::task::spawn_blocking(|| ());
+            tokio::time::timeout(Duration::from_secs(10), other).await.is_ok()
+        });
+        runtime.shutdown_background();
+        drop(File::options().write(true).open(&file).unwrap());
+        assert!(is_left);
     }
 }

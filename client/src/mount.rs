@@ -147,6 +147,8 @@ pub async fn serve(
     let Services { syncer, trickle, metrics } = services;
     let setup = |action| move |source| MountError::Setup { action, source };
     let session = Arc::new(session);
+    // Before there is anything that ends badly when one is not heard.
+    let mut signals = EndSignals::watch().map_err(setup("watch for signals"))?;
     let (listener, mut unmounted) = match begin(&session, desktop_directory, directory, options, &events) {
         Ok(begun) => begun,
         Err(error) => {
@@ -203,7 +205,6 @@ pub async fn serve(
     ));
     events(Event::Mounted);
 
-    let mut signals = EndSignals::watch().map_err(setup("watch for signals"))?;
     let mut link = session.desktop.fetcher().link();
     let mut save = tokio::time::interval(SAVE_INTERVAL);
     let mut retry = tokio::time::interval(RETRY_INTERVAL);

@@ -87,7 +87,7 @@ pub fn confine_process(mode: Mode) -> Result<String, SandboxError> {
     if mode == Mode::Off {
         return Ok("none".to_owned());
     }
-    use_few_arenas();
+    keep_to_one_arena();
     rustix::thread::set_no_new_privs(true).map_err(kernel_cannot("give up new privileges"))?;
     let dumpable = rustix::process::DumpableBehavior::NotDumpable;
     rustix::process::set_dumpable_behavior(dumpable).map_err(kernel_cannot("forbid dumps"))?;
@@ -113,15 +113,17 @@ pub fn confine_thread(thread: Thread) -> Result<(), SandboxError> {
     }
 }
 
-/// Keeps the C library's allocator from counting the host's processors, for which it opens a file, when a thread first asks
-/// for memory. Besides, each arena costs memory, and nothing here allocates while it matters.
-fn use_few_arenas() {
-    const ARENAS: libc::c_int = 2;
-    // SAFETY: it sets a number in the allocator, which takes it at any time.
+/// Keeps the C library's allocator from opening files: to count the host's processors, when a thread first asks for memory and
+/// there may be more than one arena; and to learn whether memory is overcommitted, before it gives back what the top of any
+/// but the first arena holds. So there is only the first, which nobody waits for long, and none that is there already gives
+/// anything back.
+fn keep_to_one_arena() {
+    // SAFETY: it sets numbers in the allocator, which takes them at any time.
     #[cfg(target_env = "gnu")]
     #[expect(unsafe_code, reason = "a function of the C library")]
     unsafe {
-        libc::mallopt(libc::M_ARENA_MAX, ARENAS);
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, libc::c_int::MAX);
     }
 }
 

@@ -31,6 +31,11 @@ const KVM_KVMCLOCK_CTRL: u64 = 0xaead;
 /// `KVMIO`: all of KVM's requests have this in bits 8 to 15.
 const KVM_IO: u64 = 0xae;
 
+/// What is answered with an error by a filter of its own: it does not happen, and whoever tries goes on. `clone`, which is used
+/// instead of `clone3`, has flags that can be judged. A library that would read a setting of the host does without.
+const ANSWERED: [(&[c_long], i32); 2] =
+    [(&[libc::SYS_clone3], libc::ENOSYS), (&[libc::SYS_open, libc::SYS_openat], libc::EPERM)];
+
 /// What every thread does: lives, waits, keeps memory, says what it has to say, ends.
 const COMMON: &[c_long] = &[
     libc::SYS_brk,
@@ -92,10 +97,8 @@ const SOCKETS: &[c_long] = &[
 /// Makes events, and one more descriptor of what is open: what a driver that starts its device comes down to.
 const EVENTS: &[c_long] = &[libc::SYS_eventfd2];
 
-/// What only the first thread does. `clone3` is answered with "no such call" by a filter of its own, so that `clone` is used,
-/// whose flags can be judged.
+/// What only the first thread does.
 const MAIN: &[c_long] = &[
-    libc::SYS_clone3,
     libc::SYS_dup3,
     libc::SYS_fstat,
     libc::SYS_getrusage,
@@ -123,8 +126,10 @@ impl Filters {
     /// Puts a thread's filter on for good.
     pub(super) fn install(&self, thread: Thread) -> Result<(), SandboxError> {
         if thread == Thread::Main {
-            let no_clone3 = no_clone3().map_err(SandboxError::Filter)?;
-            apply_filter(&no_clone3).map_err(SandboxError::Install)?;
+            for (calls, error) in ANSWERED {
+                let answer = answer(calls, error).map_err(SandboxError::Filter)?;
+                apply_filter(&answer).map_err(SandboxError::Install)?;
+            }
         }
         let program = self.program(thread).map_err(SandboxError::Filter)?;
         apply_filter(&program).map_err(SandboxError::Install)
@@ -139,9 +144,10 @@ impl Filters {
     }
 }
 
-fn no_clone3() -> Result<BpfProgram, seccompiler::BackendError> {
-    let rules = Rules::from([(libc::SYS_clone3, Vec::new())]);
-    let refused = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
+/// Of what several filters say the sternest counts: an error is sterner than leave, and death than an error.
+fn answer(calls: &[c_long], error: i32) -> Result<BpfProgram, seccompiler::BackendError> {
+    let rules: Rules = calls.iter().map(|call| (*call, Vec::new())).collect();
+    let refused = SeccompAction::Errno(error.unsigned_abs());
     SeccompFilter::new(rules, SeccompAction::Allow, refused, TargetArch::x86_64)?.try_into()
 }
 
@@ -153,6 +159,7 @@ fn rules(thread: Thread) -> Result<Rules, seccompiler::BackendError> {
         }
     };
     allow(COMMON);
+    ANSWERED.iter().for_each(|(calls, _)| allow(calls));
     match thread {
         Thread::Main => [DISK, SOCKETS, EVENTS, MAIN].into_iter().for_each(&mut allow),
         Thread::Processor => allow(EVENTS),

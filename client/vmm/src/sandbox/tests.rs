@@ -23,13 +23,24 @@ fn was_ended_by_a_filter(status: ExitStatus) -> bool {
     status.signal() == Some(libc::SIGSYS)
 }
 
+/// Memory that the allocator has at the top of its heap when all is free again, in pieces that it does not keep apart.
+fn allocate_and_free() {
+    let pieces: Vec<Vec<u8>> = (0..10_000).map(|_| vec![1; 200]).collect();
+    pieces.into_iter().rev().for_each(drop);
+}
+
 /// In a thread of this sort, does what none may: opens a file, makes a socket, starts a program.
 fn trespass(thread: Thread, what: &str) {
     let what = what.to_owned();
     let trespassing = std::thread::spawn(move || {
         confine_thread(thread).unwrap();
         match what.as_str() {
-            "open" => drop(std::fs::File::open("/etc/hostname")),
+            "memory" => allocate_and_free(),
+            // Landlock says EACCES: so it is the filter that answers.
+            "open" => {
+                let refused = std::fs::File::open("/etc/hostname").unwrap_err();
+                assert_eq!(refused.raw_os_error(), Some(libc::EPERM));
+            }
             "socket" => drop(std::net::UdpSocket::bind("127.0.0.1:0")),
             "fork" => drop(Command::new("/bin/true").spawn()),
             "kill" => {
@@ -109,15 +120,19 @@ const THREADS: [&str; 9] =
 #[test]
 fn a_thread_that_keeps_to_its_work_lives() {
     for thread in THREADS {
-        let status = run(&format!("{thread} nothing"));
-        assert!(status.success(), "{thread}: {status}");
+        for what in ["nothing", "memory"] {
+            let status = run(&format!("{thread} {what}"));
+            assert!(status.success(), "{thread} {what}: {status}");
+        }
     }
 }
 
 #[test]
 fn no_thread_opens_a_file_makes_a_socket_starts_a_program_or_signals_another() {
     for thread in THREADS {
-        for what in ["open", "socket", "fork", "kill", "kvm"] {
+        let status = run(&format!("{thread} open"));
+        assert!(status.success(), "{thread} open: {status}");
+        for what in ["socket", "fork", "kill", "kvm"] {
             let status = run(&format!("{thread} {what}"));
             assert!(was_ended_by_a_filter(status), "{thread} {what}: {status}");
         }

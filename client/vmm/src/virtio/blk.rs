@@ -242,7 +242,7 @@ struct Taken {
     request: Request,
 }
 
-/// Reads under way, and those that wait for one to end: at most what the queues hold.
+/// Reads under way, and those that wait for one to end: at most what the queues hold, for of each no more chains are out.
 #[derive(Default)]
 struct Reads {
     under_way: usize,

@@ -36,6 +36,8 @@ pub struct DeviceQueue {
     notify: Event,
     memory: GuestMemory,
     interrupt: Arc<dyn Interrupt>,
+    /// Chains that were popped and not pushed: no more than the queue has entries, for each has one of its own.
+    in_flight: u16,
     /// The driver said something about its ring that cannot be. Nothing is taken from it any more.
     is_broken: bool,
 }
@@ -49,7 +51,7 @@ impl DeviceQueue {
         memory: GuestMemory,
         interrupt: Arc<dyn Interrupt>,
     ) -> DeviceQueue {
-        DeviceQueue { queue, index, notify, memory, interrupt, is_broken: false }
+        DeviceQueue { queue, index, notify, memory, interrupt, in_flight: 0, is_broken: false }
     }
 
     /// The guest's memory.
@@ -73,11 +75,18 @@ impl DeviceQueue {
             return None;
         }
         let available = self.queue.iter(Arc::clone(&self.memory)).map(|mut chains| chains.next());
-        available.unwrap_or_else(|error| {
+        let chain = available.unwrap_or_else(|error| {
             tracing::debug!(queue = self.index, %error, "a driver broke its queue");
             self.is_broken = true;
             None
-        })
+        })?;
+        if self.in_flight >= self.size() {
+            tracing::debug!(queue = self.index, "a driver made more available than its queue holds");
+            self.is_broken = true;
+            return None;
+        }
+        self.in_flight += 1;
+        Some(chain)
     }
 
     /// Whether there is a chain to pop.
@@ -94,10 +103,12 @@ impl DeviceQueue {
     /// Puts the last chain back: the next [`DeviceQueue::pop`] gives it again.
     pub fn unpop(&mut self) {
         self.queue.set_next_avail(self.queue.next_avail().wrapping_sub(1));
+        self.in_flight = self.in_flight.saturating_sub(1);
     }
 
     /// Gives a chain back of which `written` bytes were written. The driver is told by [`DeviceQueue::tell`].
     pub fn push(&mut self, head: u16, written: u32) {
+        self.in_flight = self.in_flight.saturating_sub(1);
         if let Err(error) = self.queue.add_used(&*self.memory, head, written) {
             // The ring was in memory when it was made ready, and memory does not go away: only a head that is no entry fails.
             tracing::debug!(queue = self.index, %error, "a chain cannot be given back");
@@ -141,5 +152,75 @@ impl AsFd for DeviceQueue {
     /// The event the driver rings: readable when there may be something to pop.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.notify.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::driver::{Descriptor, Driver};
+    use super::super::{ActivateError, Activation, VirtioDevice};
+    use super::*;
+
+    const SIZE: u16 = 8;
+
+    /// A device that leaves its queue to the test.
+    #[derive(Default)]
+    struct Idle(Option<DeviceQueue>);
+
+    impl VirtioDevice for Idle {
+        fn device_type(&self) -> u32 {
+            0
+        }
+
+        fn queue_sizes(&self) -> &[u16] {
+            &[SIZE]
+        }
+
+        fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
+            self.0 = activation.queues.into_iter().flatten().next();
+            Ok(())
+        }
+
+        fn reset(&mut self) {}
+    }
+
+    fn queue_with_a_chain() -> (Driver, DeviceQueue, u16) {
+        let mut idle = Idle::default();
+        let mut driver = Driver::start(&mut idle);
+        let address = driver.buffer(16);
+        let head = driver.send_chain(0, &[Descriptor { address, length: 16, flags: 0, next: 0 }]);
+        (driver, idle.0.unwrap(), head)
+    }
+
+    #[test]
+    fn a_chain_made_available_again_and_again_is_taken_no_more_often_than_the_queue_has_entries() {
+        let (mut driver, mut queue, head) = queue_with_a_chain();
+        let mut taken = 0;
+        for _ in 0..10_000 {
+            taken += u16::from(queue.pop().is_some());
+            driver.make_available(0, head);
+        }
+        assert_eq!(taken, SIZE);
+        assert!(!queue.has_more(), "nothing is taken from it any more");
+    }
+
+    #[test]
+    fn as_many_chains_as_the_queue_has_entries_may_be_out_at_once() {
+        let (mut driver, mut queue, head) = queue_with_a_chain();
+        for _ in 1..SIZE {
+            driver.make_available(0, head);
+        }
+        for _ in 0..10_000 {
+            for _ in 0..SIZE {
+                assert!(queue.pop().is_some());
+            }
+            assert!(queue.pop().is_none());
+            queue.unpop();
+            assert!(queue.pop().is_some());
+            for _ in 0..SIZE {
+                queue.push(head, 0);
+                driver.make_available(0, head);
+            }
+        }
     }
 }

@@ -32,7 +32,7 @@ use crate::hint::explain;
 use crate::metrics;
 use crate::renew::{self, Ready};
 use crate::session::Session;
-use crate::signals::EndSignals;
+use crate::signals::{EndSignal, EndSignals};
 use crate::status::DesktopStatus;
 use crate::sync::{SyncReport, Syncer};
 use crate::upload::{Pace, UploadProgress};
@@ -211,10 +211,10 @@ pub async fn serve(
     let mut attempts = 0;
     let mut is_handing_over = false;
     let outcome = loop {
-        tokio::select! {
+        let is_meant = tokio::select! {
             outcome = &mut unmounted => break outcome,
-            () = signals.received() => {}
-            () = asked.notified() => {}
+            signal = signals.received() => signal == EndSignal::Interrupt,
+            () = asked.notified() => true,
             Ok(()) = link.changed() => {
                 match link.borrow_and_update().clone() {
                     LinkState::Up => events(Event::LinkUp),
@@ -264,10 +264,10 @@ pub async fn serve(
                 let _ = tokio::task::spawn_blocking(move || unmount(&unmounting, false)).await;
                 continue;
             }
-        }
+        };
         attempts += 1;
-        // A second signal means it: programs that still have a file open get errors from then on.
-        let force = attempts > 1;
+        // Who asks a second time means it: programs that still have a file open get errors from then on.
+        let force = attempts > 1 && is_meant;
         events(Event::Unmounting);
         let unmounting = directory.to_owned();
         let result = tokio::task::spawn_blocking(move || unmount(&unmounting, force)).await;

@@ -12,7 +12,6 @@ use chunk_format::{Firmware, ManifestId};
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -23,6 +22,7 @@ use crate::engine::qmp::Qmp;
 use crate::engine::running::{Ended, Running, Starter};
 use crate::engine::{Display, Engine, EngineError, Machine, MachineEvent, die_with_parent};
 use crate::remote::NamedVersion;
+use crate::signals::{EndSignal, EndSignals};
 use crate::starts;
 use crate::sync::SyncReport;
 use crate::volume::DirVolume;
@@ -319,9 +319,7 @@ impl<E: Fn(Event)> Supervisor<'_, E> {
         keys: &mut mpsc::UnboundedReceiver<Key>,
     ) -> Result<Ended, RunError> {
         let setup = |source| RunError::Setup { action: "watch for signals", source };
-        let mut interrupt = signal(SignalKind::interrupt()).map_err(setup)?;
-        let mut terminate = signal(SignalKind::terminate()).map_err(setup)?;
-        let mut hangup = signal(SignalKind::hangup()).map_err(setup)?;
+        let mut signals = EndSignals::watch().map_err(setup)?;
         let mut retry = tokio::time::interval(CONTINUE_INTERVAL);
         let (_, no_events) = mpsc::unbounded_channel();
         let mut machine_events = std::mem::replace(&mut self.running.events, no_events);
@@ -374,9 +372,10 @@ impl<E: Fn(Event)> Supervisor<'_, E> {
                     Key::ForceOff => self.force_off().await,
                     Key::Help => (self.events)(Event::Help),
                 },
-                _ = interrupt.recv() => self.stop().await,
-                _ = terminate.recv() => self.stop().await,
-                _ = hangup.recv() => self.stop().await,
+                signal = signals.received() => match signal {
+                    EndSignal::Terminate if self.asked_to_stop => {}
+                    EndSignal::Interrupt | EndSignal::Terminate => self.stop().await,
+                },
                 Some(event) = machine_events.recv() => self.take(event),
                 _ = retry.tick(), if self.stopped_by_disk => {
                     self.stopped_by_disk = false;

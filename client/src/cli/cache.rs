@@ -84,7 +84,7 @@ pub(super) async fn run(context: &Context, args: ServeArgs) -> anyhow::Result<()
     let sent = served.sent();
     tokio::select! {
         () = served.serve(listener) => {}
-        () = signals.received() => {}
+        _ = signals.received() => {}
     }
     printer.message(&said(&sent));
     Ok(())

@@ -23,7 +23,7 @@ use crate::fetch::LinkState;
 use crate::mount::point::{self, PointError, clean_stale, unmount};
 use crate::mount::{Event, MountError};
 use crate::past::Past;
-use crate::signals::EndSignals;
+use crate::signals::{EndSignal, EndSignals};
 
 /// A version never changes.
 const TTL: Duration = Duration::from_secs(3600);
@@ -434,9 +434,9 @@ pub async fn serve(
     let mut link = past.link();
     let mut attempts = 0;
     let outcome = loop {
-        tokio::select! {
+        let is_meant = tokio::select! {
             outcome = &mut unmounted => break outcome,
-            () = signals.received() => {}
+            signal = signals.received() => signal == EndSignal::Interrupt,
             Ok(()) = link.changed() => {
                 match link.borrow_and_update().clone() {
                     LinkState::Up => events(Event::LinkUp),
@@ -444,11 +444,11 @@ pub async fn serve(
                 }
                 continue;
             }
-        }
+        };
         attempts += 1;
         events(Event::Unmounting);
-        // A second signal means it: programs that still have a file open get errors from then on.
-        let (unmounting, force) = (directory.to_owned(), attempts > 1);
+        // Who asks a second time means it: programs that still have a file open get errors from then on.
+        let (unmounting, force) = (directory.to_owned(), attempts > 1 && is_meant);
         let result = tokio::task::spawn_blocking(move || unmount(&unmounting, force)).await;
         if force {
             past.fetcher().stop();

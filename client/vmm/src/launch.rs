@@ -24,6 +24,7 @@ use crate::virtio::console::{ConsoleError, Port};
 mod callers;
 mod devices;
 mod supervisor;
+mod switch;
 
 use devices::Devices;
 use supervisor::{About, Supervisor};
@@ -91,8 +92,10 @@ pub struct LaunchConfig {
     pub vsock: Option<VsockConfig>,
     /// Where whoever runs it speaks to it.
     pub control: Option<OwnedFd>,
-    /// Signalled to press the power button; when signalled again, to switch off.
+    /// Signalled by a person to press the power button; when signalled again, to switch off.
     pub interrupt: Arc<Event>,
+    /// Signalled by the host to press the power button, however often.
+    pub host_ends: Arc<Event>,
     /// How it is confined.
     pub sandbox: Mode,
 }
@@ -150,7 +153,8 @@ pub fn run(config: LaunchConfig) -> Result<End, LaunchError> {
     let confined = sandbox::confine_process(config.sandbox)?;
     tracing::debug!(confined, "the process is confined");
 
-    let Some(plan) = find_to_boot(boot_disk, &news, &config.interrupt)? else { return Ok(End::Forced) };
+    let asked = [&*config.interrupt, &*config.host_ends];
+    let Some(plan) = find_to_boot(boot_disk, &news, asked)? else { return Ok(End::Forced) };
     tracing::info!(booting = %plan.origin, command_line = plan.command_line, "found what to boot");
     let booted = serde_json::to_value(&plan.origin).unwrap_or_default();
     let command_line = match &config.append {
@@ -182,11 +186,15 @@ pub fn run(config: LaunchConfig) -> Result<End, LaunchError> {
         booted,
         sandbox: confined,
     };
-    Ok(Supervisor::new(machine, server, faults, watched, about).watch(&news, &config.interrupt))
+    Ok(Supervisor::new(machine, server, faults, watched, about).watch(
+        &news,
+        &config.interrupt,
+        &config.host_ends,
+    ))
 }
 
 /// Finds what to boot; none when whoever waits for it has lost patience: reading may wait for a network.
-fn find_to_boot(disk: File, news: &Event, interrupt: &Event) -> Result<Option<BootPlan>, LaunchError> {
+fn find_to_boot(disk: File, news: &Event, asked: [&Event; 2]) -> Result<Option<BootPlan>, LaunchError> {
     let (sender, found) = std::sync::mpsc::channel();
     let done = news.try_clone().map_err(cannot("make an event"))?;
     let search = move || {
@@ -196,10 +204,10 @@ fn find_to_boot(disk: File, news: &Event, interrupt: &Event) -> Result<Option<Bo
     };
     std::thread::Builder::new().name("search".to_owned()).spawn(search).map_err(cannot("start a thread"))?;
     loop {
-        let mut polled = [PollFd::new(news, PollFlags::IN), PollFd::new(interrupt, PollFlags::IN)];
+        let mut polled = [news, asked[0], asked[1]].map(|event| PollFd::new(event, PollFlags::IN));
         // It fails only when it is interrupted: then there is nothing to do.
         let _ = rustix::event::poll(&mut polled, None);
-        if interrupt.take() {
+        if asked.iter().any(|event| event.take()) {
             return Ok(None);
         }
         if news.take() {
@@ -213,7 +221,8 @@ fn find_to_boot(disk: File, news: &Event, interrupt: &Event) -> Result<Option<Bo
 
 /// The descriptors that were given to this process, besides the standard ones.
 fn given_descriptors(config: &LaunchConfig) -> Vec<RawFd> {
-    let mut given = vec![config.kvm.as_raw_fd(), config.interrupt.as_fd().as_raw_fd()];
+    let mut given = vec![config.kvm.as_raw_fd()];
+    given.extend([&config.interrupt, &config.host_ends].map(|event| event.as_fd().as_raw_fd()));
     given.extend(config.disks.iter().map(|disk| disk.file.as_raw_fd()));
     let single = [&config.serial_input, &config.serial_output, &config.control];
     given.extend(single.into_iter().flatten().map(AsRawFd::as_raw_fd));

@@ -288,9 +288,11 @@ fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
             (Some(socket.try_clone()?), Some(socket))
         }
     };
-    let interrupt = Arc::new(Event::new()?);
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP] {
-        watch_for(signal, &interrupt)?;
+    let (interrupt, host_ends) = (Arc::new(Event::new()?), Arc::new(Event::new()?));
+    watch_for(signal_hook::consts::SIGINT, &interrupt)?;
+    // A session that ends sends both, one right after the other.
+    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP] {
+        watch_for(signal, &host_ends)?;
     }
     let ended = launch::run(LaunchConfig {
         kvm,
@@ -307,6 +309,7 @@ fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         vsock,
         control,
         interrupt,
+        host_ends,
         sandbox: args.sandbox,
     });
     drop(terminal);
@@ -322,10 +325,10 @@ fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     })
 }
 
-/// Has a signal press the power button; and, once more, switch the machine off.
-fn watch_for(signal: i32, interrupt: &Arc<Event>) -> anyhow::Result<()> {
+/// Has a signal signal an event.
+fn watch_for(signal: i32, event: &Arc<Event>) -> anyhow::Result<()> {
     // The same descriptor, not another one: those that nobody told of are closed.
-    let event = Arc::clone(interrupt);
+    let event = Arc::clone(event);
     // SAFETY: all it does is to write to an event, which is async-signal-safe, and it does not panic.
     #[expect(unsafe_code, reason = "what runs in a signal handler is for the program to vouch for")]
     let registered = unsafe { signal_hook::low_level::register(signal, move || event.signal()) };

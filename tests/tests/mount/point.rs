@@ -48,7 +48,7 @@ fn a_mount_ends_well_however_it_is_ended() {
     require!(fuse);
     let published = Publication::new(72, 1 << 20);
     let laptop = published.machine_with_desktop("laptop");
-    for signal in [Signal::INT, Signal::TERM] {
+    for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
         let mut mount = laptop.mount("work");
         assert!(mount.process().stop(signal, PATIENCE).success(), "{}", mount.process().report());
     }
@@ -68,6 +68,30 @@ fn a_mount_ends_well_however_it_is_ended() {
     });
     let mut model = Model::zeros(16 << 20);
     model.write(&disk, 12_345, b"written while it was asked to end");
+    drop(disk);
+    assert!(mount.process().wait(PATIENCE).success(), "{}", mount.process().report());
+    drop(mount);
+    let mount = laptop.mount("work");
+    model.assert_in(&mount.home());
+    mount.unmount();
+}
+
+#[test]
+fn a_mount_in_use_outlives_the_end_of_the_session_until_it_is_free() {
+    require!(fuse);
+    let published = Publication::new(74, 1 << 20);
+    let laptop = published.machine_with_desktop("laptop");
+    let mut mount = laptop.mount("work");
+    let disk = satchel_tests::model::open_for_writing(&mount.home());
+    for (count, signal) in [(1, Signal::TERM), (2, Signal::HUP), (3, Signal::TERM)] {
+        mount.process().signal(signal);
+        wait::until("it says that it is in use", PATIENCE, || {
+            (mount.process().stderr().matches("is in use").count() == count).then_some(())
+        });
+    }
+    let mut model = Model::zeros(16 << 20);
+    model.write(&disk, 12_345, b"written while the session ended");
+    disk.sync_all().expect("the disks are still there");
     drop(disk);
     assert!(mount.process().wait(PATIENCE).success(), "{}", mount.process().report());
     drop(mount);

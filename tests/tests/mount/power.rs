@@ -65,6 +65,25 @@ fn the_power_button_is_pressed_until_the_guest_hears_it() {
 }
 
 #[test]
+fn a_host_that_shuts_down_lets_the_guest_do_so_too() {
+    require!(fuse);
+    let published = Publication::new(87, IMAGE_BYTES);
+    let laptop = published.machine_with_desktop("laptop");
+    let mut running = run_in(DEAF_AT_FIRST, &laptop);
+    // As the end of a session does it, once more even.
+    running.signal(Signal::TERM);
+    wait::until("the button is pressed", PATIENCE, || {
+        running.stderr().contains("shutting the machine down").then_some(())
+    });
+    running.signal(Signal::HUP);
+    running.signal(Signal::TERM);
+    let status = running.wait(PATIENCE);
+    assert!(status.success(), "{}", running.report());
+    let said = running.stderr();
+    assert!(!said.contains("switching the machine off"), "{said}");
+}
+
+#[test]
 fn a_machine_that_answers_nothing_any_more_can_be_switched_off() {
     require!(fuse);
     let published = Publication::new(85, IMAGE_BYTES);

@@ -10,6 +10,7 @@ use serde_json::json;
 
 use super::callers::Callers;
 use super::devices::Watched;
+use super::switch::{Step, Switch};
 use crate::control::server::Server;
 use crate::control::{self, Command, State, Status};
 use crate::event::Event;
@@ -41,7 +42,7 @@ pub(super) struct Supervisor {
     watched: Watched,
     callers: Callers,
     about: About,
-    interrupts: u32,
+    switch: Switch,
     paused_by_hand: bool,
     forced: bool,
 }
@@ -62,23 +63,24 @@ impl Supervisor {
             watched,
             callers: Callers::default(),
             about,
-            interrupts: 0,
+            switch: Switch::default(),
             paused_by_hand: false,
             forced: false,
         }
     }
 
     /// Answers whoever runs the machine until it ends.
-    pub(super) fn watch(mut self, news: &Event, interrupt: &Event) -> End {
+    pub(super) fn watch(mut self, news: &Event, interrupt: &Event, host_ends: &Event) -> End {
         loop {
-            self.wait(news, interrupt);
+            self.wait([news, interrupt, host_ends]);
             news.take();
+            if host_ends.take() {
+                let step = self.switch.told_to_end();
+                self.take(step);
+            }
             if interrupt.take() {
-                self.interrupts += 1;
-                match self.interrupts {
-                    1 => self.machine.press_power_button(),
-                    _ => self.forced = true,
-                }
+                let step = self.switch.interrupted();
+                self.take(step);
             }
             self.tell_news();
             self.serve();
@@ -93,11 +95,16 @@ impl Supervisor {
         }
     }
 
-    fn wait(&self, news: &Event, interrupt: &Event) {
-        let mut polled = vec![
-            PollFd::from_borrowed_fd(news.as_fd(), PollFlags::IN),
-            PollFd::from_borrowed_fd(interrupt.as_fd(), PollFlags::IN),
-        ];
+    fn take(&mut self, step: Step) {
+        match step {
+            Step::Press => self.machine.press_power_button(),
+            Step::ForceOff => self.forced = true,
+        }
+    }
+
+    fn wait(&self, events: [&Event; 3]) {
+        let events = events.map(|event| PollFd::from_borrowed_fd(event.as_fd(), PollFlags::IN));
+        let mut polled = Vec::from(events);
         for (descriptor, has_unsent) in self.server.descriptors() {
             let flags = if has_unsent { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
             polled.push(PollFd::from_borrowed_fd(descriptor, flags));

@@ -228,6 +228,8 @@ fn start_log(verbose: u8) {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        // Whoever read what is said may be gone, and a thread that fails to say so would panic.
+        .log_internal_errors(false)
         .with_ansi(output::color_on_stderr())
         .without_time()
         .with_target(verbose > 1)

@@ -182,6 +182,8 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::new(filter))
         .with_writer(std::io::stderr)
+        // Whoever read what is said may be gone, and a thread that fails to say so would panic.
+        .log_internal_errors(false)
         .with_target(false)
         .without_time()
         .init();

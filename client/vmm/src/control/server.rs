@@ -47,6 +47,8 @@ struct Client {
 pub struct Server {
     listener: Option<UnixListener>,
     clients: Vec<Client>,
+    /// One client was there from the start, and no other comes.
+    has_one: bool,
 }
 
 impl Server {
@@ -55,13 +57,16 @@ impl Server {
     /// # Errors
     /// It cannot be made non-blocking.
     pub fn new(socket: Option<Socket>) -> io::Result<Server> {
-        let mut server = Server { listener: None, clients: Vec::new() };
+        let mut server = Server::default();
         match socket {
             Some(Socket::Listener(listener)) => {
                 listener.set_nonblocking(true)?;
                 server.listener = Some(listener);
             }
-            Some(Socket::Stream(stream)) => server.add(stream)?,
+            Some(Socket::Stream(stream)) => {
+                server.has_one = true;
+                server.add(stream)?;
+            }
             None => {}
         }
         Ok(server)
@@ -74,6 +79,11 @@ impl Server {
         client.say(&Greeting { version: VERSION, program });
         self.clients.push(client);
         Ok(())
+    }
+
+    /// Whether the one client is gone, for good. Where clients come and go, or never were, nobody is missed.
+    pub fn is_deserted(&self) -> bool {
+        self.has_one && self.clients.is_empty()
     }
 
     /// What to wait for: descriptors that are to be readable, and those that are to be writable besides.
@@ -213,6 +223,17 @@ mod tests {
     }
 
     #[test]
+    fn the_one_client_is_missed_when_it_is_gone() {
+        let (mut server, client) = served();
+        server.serve(|_| serde_json::Value::Null);
+        assert!(!server.is_deserted());
+        drop(client);
+        server.serve(|_| serde_json::Value::Null);
+        assert!(server.is_deserted());
+        assert!(!Server::new(None).unwrap().is_deserted());
+    }
+
+    #[test]
     fn clients_of_a_listener_come_and_go() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("control");
@@ -224,5 +245,6 @@ mod tests {
         drop(clients);
         server.serve(|_| serde_json::Value::Null);
         assert!(server.clients.is_empty());
+        assert!(!server.is_deserted());
     }
 }

@@ -3,7 +3,7 @@
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use serde_json::json;
@@ -84,6 +84,9 @@ impl Supervisor {
             }
             self.tell_news();
             self.serve();
+            if self.server.is_deserted() {
+                self.see_to_deserted();
+            }
             self.connect_ports();
             let end = if self.forced { Some(End::Forced) } else { self.machine.ending().end() };
             if let Some(end) = end {
@@ -92,6 +95,19 @@ impl Supervisor {
                 self.server.tell(&control::Event::Ended { end: end.clone() });
                 return end;
             }
+        }
+    }
+
+    /// Ends a machine by itself whose only client is gone: it would run unseen, and keep its disks from everyone.
+    fn see_to_deserted(&mut self) {
+        // Whoever held it by hand lets nothing go on any more.
+        if std::mem::take(&mut self.paused_by_hand) {
+            self.go_on();
+        }
+        let is_held = !self.faults.list().is_empty();
+        if let Some(step) = self.switch.deserted(is_held, Instant::now()) {
+            tracing::warn!(?step, "whoever ran the machine is gone");
+            self.take(step);
         }
     }
 
@@ -115,7 +131,10 @@ impl Supervisor {
         for caller in self.callers.streams() {
             polled.push(PollFd::new(caller, PollFlags::IN));
         }
-        let patience = self.callers.patience().and_then(|left| Timespec::try_from(left).ok());
+        // A moment more, so that it has passed then.
+        let until_step = self.switch.patience(Instant::now()).map(|left| left + Duration::from_millis(1));
+        let patience = [self.callers.patience(), until_step].into_iter().flatten().min();
+        let patience = patience.and_then(|left| Timespec::try_from(left).ok());
         // It fails only when it is interrupted: then there is nothing to do.
         let _ = rustix::event::poll(&mut polled, patience.as_ref());
     }

@@ -481,15 +481,30 @@ async fn sync(desktop_directory: &Path, events: &impl Fn(Event)) {
         let request = Request::Sync { note: None };
         connection.ask(&request, |reply| events(Event::Syncing(reply.clone()))).await
     };
-    let report = synced.await.map(serde_json::from_value::<SyncReport>);
+    let report = tokio::select! {
+        report = synced => Some(report.map(serde_json::from_value::<SyncReport>)),
+        () = interrupted() => None,
+    };
     let reason = match report {
-        Ok(Ok(report)) => return events(Event::Synced(Box::new(report))),
-        Ok(Err(error)) => error.to_string(),
-        Err(error) => error.to_string(),
+        Some(Ok(Ok(report))) => return events(Event::Synced(Box::new(report))),
+        Some(Ok(Err(error))) => error.to_string(),
+        Some(Err(error)) => error.to_string(),
+        None => "it was interrupted. They are kept on this machine, and the next sync goes on".to_owned(),
     };
     // Another machine that asks for the desktop waits for nothing.
     refuse(desktop_directory, format!("its sync failed: {reason}")).await;
     events(Event::NotSynced { reason });
+}
+
+/// Waits for a signal that ends what goes on; for ever when there is no way to watch for one.
+async fn interrupted() {
+    match EndSignals::watch() {
+        Ok(mut signals) => _ = signals.received().await,
+        Err(error) => {
+            tracing::warn!(%error, "the sync cannot be interrupted");
+            std::future::pending().await
+        }
+    }
 }
 
 /// The process that serves the disks.

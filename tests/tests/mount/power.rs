@@ -1,17 +1,25 @@
-//! The power button, with a stand-in for QEMU.
+//! The power button and what follows it, with a stand-in for QEMU.
 
 use std::os::unix::fs::PermissionsExt;
 
 use satchel_tests::wait::{self, PATIENCE};
-use satchel_tests::{Client, Process, Publication, Signal, require};
+use satchel_tests::{
+    Client, Direction, Event, Link, Model, Process, Publication, Rng, Shape, Signal, require,
+};
 
 use super::IMAGE_BYTES;
 
 /// Its number, as bits of `/proc/PID/status` count from.
 const SIGINT: u32 = 2;
 
-/// Machines that speak QMP on the descriptor they are given. One whose guest does not listen yet when the button is pressed
-/// first, and one that hangs once it runs.
+/// Machines that speak QMP on the descriptor they are given. One whose guest shuts down when it is told to, one whose guest
+/// does not listen yet when the button is pressed first, and one that hangs once it runs.
+const OBEYS: &str = r#"
+while read -r line <&"$control"; do
+    [[ $line != *system_powerdown* ]] || exit 0
+    echo '{"return": {}}' >&"$control"
+done
+"#;
 const DEAF_AT_FIRST: &str = r#"
 presses=0
 while read -r line <&"$control"; do
@@ -32,12 +40,13 @@ done
 "#;
 
 /// Runs a desktop in a stand-in for QEMU, until Ctrl-C is listened for.
-fn run_in(machine: &str, laptop: &Client) -> Process {
+fn run_in(machine: &str, laptop: &Client, options: &[&str]) -> Process {
     let programs = laptop.new_directory();
     let program = programs.join("qemu-system-x86_64");
     std::fs::write(&program, format!("{TAKES_ITS_DESCRIPTOR}{machine}")).expect("a program can be written");
     std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).expect("it can be made one");
-    let mut command = laptop.command(["run", "work", "--engine", "qemu", "--display", "none", "--no-sync"]);
+    let mut command = laptop.command(["run", "work", "--engine", "qemu", "--display", "none"]);
+    command.args(options);
     let path = std::env::var("PATH").unwrap_or_default();
     command.env("PATH", format!("{}:{path}", programs.display()));
     let running = Process::start("satchel run", &mut command);
@@ -55,7 +64,7 @@ fn the_power_button_is_pressed_until_the_guest_hears_it() {
     require!(fuse);
     let published = Publication::new(84, IMAGE_BYTES);
     let laptop = published.machine_with_desktop("laptop");
-    let mut running = run_in(DEAF_AT_FIRST, &laptop);
+    let mut running = run_in(DEAF_AT_FIRST, &laptop, &["--no-sync"]);
     running.signal(Signal::INT);
     let status = running.wait(PATIENCE);
     assert!(status.success(), "{}", running.report());
@@ -69,7 +78,7 @@ fn a_host_that_shuts_down_lets_the_guest_do_so_too() {
     require!(fuse);
     let published = Publication::new(87, IMAGE_BYTES);
     let laptop = published.machine_with_desktop("laptop");
-    let mut running = run_in(DEAF_AT_FIRST, &laptop);
+    let mut running = run_in(DEAF_AT_FIRST, &laptop, &["--no-sync"]);
     // As the end of a session does it, once more even.
     running.signal(Signal::TERM);
     wait::until("the button is pressed", PATIENCE, || {
@@ -88,7 +97,7 @@ fn a_machine_that_answers_nothing_any_more_can_be_switched_off() {
     require!(fuse);
     let published = Publication::new(85, IMAGE_BYTES);
     let laptop = published.machine_with_desktop("laptop");
-    let mut running = run_in(HANGS, &laptop);
+    let mut running = run_in(HANGS, &laptop, &["--no-sync"]);
     running.signal(Signal::INT);
     wait::until("the button is pressed", PATIENCE, || {
         running.stderr().contains("shutting the machine down").then_some(())
@@ -100,4 +109,40 @@ fn a_machine_that_answers_nothing_any_more_can_be_switched_off() {
     assert!(said.contains("switching the machine off"), "{said}");
     // Its disks are whole, and nobody has them.
     published.content.assert_in(&laptop.mount("work").system());
+}
+
+#[test]
+fn the_sync_at_the_end_can_be_interrupted_and_the_next_one_goes_on() {
+    require!(fuse);
+    let published = Publication::new(88, IMAGE_BYTES);
+    // What is sent takes longer than anybody waits here.
+    let up = Direction { rate_bps: Some(1_000_000), ..Direction::default() };
+    let link = Link::start(published.server.address(), Shape { up, down: Direction::default() });
+    let laptop = published.machine("laptop");
+    laptop.login(&published.access().through(&link));
+    laptop.create("work", "golden", Some("16M"));
+    let mount = laptop.mount("work");
+    let mut home = Model::zeros(16 << 20);
+    let mut noise = vec![0; 12 << 20];
+    Rng::new(88).fill(&mut noise);
+    home.write(&satchel_tests::model::open_for_writing(&mount.home()), 0, &noise);
+    mount.unmount();
+
+    let mut running = run_in(OBEYS, &laptop, &[]);
+    let sent_before = link.counts().up_bytes;
+    running.signal(Signal::INT);
+    wait::until("it is being synced", PATIENCE, || {
+        (link.counts().up_bytes - sent_before > 200_000).then_some(())
+    });
+    running.signal(Signal::INT);
+    let status = running.wait(PATIENCE);
+    assert_eq!(status.code(), Some(1), "{}", running.report());
+    let said = running.stderr();
+    assert!(said.contains("its changes were not synced: it was interrupted"), "{said}");
+
+    link.apply(Event::Shape(Shape::default()));
+    let _ = laptop.sync("work");
+    let other = published.machine("other").mount("work");
+    home.assert_in(&other.home());
+    other.unmount();
 }

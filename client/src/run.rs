@@ -2,6 +2,7 @@
 //! switched off.
 
 mod guest;
+mod stopped;
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -27,6 +28,7 @@ use crate::starts;
 use crate::sync::SyncReport;
 use crate::volume::DirVolume;
 use guest::GuestDesk;
+use stopped::{Stop, Stops};
 
 /// How long the mount's process may take to end after the machine.
 const UNMOUNT_TIMEOUT: Duration = Duration::from_secs(60);
@@ -37,8 +39,6 @@ const HAND_OVER_PATIENCE: Duration = Duration::from_secs(180);
 /// How long after the power button was pressed it is pressed once more: what is pressed before the guest listens for it is
 /// lost, and one that shuts down already takes no notice.
 const PRESS_AGAIN_INTERVAL: Duration = Duration::from_secs(10);
-/// How often a machine that was stopped by a full disk is told to go on.
-const CONTINUE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Why a desktop could not be run.
 #[derive(Debug, thiserror::Error)]
@@ -241,7 +241,7 @@ async fn run_machine(
             press_again_at: None,
             left_behind_at: None,
             refuse_at: None,
-            stopped_by_disk: false,
+            stops: Stops::default(),
             desktop_directory: &request.desktop_directory,
             golden: golden.map(|golden| golden.id),
             events,
@@ -305,7 +305,7 @@ struct Supervisor<'a, E: Fn(Event)> {
     left_behind_at: Option<Instant>,
     /// When the machine that asks for the desktop is told that this one does not switch off.
     refuse_at: Option<Instant>,
-    stopped_by_disk: bool,
+    stops: Stops,
     desktop_directory: &'a Path,
     /// The golden version it stands on: a guest that answers is a good start of it.
     golden: Option<ManifestId>,
@@ -320,7 +320,6 @@ impl<E: Fn(Event)> Supervisor<'_, E> {
     ) -> Result<Ended, RunError> {
         let setup = |source| RunError::Setup { action: "watch for signals", source };
         let mut signals = EndSignals::watch().map_err(setup)?;
-        let mut retry = tokio::time::interval(CONTINUE_INTERVAL);
         let (_, no_events) = mpsc::unbounded_channel();
         let mut machine_events = std::mem::replace(&mut self.running.events, no_events);
         let Mount { process: mount_process, lines, .. } = mount;
@@ -377,9 +376,10 @@ impl<E: Fn(Event)> Supervisor<'_, E> {
                     EndSignal::Interrupt | EndSignal::Terminate => self.stop().await,
                 },
                 Some(event) = machine_events.recv() => self.take(event),
-                _ = retry.tick(), if self.stopped_by_disk => {
-                    self.stopped_by_disk = false;
-                    self.running.go_on().await;
+                () = reached(self.stops.next_at()) => {
+                    if self.stops.reached(Instant::now()) {
+                        self.running.go_on().await;
+                    }
                 }
             }
         }
@@ -409,10 +409,9 @@ impl<E: Fn(Event)> Supervisor<'_, E> {
     fn take(&mut self, event: MachineEvent) {
         match event {
             MachineEvent::DiskStopped { no_space, is_final } => {
-                if !self.stopped_by_disk {
+                if self.stops.stopped(Stop { no_space, is_final }, Instant::now()) {
                     (self.events)(Event::DiskStopped { no_space, is_final });
                 }
-                self.stopped_by_disk = !is_final;
             }
             MachineEvent::Panicked => (self.events)(Event::Panicked),
             MachineEvent::NetworkEnded => (self.events)(Event::NetworkEnded),

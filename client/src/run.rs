@@ -5,7 +5,7 @@ mod guest;
 mod stopped;
 
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,6 +32,8 @@ use stopped::{Stop, Stops};
 
 /// How long the mount's process may take to end after the machine.
 const UNMOUNT_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long what it said at its end may take to arrive.
+const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a machine that was switched off may take to end: a read that waits for the network holds it.
 const FORCED_OFF_PATIENCE: Duration = Duration::from_secs(15);
 /// How long a machine that is to be handed over may take to shut down.
@@ -52,6 +54,14 @@ pub enum RunError {
     /// The mount's process ended while the machine was running.
     #[error("the process that serves the disks ended; the machine was stopped. What it had flushed is safe")]
     MountDied,
+    /// The mount's process failed at its end; it has said why.
+    #[error(
+        "the process that serves the disks ended with an error ({status}): what was written last may not be kept"
+    )]
+    MountFailed {
+        /// How it ended.
+        status: ExitStatus,
+    },
     /// The desktop's files failed.
     #[error("{0}")]
     Desktop(#[from] DesktopError),
@@ -178,15 +188,16 @@ pub async fn run(request: &RunRequest, events: &impl Fn(Event)) -> Result<(), Ru
     let starter = Starter::choose(request.engine, request.display)?;
     let mut mount = Mount::start(request, events).await?;
     let ran = run_machine(request, starter, &mut mount, events).await;
-    let died = matches!(ran, Err(RunError::MountDied));
-    if !died {
-        events(Event::Off);
-        if request.sync && ran.is_ok() {
-            sync(&request.desktop_directory, events).await;
-        }
-        mount.stop(&request.desktop_directory).await;
+    if matches!(ran, Err(RunError::MountDied)) {
+        return ran;
     }
-    ran
+    events(Event::Off);
+    if request.sync && ran.is_ok() {
+        let synced = sync(&request.desktop_directory, events);
+        hearing(&mut mount.lines, events, synced).await;
+    }
+    let stopped = mount.stop(&request.desktop_directory, events).await;
+    ran.and(stopped)
 }
 
 async fn run_machine(
@@ -506,6 +517,21 @@ async fn interrupted() {
     }
 }
 
+/// Does something, and passes on what the process that serves the disks says meanwhile.
+async fn hearing<T>(
+    lines: &mut mpsc::UnboundedReceiver<String>,
+    events: &impl Fn(Event),
+    doing: impl Future<Output = T>,
+) -> T {
+    tokio::pin!(doing);
+    loop {
+        tokio::select! {
+            done = &mut doing => return done,
+            Some(line) = lines.recv() => events(Event::Mount(line)),
+        }
+    }
+}
+
 /// The process that serves the disks.
 struct Mount {
     process: Child,
@@ -575,7 +601,8 @@ impl Mount {
         Ok(Self { process, directory, has_home, lines })
     }
 
-    async fn stop(&mut self, desktop_directory: &Path) {
+    /// Unmounts the disks and waits for the end of the process.
+    async fn stop(&mut self, desktop_directory: &Path, events: &impl Fn(Event)) -> Result<(), RunError> {
         let asked = async {
             let mut connection = Connection::open(desktop_directory).await?;
             connection.ask(&Request::Unmount, |_| {}).await
@@ -588,10 +615,26 @@ impl Mount {
                 let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
             }
         }
-        if tokio::time::timeout(UNMOUNT_TIMEOUT, self.process.wait()).await.is_err() {
-            tracing::warn!("the process that serves the disks does not end");
-        }
+        let Self { process, lines, directory, .. } = self;
+        let ended = hearing(lines, events, tokio::time::timeout(UNMOUNT_TIMEOUT, process.wait())).await;
         // Empty and unmounted by now; if not, it stays.
-        let _ = std::fs::remove_dir(&self.directory);
+        let _ = std::fs::remove_dir(directory);
+        let Ok(ended) = ended else {
+            tracing::warn!("the process that serves the disks does not end");
+            return Ok(());
+        };
+        let last_words = async {
+            while let Some(line) = lines.recv().await {
+                events(Event::Mount(line));
+            }
+        };
+        // What it started may hold the line open; that has nothing to say.
+        let _ = tokio::time::timeout(LAST_WORDS_TIMEOUT, last_words).await;
+        let action = "wait for the process that serves the disks";
+        let status = ended.map_err(|source| RunError::Setup { action, source })?;
+        if status.success() { Ok(()) } else { Err(RunError::MountFailed { status }) }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -104,10 +104,17 @@ pub(crate) async fn run(context: &Context, args: RunArgs) -> anyhow::Result<()> 
     };
     let screen =
         Screen { printer: context.printer, reporter: RefCell::new(None), failed: RefCell::new(None) };
-    run::run(&request, &|event| screen.show(&args, event)).await?;
-    match screen.failed.into_inner() {
-        Some(reason) => bail!("the machine is off, but its changes were not synced: {reason}"),
-        None => Ok(()),
+    let ran = run::run(&request, &|event| screen.show(&args, event)).await;
+    let not_synced = screen.failed.into_inner();
+    let not_synced =
+        not_synced.map(|reason| format!("the machine is off, but its changes were not synced: {reason}"));
+    match (ran, not_synced) {
+        (Ok(()), None) => Ok(()),
+        (Ok(()), Some(not_synced)) => bail!(not_synced),
+        (Err(error), not_synced) => {
+            not_synced.inspect(|not_synced| context.printer.warning(not_synced));
+            Err(error.into())
+        }
     }
 }
 
@@ -152,7 +159,11 @@ impl Screen {
     fn show(&self, args: &RunArgs, event: Event) {
         let printer = self.printer;
         match event {
-            Event::Mount(line) => printer.message(&line),
+            Event::Mount(line) => {
+                // A line of progress makes room, and comes again.
+                self.reporter.take();
+                printer.message(&line);
+            }
             Event::Starting { accelerated, is_own, interactive } => {
                 if is_own {
                     printer.message("starting the machine (Satchel's own, on KVM)");

@@ -184,11 +184,9 @@ impl Shared {
             let arrived = at + buffer.len() as u64;
             if arrived < end {
                 let Some(part) = body.try_next().await? else {
+                    // It did not break off: the pack of this source ends here.
                     let cause = format!("the answer ended {} bytes early", range.end - arrived);
-                    return Err(SourceError {
-                        kind: FailureKind::Unreachable,
-                        ..damaged(source, path, cause)
-                    });
+                    return Err(damaged(source, path, cause));
                 };
                 self.counters.fetched_bytes.fetch_add(part.len() as u64, Ordering::Relaxed);
                 admitted.arrived(part.len() as u64);

@@ -217,17 +217,6 @@ async fn what_waits_behind_a_pause_comes_at_once_when_somebody_needs_it() {
     assert_eq!(flight.land().await.unwrap(), rig.expected(0));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_pause_holds_while_somebody_needs_other_chunks() {
-    let rig = Rig::new(900, OnMissing::Wait);
-    rig.fetcher.pause_background(true);
-    rig.fetcher.want(&rig.base, &[ChunkIndex(899)], Class::Background).await.unwrap();
-    for chunk in 0..800 {
-        rig.get(chunk).await.unwrap();
-    }
-    assert_eq!(rig.fetcher.queued(), [0, 0, 0, 1]);
-}
-
 #[tokio::test]
 async fn a_lost_network_is_a_pause() {
     let rig = Arc::new(Rig::new(4, OnMissing::Wait));

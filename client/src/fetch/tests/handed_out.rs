@@ -232,6 +232,36 @@ async fn a_reader_who_joins_what_the_background_asked_for_is_not_held_by_its_pau
     assert_eq!(reader.await.unwrap().unwrap(), rig.expected(7));
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_pause_holds_while_somebody_needs_other_chunks() {
+    let all = WAITING_REQUESTS + OTHER_REQUESTS;
+    let (rig, shelf) = rig(all + 2, OnMissing::Wait, |_| true);
+    let later = async || {
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+    };
+    rig.fetcher.pause_background(true);
+    let want = async |chunk: usize, class| {
+        rig.fetcher.want(&rig.base, &[ChunkIndex(chunk as u64)], class).await.unwrap();
+        later().await;
+    };
+    want(all + 1, Class::Background).await;
+    shelf.gate.forget_permits(1000);
+    // One more than there can be requests for.
+    for chunk in 0..=all {
+        want(chunk, Class::Waiting).await;
+    }
+    assert_eq!(shelf.requests(), all as u64);
+    shelf.gate.add_permits(1000);
+    while rig.fetcher.in_flight() > 1 {
+        std::thread::sleep(Duration::from_millis(1));
+        later().await;
+    }
+    assert_eq!(rig.fetcher.queued(), [0, 0, 0, 1]);
+    assert_eq!(shelf.served(), 1 + all as u64);
+}
+
 #[tokio::test]
 async fn whoever_is_back_first_is_asked() {
     let (rig, shelf) = rig(50, OnMissing::Wait, |_| true);

@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::OnceLock;
 
+use chunk_format::{ChunkPlace, PackRef};
 use futures_util::future::{BoxFuture, FutureExt, ready};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
@@ -92,9 +93,24 @@ async fn who_drips_is_left_for_who_does_not() {
     assert_eq!(landed.unwrap(), rig.expected(2));
 }
 
-/// Has what the server has, but says of the first two chunks of a segment that each lies where the other does.
-#[derive(Default)]
-struct Misleading(OnceLock<MemoryServer>);
+type Mislead = fn(&mut [Option<ChunkPlace>], &mut [PackRef]);
+
+/// Has what the server has, but says something else of where chunks lie.
+struct Misleading {
+    server: OnceLock<MemoryServer>,
+    mislead: Mislead,
+}
+
+/// The first two chunks of a segment lie each where the other does.
+fn swap(places: &mut [Option<ChunkPlace>], _: &mut [PackRef]) {
+    places.swap(0, 1);
+}
+
+/// A chunk reaches past the end of its pack.
+fn overreach(places: &mut [Option<ChunkPlace>], packs: &mut [PackRef]) {
+    packs[0].pack_len += 4096;
+    places[1].as_mut().unwrap().frame_len = 4096;
+}
 
 impl ChunkSource for Arc<Misleading> {
     fn origin(&self) -> String {
@@ -106,14 +122,15 @@ impl ChunkSource for Arc<Misleading> {
         path: &'a ObjectPath,
         range: Option<Range<u64>>,
     ) -> BoxFuture<'a, Result<ObjectBody, SourceError>> {
-        let server = self.0.get().unwrap();
+        let server = self.server.get().unwrap();
         let Object::Locator(segment) = path.object else { return server.get(path, range) };
         Box::pin(async move {
             let frame = get_whole(server, path, frame_len_max(MAX_LOCATOR_BYTES)).await?;
             let locator = Locator::decode(&frame, segment, &mut FrameDecoder::new().unwrap()).unwrap();
             let mut places: Vec<_> = (0..SEGMENT_CHUNKS).map(|at| locator.place(at)).collect();
-            places.swap(0, 1);
-            let wrong = Locator::new(segment, locator.packs().to_vec(), places).unwrap();
+            let mut packs = locator.packs().to_vec();
+            (self.mislead)(&mut places, &mut packs);
+            let wrong = Locator::new(segment, packs, places).unwrap();
             let frame = wrong.encode(&mut FrameEncoder::new().unwrap()).unwrap();
             Ok(stream::iter([Ok(frame.into())]).boxed())
         })
@@ -122,10 +139,12 @@ impl ChunkSource for Arc<Misleading> {
 
 #[tokio::test(start_paused = true)]
 async fn a_wrong_locator_of_one_source_is_replaced_by_anothers() {
-    for on_missing in [OnMissing::Wait, OnMissing::Fail] {
-        let misleading = Arc::<Misleading>::default();
+    let cases: [(Mislead, OnMissing); 3] =
+        [(swap, OnMissing::Wait), (swap, OnMissing::Fail), (overreach, OnMissing::Wait)];
+    for (mislead, on_missing) in cases {
+        let misleading = Arc::new(Misleading { server: OnceLock::new(), mislead });
         let rig = Rig::beside(4, on_missing, |_| Some(Arc::new(Arc::clone(&misleading)) as _));
-        misleading.0.set(rig.server.clone()).unwrap_or_default();
+        misleading.server.set(rig.server.clone()).unwrap_or_default();
         let rig = Arc::new(rig);
         for chunk in [1, 0, 2] {
             let landed = get_within(&rig, chunk as u64, Duration::from_secs(30)).await;
@@ -140,7 +159,7 @@ async fn the_only_sources_locator_is_asked_for_again_when_it_was_wrong() {
     let segment = &rig.base.segments()[0];
     let path = ObjectPath { namespace: segment.namespace.clone(), object: Object::Locator(segment.id) };
     let right = get_whole(&rig.server, &path, frame_len_max(MAX_LOCATOR_BYTES)).await.unwrap();
-    let misleading = Arc::new(Misleading(rig.server.clone().into()));
+    let misleading = Arc::new(Misleading { server: rig.server.clone().into(), mislead: swap });
     rig.server.store(&path, get_whole(&misleading, &path, frame_len_max(MAX_LOCATOR_BYTES)).await.unwrap());
     let reader = tokio::spawn({
         let rig = Arc::clone(&rig);

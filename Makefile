@@ -15,10 +15,13 @@ help: ## Show what there is to make
 .PHONY: test
 test: lint ## Check format and lints, build, run every test, list what was skipped and why
 	@tests/install-packages build test image tiny
-	@# Programs and tests in one go: apart, what both depend on would be built twice, with other features.
-	cargo build --workspace --bins --tests --locked
-	@# Built before the tests, whose time limits are not meant for it.
-	@tests/images/build plain >/dev/null || echo "tests that boot a guest will be skipped" >&2
+	@# What tests need is made beside the programs, and before the tests, whose time limits are not meant for it. Programs and
+	@# tests in one go: apart, what both depend on would be built twice, with other features.
+	@tests/images/build plain >/dev/null & image=$$!; \
+	tests/install-programs fsx >/dev/null & \
+	cargo build --workspace --bins --tests --locked; \
+	wait $$image || echo "tests that boot a guest will be skipped" >&2; \
+	wait
 	@tests/run "$(SKIP_LOG)"
 
 .PHONY: test-kvm

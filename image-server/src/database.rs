@@ -28,7 +28,7 @@ use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
-use sqlx::{Sqlite, SqliteConnection, Transaction};
+use sqlx::{Connection as _, Sqlite, SqliteConnection, Transaction};
 
 static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
 
@@ -152,7 +152,10 @@ impl Database {
             .busy_timeout(BUSY_TIMEOUT)
             .pragma("cache_size", format!("-{CACHE_KIB}"));
         let open = |source| DatabaseError::Open { path: path.to_owned(), source };
-        let pool = SqlitePoolOptions::new().acquire_timeout(ACQUIRE_TIMEOUT).test_before_acquire(false);
+        let pool = SqlitePoolOptions::new()
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .test_before_acquire(false)
+            .after_release(|connection, _| Box::pin(has_ended_its_transaction(connection)));
         let writer = pool.clone().max_connections(1).connect_with(options.clone()).await.map_err(open)?;
         MIGRATIONS.run(&writer).await.map_err(|source| match source {
             MigrateError::VersionMissing(_) => DatabaseError::Newer { path: path.to_owned() },
@@ -218,6 +221,21 @@ impl Database {
         // A limit below the present size means the present size.
         sqlx::query("PRAGMA max_page_count = 1").execute(&mut *connection).await.unwrap();
     }
+
+    /// Takes back what [`Database::fill`] did.
+    #[cfg(test)]
+    pub(crate) async fn make_room(&self) {
+        let mut connection = self.writer.acquire().await.unwrap();
+        sqlx::query("PRAGMA max_page_count = 1000000").execute(&mut *connection).await.unwrap();
+    }
+}
+
+/// Whether a connection can be used again. When a disk is full or fails, SQLite ends the transaction by itself: sqlx then has
+/// nothing to roll back, goes on taking it for open, and begins no other.
+async fn has_ended_its_transaction(connection: &mut SqliteConnection) -> Result<bool, sqlx::Error> {
+    // The rollback of a transaction that was dropped waits for its turn before this.
+    connection.ping().await?;
+    Ok(!connection.is_in_transaction())
 }
 
 /// Ends a transaction well.
@@ -286,6 +304,39 @@ mod tests {
         drop(tx);
         database.ping().await.unwrap();
         assert_eq!(database.check().await.unwrap(), Vec::<String>::new());
+    }
+
+    #[tokio::test]
+    async fn a_reader_whose_transaction_sqlite_ended_does_not_go_on_in_the_past() {
+        let temp = tempfile::tempdir().unwrap();
+        let database = Database::create(&temp.path().join("database.sqlite")).await.unwrap();
+        // Connections come back beside whoever gave them up.
+        let all_are_back = async || {
+            while database.readers.num_idle() < database.readers.size() as usize {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let count = async || {
+            let mut snapshot = database.snapshot().await.unwrap();
+            let count: i64 =
+                sqlx::query_scalar("SELECT count(*) FROM users").fetch_one(&mut *snapshot).await.unwrap();
+            drop(snapshot);
+            all_are_back().await;
+            count
+        };
+        let mut snapshot = database.snapshot().await.unwrap();
+        // As SQLite does by itself when it cannot read.
+        sqlx::raw_sql("ROLLBACK").execute(&mut *snapshot).await.unwrap();
+        drop(snapshot);
+        all_are_back().await;
+        let before = count().await;
+        let mut tx = database.begin().await.unwrap();
+        sqlx::query("INSERT INTO users (name, created_ms) VALUES ('late', 0)")
+            .execute(&mut *tx)
+            .await
+            .unwrap();
+        commit(tx).await.unwrap();
+        assert_eq!(count().await, before + 1);
     }
 
     #[tokio::test]

@@ -184,7 +184,7 @@ async fn a_broken_store_is_ours_to_know_at_every_call() {
 }
 
 #[tokio::test]
-async fn a_full_database_is_told_and_reads_go_on() {
+async fn a_full_database_is_told_reads_go_on_and_writes_do_when_there_is_room() {
     let fixture = Fixture::new().await;
     let (publisher, alice) = (&fixture.tokens.publisher, &fixture.tokens.alice);
     fixture.app.database.fill().await;
@@ -198,4 +198,7 @@ async fn a_full_database_is_told_and_reads_go_on() {
     fixture.get("/v1/images", alice).await.done(200);
     fixture.get("/healthz", "").await.done(200);
     fixture.staging_is_empty().await;
+    fixture.app.database.make_room().await;
+    let path = format!("/v1/data/image/debian/packs/{}", pack.id);
+    fixture.put(&path, publisher, &pack.bytes).await.done(201);
 }

@@ -88,8 +88,10 @@ pub(super) async fn states(
     let image: Name = path.get("image")?;
     let mut snapshot = app.database.snapshot().await?;
     let series = images::find(&mut snapshot, &image).await?;
+    // Given back first: requests that hold one reader and want a second wait for each other.
+    drop(snapshot);
     // How the users of an image get on is its publisher's business.
     caller.check_write(&app.database, &Namespace::Image(image.clone())).await?;
-    let versions = starts::states(&mut *snapshot, series.id).await?;
+    let versions = starts::states(app.database.readers(), series.id).await?;
     Ok(fresh(StatesJson { image, versions }))
 }

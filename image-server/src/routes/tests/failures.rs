@@ -1,4 +1,4 @@
-//! A store and a database that fail.
+//! A store and a database that fail, or are asked by many at once.
 
 use std::fmt;
 use std::io;
@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::future::join_all;
 use futures_util::stream::BoxStream;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
@@ -201,4 +202,15 @@ async fn a_full_database_is_told_reads_go_on_and_writes_do_when_there_is_room() 
     fixture.app.database.make_room().await;
     let path = format!("/v1/data/image/debian/packs/{}", pack.id);
     fixture.put(&path, publisher, &pack.bytes).await.done(201);
+}
+
+#[tokio::test]
+async fn many_who_ask_how_an_image_gets_on_do_not_wait_for_each_other() {
+    let fixture = Fixture::new().await;
+    let states = (0..12).map(|_| fixture.get("/v1/images/debian/states", &fixture.tokens.publisher));
+    let (states, server) = tokio::join!(join_all(states), fixture.get("/v1/server", &fixture.tokens.alice));
+    server.done(200);
+    for answer in states {
+        answer.done(200);
+    }
 }

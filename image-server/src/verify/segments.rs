@@ -173,7 +173,7 @@ impl Check<'_> {
                     && known.chunk_size == row.chunk_size
             });
             // The chunk's row may name another pack that holds it too: then this pack's own table decides.
-            if !is_known && !self.is_in_table(namespace, pack, *chunk, place).await? {
+            if !is_known && !self.is_in_table(connection, namespace, pack, *chunk, place).await? {
                 wrong += 1;
             }
         }
@@ -182,6 +182,7 @@ impl Check<'_> {
 
     async fn is_in_table(
         &self,
+        connection: &mut Connection,
         namespace: &Namespace,
         pack: &PackRef,
         chunk: ChunkId,
@@ -191,7 +192,8 @@ impl Check<'_> {
             // Told already, as the pack's own damage.
             return Ok(true);
         }
-        if !packs::is_live(self.database.readers(), namespace, pack.pack).await? {
+        // On the connection at hand: segments that are checked at once, each waiting for a second one, wait for each other.
+        if !packs::is_live(connection, namespace, pack.pack).await? {
             return Ok(false);
         }
         let key = ObjectKey { namespace: namespace.clone(), object: Object::Pack(pack.pack) };

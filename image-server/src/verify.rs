@@ -77,6 +77,8 @@ pub struct Report {
     pub profiles: u64,
     /// Objects of boot streams read.
     pub streams: u64,
+    /// Chunks that lie in whole packs and have no row: harmless, they are sent again by whoever needs them.
+    pub unindexed_chunks: u64,
     /// What uploads and writes that were cut short left: harmless.
     pub unfinished: Leftovers,
     /// Whole objects nothing refers to, mostly of uploads that were never committed: harmless.

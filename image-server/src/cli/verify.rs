@@ -59,6 +59,9 @@ fn lines(report: &Report) -> Vec<String> {
     };
     lines.extend(left_over("files of uploads that were cut short", report.unfinished));
     lines.extend(left_over("objects nothing refers to", report.unreferenced));
+    if report.unindexed_chunks > 0 {
+        lines.push(format!("not indexed: {} stored chunks, harmless", report.unindexed_chunks));
+    }
     let result = match report.findings.len() {
         0 => "clean".to_owned(),
         count => format!("{count} findings"),

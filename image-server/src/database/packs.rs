@@ -42,7 +42,7 @@ pub(crate) async fn exists(
     .map_err(failed("look up a pack"))
 }
 
-/// Adds a pack and its chunks, or takes back that it was condemned; false when it was there. A chunk that another pack
+/// Adds a pack, or takes back that it was condemned, and its chunks; false when it was there. A chunk that another pack
 /// brought stays where it is.
 pub(crate) async fn insert(
     connection: &mut Connection,
@@ -54,19 +54,33 @@ pub(crate) async fn insert(
     now_ms: i64,
 ) -> Result<bool, DatabaseError> {
     // Whoever sends a pack again is about to need it: its age begins anew.
-    let touched = sqlx::query(
-        "UPDATE packs SET created_ms = ? WHERE namespace_id = ? AND pack = ? AND condemned_ms IS NULL",
+    let touched: Option<PackRowId> = sqlx::query_scalar(
+        "UPDATE packs SET created_ms = ? WHERE namespace_id = ? AND pack = ? AND condemned_ms IS NULL RETURNING id",
     )
     .bind(now_ms)
     .bind(namespace)
     .bind(&pack.as_bytes()[..])
-    .execute(&mut *connection)
+    .fetch_optional(&mut *connection)
     .await
     .map_err(failed("note a pack's use"))?;
-    if touched.rows_affected() > 0 {
-        return Ok(false);
-    }
-    let row: PackRowId = sqlx::query_scalar(
+    let row = match touched {
+        Some(row) => row,
+        None => add(connection, namespace, pack, len_bytes, chunk_size, now_ms).await?,
+    };
+    // Also of a pack that was there: chunks whose rows named another pack went with that one.
+    add_chunks(connection, namespace, row, entries).await?;
+    Ok(touched.is_none())
+}
+
+async fn add(
+    connection: &mut Connection,
+    namespace: NamespaceId,
+    pack: PackId,
+    len_bytes: u64,
+    chunk_size: ChunkSize,
+    now_ms: i64,
+) -> Result<PackRowId, DatabaseError> {
+    sqlx::query_scalar(
         "INSERT INTO packs (namespace_id, pack, len_bytes, chunk_size_log2, created_ms, is_counted)
          VALUES (?, ?, ?, ?, ?, 0)
          ON CONFLICT (namespace_id, pack)
@@ -77,9 +91,17 @@ pub(crate) async fn insert(
     .bind(i64::try_from(len_bytes).unwrap_or(i64::MAX))
     .bind(chunk_size.log2())
     .bind(now_ms)
-    .fetch_one(&mut *connection)
+    .fetch_one(connection)
     .await
-    .map_err(failed("add a pack"))?;
+    .map_err(failed("add a pack"))
+}
+
+async fn add_chunks(
+    connection: &mut Connection,
+    namespace: NamespaceId,
+    row: PackRowId,
+    entries: &[PackEntry],
+) -> Result<(), DatabaseError> {
     // In the order of the primary key: neighbours share pages.
     let mut sorted: Vec<&PackEntry> = entries.iter().collect();
     sorted.sort_unstable_by_key(|entry| entry.chunk);
@@ -103,7 +125,7 @@ pub(crate) async fn insert(
             .await
             .map_err(failed("add chunks"))?;
     }
-    Ok(true)
+    Ok(())
 }
 
 /// Whether a namespace has this pack, and it is not condemned.

@@ -714,3 +714,36 @@ async fn a_profile_that_was_replaced_goes_with_its_streams_and_the_newest_stays(
     fixture.get(&path(new_stream), publisher).await.done(200);
     fixture.get(&path(super::BOOT_STREAM), publisher).await.refused(404, "not_found");
 }
+
+#[tokio::test]
+async fn chunks_that_went_with_one_pack_come_back_with_another_that_holds_them() {
+    let fixture = Fixture::empty(Limits::default(), None).await;
+    let (app, publisher) = (&fixture.app, &fixture.tokens.publisher);
+    let send = async |pack: &chunk_format::SealedPack| {
+        fixture.put(&format!("/v1/data/image/debian/packs/{}", pack.id), publisher, &pack.bytes).await
+    };
+    let (unneeded, needed) = (testing::pack(0..10), testing::pack(5..15));
+    send(&unneeded).await.done(201);
+    send(&needed).await.done(201);
+    let (segment, frame) = testing::segment_of(10..15);
+    let path = format!("/v1/data/image/debian/segments/{segment}");
+    fixture.put(&path, publisher, &frame).await.done(201);
+    let manifest = testing::image_manifest("debian", vec![segment]);
+    let path = "/v1/images/debian/versions";
+    fixture.commit(path, publisher, &manifest, testing::PUBLISHER_KEY).await.done(201);
+
+    let options = Options { grace: Duration::ZERO, ..Options::default() };
+    let run = Run::new(app.database.clone(), app.storage.clone(), options, now_ms()).await;
+    assert_eq!(run.unwrap().collect().await.unwrap().condemned.packs, 1);
+    let ids: Vec<u8> = (0..15).flat_map(|number| *testing::chunk_id(number).as_bytes()).collect();
+    let missing =
+        async || fixture.post("/v1/missing/image/debian/chunks", publisher, &ids).await.done(200).body;
+    let verified = async || check(app.database.clone(), app.storage.clone(), &Silent).await.unwrap();
+    assert_eq!(missing().await, &[0xff, 0x03][..]);
+    let report = verified().await;
+    assert!(report.findings.is_empty(), "{:#?}", report.findings);
+    assert_eq!(report.unindexed_chunks, 5);
+    send(&needed).await.done(200);
+    assert_eq!(missing().await, &[0x1f, 0x00][..]);
+    assert_eq!(verified().await.unindexed_chunks, 0);
+}

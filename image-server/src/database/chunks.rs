@@ -139,6 +139,20 @@ pub(crate) async fn locate(
     Ok(places)
 }
 
+/// How many chunks are said to lie in each pack that has no row or is condemned: there are none, at any moment.
+pub(crate) async fn count_without_pack(
+    connection: &mut Connection,
+) -> Result<Vec<(PackRowId, u64)>, DatabaseError> {
+    let rows: Vec<(PackRowId, i64)> = sqlx::query_as(
+        "SELECT pack_id, count(*) FROM chunks LEFT JOIN packs ON packs.id = pack_id
+         WHERE packs.id IS NULL OR condemned_ms IS NOT NULL GROUP BY pack_id",
+    )
+    .fetch_all(connection)
+    .await
+    .map_err(failed("count chunks without packs"))?;
+    rows.into_iter().map(|(row, count)| Ok((row, number("count", count)?))).collect()
+}
+
 /// How many chunks lie in each pack.
 pub(crate) async fn count_by_pack(
     connection: &mut Connection,

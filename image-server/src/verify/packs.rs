@@ -46,9 +46,14 @@ impl Check<'_> {
     pub(super) async fn packs(&mut self) -> Result<(), VerifyError> {
         // Counted before packs are listed: a pack that arrives meanwhile is then in neither.
         let mut connection = self.database.readers().acquire().await.map_err(failed("answer"))?;
-        let mut rows_of: HashMap<PackRowId, u64> =
+        let rows_of: HashMap<PackRowId, u64> =
             chunks::count_by_pack(&mut connection).await?.into_iter().collect();
+        let astray = chunks::count_without_pack(&mut connection).await?;
         drop(connection);
+        for (row, count) in astray {
+            let problem = format!("{count} chunks lie in a pack that has no row or is condemned ({})", row.0);
+            self.find("database", problem, ADVICE_DATABASE);
+        }
         let (_, total_bytes) = packs::totals(self.database.readers()).await?;
         self.progress.begin(Part::Packs, total_bytes);
         let mut after = PackRowId(0);
@@ -65,17 +70,18 @@ impl Check<'_> {
                 stream::iter(states).buffered(readers()).try_collect::<Vec<_>>().await?
             };
             for (row, state) in checked {
-                self.note_pack(&row, state, rows_of.remove(&row.row))?;
+                self.note_pack(&row, state, rows_of.get(&row.row).copied()).await?;
             }
-        }
-        for (row, count) in rows_of {
-            let problem = format!("{count} chunks lie in a pack that has no row ({})", row.0);
-            self.find("database", problem, ADVICE_DATABASE);
         }
         Ok(())
     }
 
-    fn note_pack(&mut self, row: &PackRow, state: PackState, rows: Option<u64>) -> Result<(), VerifyError> {
+    async fn note_pack(
+        &mut self,
+        row: &PackRow,
+        state: PackState,
+        rows: Option<u64>,
+    ) -> Result<(), VerifyError> {
         self.report.packs += 1;
         self.report.pack_bytes += u64::from(row.len_bytes);
         let namespace = self.name(row.namespace)?;
@@ -85,9 +91,14 @@ impl Check<'_> {
             self.bad_packs.insert((namespace, row.pack), BadPack { finding, frames: state.bad_frames });
             return Ok(());
         }
-        self.report.unindexed_chunks += state.unindexed;
         // A pack that was there when rows were counted has all its rows counted.
         let stray = rows.unwrap_or(0).saturating_sub(state.rows);
+        let is_odd = state.unindexed > 0 || state.rows_problem.is_some() || stray > 0;
+        if is_odd && !packs::is_live(self.database.readers(), &namespace, row.pack).await? {
+            // It was condemned meanwhile, and its chunks' rows went with that.
+            return Ok(());
+        }
+        self.report.unindexed_chunks += state.unindexed;
         if let Some(problem) = state.rows_problem {
             self.find("database", format!("pack {key}: {problem}"), ADVICE_DATABASE);
         } else if stray > 0 {

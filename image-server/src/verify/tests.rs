@@ -2,7 +2,8 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -14,7 +15,7 @@ use tower::ServiceExt;
 use super::{Part, Progress, Report, verify};
 use crate::server::{Config, Server};
 use crate::tokens::{NewToken, issue};
-use crate::{Role, init, testing};
+use crate::{Role, gc, init, testing};
 
 /// A stopped server with an image of two versions and a desktop of one.
 struct Stored {
@@ -39,6 +40,46 @@ impl Progress for Heard {
     fn advance(&self, steps: u64) {
         self.0.lock().unwrap().last_mut().unwrap().2 += steps;
     }
+}
+
+/// Does something when a part of the check begins, or after some of its steps, as another process would.
+struct Meanwhile<F> {
+    at: Mutex<(Part, u64)>,
+    then: F,
+}
+
+impl<F: Fn(Part, u64)> Meanwhile<F> {
+    fn new(then: F) -> Self {
+        Self { at: Mutex::new((Part::Packs, 0)), then }
+    }
+}
+
+impl<F: Fn(Part, u64) + Send + Sync> Progress for Meanwhile<F> {
+    fn begin(&self, part: Part, _total: u64) {
+        *self.at.lock().unwrap() = (part, 0);
+        (self.then)(part, 0);
+    }
+
+    fn advance(&self, _steps: u64) {
+        let mut at = self.at.lock().unwrap();
+        at.1 += 1;
+        (self.then)(at.0, at.1);
+    }
+}
+
+/// Does work to its end beside the runtime that this thread is in.
+fn apart(work: impl Future<Output = ()> + Send) {
+    std::thread::scope(|scope| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        scope.spawn(move || runtime.block_on(work)).join().unwrap();
+    });
+}
+
+struct Untold;
+
+impl gc::Progress for Untold {
+    fn begin(&self, _part: gc::Part, _total: u64) {}
+    fn advance(&self, _steps: u64) {}
 }
 
 async fn send(router: &Router, method: &str, path: &str, token: &str, signature: &str, body: Vec<u8>) {
@@ -122,6 +163,24 @@ impl Stored {
 
     async fn verify(&self) -> Report {
         verify(self.dir.path(), &Heard::default()).await.unwrap()
+    }
+
+    /// Sends a pack that nothing needs.
+    async fn send_unneeded(&self) {
+        let user =
+            NewToken { user: "pub".parse().unwrap(), role: Role::Admin, label: None, expires_ms: None };
+        let token = issue(self.dir.path(), &user).await.unwrap().reveal().to_owned();
+        let server = Server::open(self.dir.path(), Config::default()).await.unwrap();
+        let pack = testing::pack(200..210);
+        let path = format!("/v1/data/image/debian/packs/{}", pack.id);
+        send(&server.router(), "PUT", &path, &token, "", pack.bytes).await;
+    }
+
+    /// Condemns what nothing needs.
+    async fn collect(&self) {
+        let options = gc::Options { grace: Duration::ZERO, ..gc::Options::default() };
+        let report = gc::collect(self.dir.path(), options, Arc::new(Untold)).await.unwrap();
+        assert_eq!(report.condemned.packs, 1);
     }
 
     async fn execute(&self, sql: &'static str) {
@@ -311,7 +370,7 @@ async fn rows_that_contradict_their_objects_are_named() {
     stored.execute("UPDATE chunks SET pack_id = 77 WHERE pack_id = 3").await;
     let report = stored.verify().await;
     let named = |text: &str| report.findings.iter().any(|finding| finding.problem.contains(text));
-    assert!(named("10 chunks lie in a pack that has no row (77)"), "{:#?}", report.findings);
+    assert!(named("10 chunks lie in a pack that has no row or is condemned (77)"), "{:#?}", report.findings);
 
     let stored = Stored::new().await;
     stored.execute("DELETE FROM segments WHERE id = 1").await;
@@ -336,4 +395,34 @@ async fn what_is_left_over_is_counted_and_harms_nothing() {
     assert_eq!((report.unfinished.files, report.unfinished.bytes), (3, 10));
     assert_eq!((report.unreferenced.files, report.unreferenced.bytes), (1, 1));
     assert_eq!(report.unknown, ["image/debian/README", "image/debian/packs/notes.txt"]);
+}
+
+#[tokio::test]
+async fn a_pack_that_is_condemned_meanwhile_is_no_damage() {
+    // Before the packs are listed, and while they are read.
+    for moment in [0, 1] {
+        let stored = Stored::new().await;
+        stored.send_unneeded().await;
+        let progress = Meanwhile::new(|part, step| {
+            if (part, step) == (Part::Packs, moment) {
+                apart(stored.collect());
+            }
+        });
+        let report = verify(stored.dir.path(), &progress).await.unwrap();
+        assert!(report.findings.is_empty(), "at step {moment}: {:#?}", report.findings);
+    }
+}
+
+#[tokio::test]
+async fn a_version_that_is_pruned_meanwhile_is_no_damage() {
+    let stored = Stored::new().await;
+    let progress = Meanwhile::new(|part, step| {
+        if (part, step) == (Part::Versions, 1) {
+            apart(stored.execute(
+                "UPDATE versions SET pruned_ms = 1 WHERE id = 3; UPDATE segments SET condemned_ms = 1 WHERE id = 3",
+            ));
+        }
+    });
+    let report = verify(stored.dir.path(), &progress).await.unwrap();
+    assert!(report.findings.is_empty(), "{:#?}", report.findings);
 }

@@ -43,6 +43,7 @@ impl Check<'_> {
         };
         let manifest = match self.manifest(&namespace, row).await {
             Ok(manifest) => manifest,
+            Err(_) if was_pruned(&mut connection, row).await? => return Ok(()),
             Err((object, problem)) => {
                 let key = ObjectKey { namespace, object };
                 let finding = self.find(&key, problem, ADVICE_VERSION);
@@ -61,10 +62,13 @@ impl Check<'_> {
         let holders = holders(&mut connection, &namespace, &manifest).await?;
         let segments = stored_segments(&manifest);
         let missing = chunks::missing(&mut connection, IdTable::Segments, &holders, segments.clone()).await?;
-        drop(connection);
         if !missing.is_empty() {
             problems.push(format!("{} of its segments have no row", missing.len()));
         }
+        if !problems.is_empty() && was_pruned(&mut connection, row).await? {
+            return Ok(());
+        }
+        drop(connection);
         if !problems.is_empty() {
             let finding = self.find("database", format!("{label}: {}", problems.join("; ")), ADVICE_DATABASE);
             self.report.findings[finding].affects.insert(label.clone());
@@ -119,6 +123,12 @@ impl Check<'_> {
             error => (object, crate::cause::chain(&error)),
         })
     }
+}
+
+/// Whether a version was pruned since it was listed: what it needed may be gone, rightly.
+async fn was_pruned(connection: &mut Connection, row: &VersionRow) -> Result<bool, VerifyError> {
+    let now = versions::get(connection, row.row).await?;
+    Ok(now.is_none_or(|version| version.pruned_ms.is_some()))
 }
 
 /// Where a version's segments may lie.

@@ -31,6 +31,10 @@ use crate::layout::{DataDir, LayoutError};
 use crate::server::STAGING_KEPT;
 use crate::storage::{Leftovers, Object, ObjectKey, Storage, StorageError};
 
+/// The shortest pause between two batches. SQLite's other writers look for the lock every 100 ms at the latest, in no order:
+/// one that takes it again at once keeps them all out.
+const MIN_PAUSE: Duration = Duration::from_millis(100);
+
 /// The grace when none is given.
 pub const DEFAULT_GRACE: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -157,6 +161,7 @@ pub async fn collect(root: &Path, options: Options, progress: Arc<dyn Progress>)
     let storage = Storage::local(dir.objects())?;
     let mut run = Run::new(database.clone(), storage, options, now_ms()).await?;
     run.progress = progress;
+    run.is_shared = true;
     let collected = run.collect().await;
     database.close().await;
     collected
@@ -173,6 +178,8 @@ pub(crate) struct Run {
     names: HashMap<NamespaceId, Namespace>,
     report: Report,
     progress: Arc<dyn Progress>,
+    /// Whether others may wait to write to the database.
+    is_shared: bool,
     /// Steps until a test cuts the run short.
     #[cfg(test)]
     steps_left: Option<usize>,
@@ -196,6 +203,7 @@ impl Run {
             names,
             report: Report { dry_run: options.dry_run, ..Report::default() },
             progress: Arc::new(Untold),
+            is_shared: false,
             #[cfg(test)]
             steps_left: None,
         })
@@ -218,6 +226,13 @@ impl Run {
     #[cfg(test)]
     pub(crate) fn cut_before_step(&mut self, steps: usize) {
         self.steps_left = Some(steps);
+    }
+
+    /// Leaves the database to others after a batch that kept it from them for this long.
+    async fn give_way(&self, held: Duration) {
+        if self.is_shared {
+            tokio::time::sleep(pause_after(held)).await;
+        }
     }
 
     /// An object in a namespace that has rows. A namespace made after the run began is looked up by whoever needs it: its
@@ -248,5 +263,21 @@ impl Run {
 
     fn unreadable(key: &ObjectKey, reason: impl ToString) -> GcError {
         GcError::Unreadable { object: key.to_string(), reason: reason.to_string() }
+    }
+}
+
+/// How long others have the write lock after it was held for this long: half of the time at least.
+fn pause_after(held: Duration) -> Duration {
+    held.max(MIN_PAUSE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn others_may_write_half_of_the_time_and_long_enough_to_notice() {
+        assert_eq!(pause_after(Duration::from_millis(1)), Duration::from_millis(100));
+        assert_eq!(pause_after(Duration::from_secs(2)), Duration::from_secs(2));
     }
 }

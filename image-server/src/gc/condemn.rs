@@ -1,5 +1,7 @@
 //! The first half: what nothing needs stops counting.
 
+use std::time::Instant;
+
 use chunk_format::{FrameDecoder, Locator, MAX_LOCATOR_BYTES, frame_len_max};
 
 use super::mark::Needed;
@@ -54,6 +56,7 @@ impl Run {
                 self.step()?;
                 let before = self.report;
                 let mut tx = self.database.begin().await?;
+                let begun = Instant::now();
                 let more = self.condemn_some(&mut tx, &mut cursor, kind).await?;
                 if let Err(cut) = self.step() {
                     self.report = before;
@@ -63,6 +66,7 @@ impl Run {
                 if !more {
                     break;
                 }
+                self.give_way(begun.elapsed()).await;
             }
         }
         Ok(())

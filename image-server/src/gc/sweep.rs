@@ -3,6 +3,8 @@
 //! Objects go first and their rows with the commit, all under the database's write lock. A crash in between leaves rows
 //! that do not count without their objects; the next run removes them, and an upload of the same object heals them.
 
+use std::time::Instant;
+
 use super::{GcError, Part, Run};
 use crate::database::{Connection, commit, garbage};
 use crate::storage::{Object, ObjectKey};
@@ -36,6 +38,7 @@ impl Run {
                     true => self.database.snapshot().await?,
                     false => self.database.begin().await?,
                 };
+                let begun = Instant::now();
                 let more = match self.delete_some(&mut tx, kind).await {
                     Ok(more) => more,
                     Err(error) => {
@@ -50,6 +53,7 @@ impl Run {
                 if !more {
                     break;
                 }
+                self.give_way(begun.elapsed()).await;
             }
         }
         Ok(())

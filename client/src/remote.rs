@@ -28,6 +28,8 @@ pub use tls::{Fingerprint, Trust};
 
 use tls::ClientTls;
 
+use crate::said::printable;
+
 /// The interface version this client speaks.
 pub(crate) const API_VERSION: &str = "1";
 pub(crate) const API_HEADER: &str = "satchel-api";
@@ -176,8 +178,7 @@ impl Remote {
             }
             bytes.extend_from_slice(&part);
         }
-        serde_json::from_slice(&bytes)
-            .map_err(|error| self.unexpected(format!("an answer that is not valid: {error}")))
+        from_json(&bytes).map_err(|reason| self.unexpected(reason))
     }
 
     fn unexpected(&self, reason: String) -> RemoteError {
@@ -187,6 +188,12 @@ impl Remote {
     fn transport_error(&self, source: reqwest::Error) -> RemoteError {
         transport_error(&self.endpoint.url, &self.endpoint.trust, &self.tls, source)
     }
+}
+
+/// Reads a JSON value of the server, or says why not as a terminal may show it: such reasons quote what was sent.
+fn from_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
+    serde_json::from_slice(bytes)
+        .map_err(|error| format!("an answer that is not valid: {}", printable(&error.to_string())))
 }
 
 /// An HTTP client that trusts as told.
@@ -249,5 +256,11 @@ mod tests {
         for typed in ["http://a", "https://a/path", "https://a/?q", "", "https://u:p@a", "ftp://a", "a b"] {
             assert!(Endpoint::new(typed, Trust::Authorities).is_err(), "{typed}");
         }
+    }
+
+    #[test]
+    fn what_a_server_says_that_is_not_valid_cannot_drive_the_terminal() {
+        let reason = from_json::<AfterExpiry>(br#""\u001b[2J""#).unwrap_err();
+        assert!(reason.contains("unknown variant `\u{fffd}[2J`"), "{reason:?}");
     }
 }

@@ -206,7 +206,7 @@ impl Renewer<'_> {
         let Some(channel) = now.base.channel.clone() else { return Ok(None) };
         let asked = tokio::time::timeout(CHANNEL_TIMEOUT, session.remote.image(&now.base.image)).await;
         let info = asked.map_err(|_| RenewError::NoAnswer)??;
-        let Some(rollout) = info.rollouts.get(channel.as_str()) else { return Ok(None) };
+        let Some(rollout) = info.rollouts.get(&channel) else { return Ok(None) };
         Heard::of(&info.image, &channel, rollout).store(self.directory);
         let standing = Standing { desktop: now.desktop, base: now.golden, skipped: starts.skipped() };
         match due(&standing, rollout) {
@@ -229,7 +229,7 @@ impl Renewer<'_> {
         }
         let info = session.remote.image(&now.base.image).await?;
         let channel = now.base.channel.clone();
-        let rollout = channel.as_ref().and_then(|channel| info.rollouts.get(channel.as_str()));
+        let rollout = channel.as_ref().and_then(|channel| info.rollouts.get(channel));
         let (to, by_channel) = match (wanted, rollout) {
             (Wanted::Version(wanted), _) => {
                 let found = find_version(&session.remote, &now.image(), wanted).await?;

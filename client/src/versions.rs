@@ -252,13 +252,13 @@ async fn fetch_selected(
     let id = match &wanted.select {
         Select::Channel(channel)
             if settled
-                && let Some(before) = info.rollouts.get(channel.as_str()).and_then(Rollout::settled)
+                && let Some(before) = info.rollouts.get(channel).and_then(Rollout::settled)
                 && before.sequence >= seen =>
         {
             before.id
         }
-        Select::Channel(channel) => *info.channels.get(channel.as_str()).ok_or_else(|| {
-            let known: Vec<&str> = info.channels.keys().map(String::as_str).collect();
+        Select::Channel(channel) => *info.channels.get(channel).ok_or_else(|| {
+            let known: Vec<&str> = info.channels.keys().map(Name::as_str).collect();
             VersionError::NoSuch(format!(
                 "image {image} has no channel {channel}; it has: {}",
                 known.join(", ")
@@ -289,7 +289,7 @@ pub fn check_not_back(
 ) -> Result<(), VersionError> {
     let found = version.manifest.sequence;
     let is_taken_back = || {
-        let word = info.rollouts.get(channel.as_str())?.rollback.as_ref()?;
+        let word = info.rollouts.get(channel)?.rollback.as_ref()?;
         let signature: Signature = word.signature.parse().ok()?;
         let statement = rollback_statement(&info.image, channel, version.id, word.newest);
         let holds = signature.key == version.signature.key

@@ -39,7 +39,7 @@ pub(super) struct ChannelArgs {
 #[derive(Serialize)]
 struct Channels {
     image: Name,
-    channels: BTreeMap<String, Rollout>,
+    channels: BTreeMap<Name, Rollout>,
     /// Only for the image's publisher.
     states: Option<Vec<States>>,
 }
@@ -53,7 +53,7 @@ pub(crate) async fn run(context: &Context, args: ChannelArgs) -> anyhow::Result<
         info => info?,
     };
     let Some(channel) = &args.channel else { return list(context, &remote, info).await };
-    let present = info.rollouts.get(channel.as_str());
+    let present = info.rollouts.get(channel);
     let moves = args.version.is_some() || args.rollback;
     let changes = args.percent.is_some() || args.pause || args.resume;
     let shown = if moves || changes {
@@ -155,9 +155,9 @@ async fn list(context: &Context, remote: &Remote, info: ImageInfo) -> anyhow::Re
     Ok(())
 }
 
-fn row(name: &str, rollout: &Rollout) -> Vec<String> {
+fn row(name: &Name, rollout: &Rollout) -> Vec<String> {
     vec![
-        name.to_owned(),
+        name.to_string(),
         rollout.version.sequence.to_string(),
         short(&rollout.version.id),
         reach(rollout.percent, rollout.paused),
@@ -173,7 +173,7 @@ fn reach(percent: u8, paused: bool) -> String {
 fn text(info: &ChannelInfo) -> String {
     let mut text = table(
         &["CHANNEL", "VERSION", "ID", "REACHES", "BEFORE", "MOVED"],
-        &[row(info.channel.as_str(), &info.rollout)],
+        &[row(&info.channel, &info.rollout)],
     );
     let rows: Vec<Vec<String>> = info
         .moves

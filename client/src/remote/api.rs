@@ -1,5 +1,7 @@
 //! The calls of `docs/api.md`.
 
+use std::collections::BTreeMap;
+
 use chunk_format::{
     ChunkId, ID_BYTES, ManifestId, Name, Namespace, PackId, PublicKey, SegmentId, Signature, StreamId,
     Subject,
@@ -97,10 +99,10 @@ pub struct ImageInfo {
     #[serde(default)]
     pub mirrors: Vec<String>,
     /// Where its channels point.
-    pub channels: std::collections::BTreeMap<String, ManifestId>,
+    pub channels: BTreeMap<Name, ManifestId>,
     /// How far the moves of its channels have got.
     #[serde(default)]
-    pub rollouts: std::collections::BTreeMap<String, Rollout>,
+    pub rollouts: BTreeMap<Name, Rollout>,
     /// The newest version.
     pub latest: VersionInfo,
 }
@@ -591,5 +593,28 @@ mod tests {
         assert!(!is_falling(&listed(&[8, 8]), None));
         assert!(!is_falling(&listed(&[2, 8]), None));
         assert!(!is_falling(&listed(&[9, 8]), Some(9)), "the same page again");
+    }
+
+    #[test]
+    fn channels_have_names_that_a_terminal_may_show() {
+        let id = ManifestId::of(b"a version");
+        let key = chunk_format::SecretKey::from_bytes(&[1; 32]).public();
+        let rollout = serde_json::json!({
+            "version": {"id": id, "sequence": 1}, "previous": null, "percent": 100, "paused": false,
+            "moved_ms": 0, "rollback": null,
+        });
+        let image = |channel: &str, rolled_out: &str| {
+            let image = serde_json::json!({
+                "image": "debian", "publisher": key, "channels": {channel: id}, "rollouts": {rolled_out: rollout},
+                "latest": {
+                    "id": id, "sequence": 1, "parent": null, "created_ms": 0, "committed_ms": 0, "machine": "build",
+                    "note": null, "key": key, "size_bytes": 0,
+                },
+            });
+            serde_json::from_value::<ImageInfo>(image)
+        };
+        assert!(image("stable", "stable").is_ok());
+        assert!(image("\u{1b}[2J", "stable").is_err());
+        assert!(image("stable", "\u{1b}[2J").is_err());
     }
 }

@@ -64,7 +64,7 @@ async fn look(
     let now = Now::of(session)?;
     let Some(channel) = &now.base.channel else { return Ok(None) };
     let Some(info) = session.remote.image_if_changed(&now.base.image, tag).await? else { return Ok(None) };
-    let Some(rollout) = info.rollouts.get(channel.as_str()) else { return Ok(None) };
+    let Some(rollout) = info.rollouts.get(channel) else { return Ok(None) };
     Heard::of(&info.image, channel, rollout).store(directory);
     let skipped = Starts::load(directory).skipped();
     let standing = Standing { desktop: now.desktop, base: now.golden, skipped };

@@ -6,15 +6,17 @@ use axum::body::Body;
 use axum::http::HeaderMap;
 use bytes::Bytes;
 use chunk_format::PublicKey;
-use tokio::sync::{AcquireError, Semaphore, SemaphorePermit};
+use tokio::sync::{AcquireError, Semaphore};
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
 use crate::database::Database;
+use crate::database::tokens::UserId;
 use crate::http::auth::TokenUses;
 use crate::http::body::BodyReader;
 use crate::http::error::ApiError;
-use crate::limits::{Limits, MAX_REQUEST_JSON_BYTES};
+use crate::limits::{JSON_MEMORY_BYTES, Limits, MAX_REQUEST_JSON_BYTES};
+use crate::shares::{Share, Shares};
 use crate::storage::Storage;
 
 /// One server's state: handles to what is stored, and the limits shared by all requests.
@@ -25,11 +27,13 @@ pub(crate) struct App {
     pub(crate) limits: Limits,
     pub(crate) uses: TokenUses,
     /// Packs being received.
-    pub(crate) uploads: Semaphore,
+    uploads: Shares,
     /// Packs being received or waiting to be: each may have a window's worth of bytes with us already.
-    uploads_begun: Semaphore,
+    uploads_begun: Shares,
     /// Bytes of bodies held in memory whole.
-    body_memory: Semaphore,
+    body_memory: Shares,
+    /// Bytes of JSON bodies: leases are renewed whatever is being uploaded.
+    json_memory: Semaphore,
     /// Packs being decoded: as many as there are processors, whatever the number of uploads.
     pub(crate) decoders: Semaphore,
     /// Work that goes on when its client hangs up, and that a stopping server waits for.
@@ -49,37 +53,37 @@ impl App {
             storage,
             identity,
             uses: TokenUses::default(),
-            uploads: Semaphore::new(limits.uploads),
-            uploads_begun: Semaphore::new(limits.uploads.saturating_add(limits.uploads_waiting)),
-            body_memory: Semaphore::new(limits.body_memory_bytes as usize),
+            uploads: Shares::new(limits.uploads),
+            uploads_begun: Shares::new(limits.uploads.saturating_add(limits.uploads_waiting)),
+            body_memory: Shares::new(limits.body_memory_bytes as usize),
+            json_memory: Semaphore::new(JSON_MEMORY_BYTES),
             decoders: Semaphore::new(processors),
             tasks: TaskTracker::new(),
             limits,
         })
     }
 
-    /// Waits for a turn to receive a pack; held until the turn is dropped.
+    /// Waits for a user's turn to receive a pack; held until the turn is dropped.
     ///
     /// # Errors
     /// `Busy` when too many wait, or the turn does not come in time.
-    pub(crate) async fn upload_turn(&self) -> Result<UploadTurn<'_>, ApiError> {
-        let begun = self.uploads_begun.try_acquire().map_err(|_| ApiError::Busy(None))?;
-        let turn = self.in_turn(self.uploads.acquire()).await?;
+    pub(crate) async fn upload_turn(&self, user: UserId) -> Result<UploadTurn<'_>, ApiError> {
+        let begun = self.uploads_begun.try_acquire(user).map_err(|_| ApiError::Busy(None))?;
+        let turn = self.in_turn(self.uploads.acquire(user, 1)).await?;
         Ok(UploadTurn { _begun: begun, _turn: turn })
     }
 
-    /// Reads a body into memory once there is room for it.
+    /// Reads a user's body into memory once there is room for it.
     ///
     /// # Errors
     /// `Busy` when there is no room in time; otherwise as [`BodyReader::next`].
-    pub(crate) async fn read_whole(&self, body: BodyReader) -> Result<WholeBody<'_>, ApiError> {
-        // A body longer than all the room there is takes all of it.
-        let len = u32::try_from(body.len_bytes()).unwrap_or(u32::MAX).min(self.limits.body_memory_bytes);
-        let room = self.in_turn(self.body_memory.acquire_many(len)).await?;
+    pub(crate) async fn read_whole(&self, user: UserId, body: BodyReader) -> Result<WholeBody<'_>, ApiError> {
+        let len = usize::try_from(body.len_bytes()).unwrap_or(usize::MAX);
+        let room = self.in_turn(self.body_memory.acquire(user, len)).await?;
         Ok(WholeBody { bytes: body.read_all().await?, _room: room })
     }
 
-    /// Reads a body that is one JSON value.
+    /// Reads a body that is one JSON value. Such bodies have room of their own.
     ///
     /// # Errors
     /// As [`App::read_whole`]; `BadRequest`, naming the field.
@@ -90,15 +94,13 @@ impl App {
         body: Body,
     ) -> Result<T, ApiError> {
         let body = BodyReader::new(headers, body, what, MAX_REQUEST_JSON_BYTES, &self.limits)?;
-        let body = self.read_whole(body).await?;
-        serde_json::from_slice(&body.bytes)
-            .map_err(|error| ApiError::BadRequest(format!("the body: {error}")))
+        let len = u32::try_from(body.len_bytes()).unwrap_or(u32::MAX);
+        let _room = self.in_turn(self.json_memory.acquire_many(len)).await?;
+        let bytes = body.read_all().await?;
+        serde_json::from_slice(&bytes).map_err(|error| ApiError::BadRequest(format!("the body: {error}")))
     }
 
-    async fn in_turn<'a>(
-        &self,
-        turn: impl Future<Output = Result<SemaphorePermit<'a>, AcquireError>>,
-    ) -> Result<SemaphorePermit<'a>, ApiError> {
+    async fn in_turn<T>(&self, turn: impl Future<Output = Result<T, AcquireError>>) -> Result<T, ApiError> {
         let turn = timeout(self.limits.upload_wait, turn).await;
         turn.map_err(|_| ApiError::Busy(None))?.map_err(ApiError::internal)
     }
@@ -117,12 +119,12 @@ impl App {
 
 /// Leave to receive a pack.
 pub(crate) struct UploadTurn<'a> {
-    _begun: SemaphorePermit<'a>,
-    _turn: SemaphorePermit<'a>,
+    _begun: Share<'a>,
+    _turn: Share<'a>,
 }
 
 /// A body in memory, and the room it takes there.
 pub(crate) struct WholeBody<'a> {
     pub(crate) bytes: Bytes,
-    _room: SemaphorePermit<'a>,
+    _room: Share<'a>,
 }

@@ -28,6 +28,7 @@ mod role;
 mod routes;
 mod secret;
 mod server;
+mod shares;
 mod storage;
 #[cfg(test)]
 mod testing;

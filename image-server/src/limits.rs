@@ -23,13 +23,13 @@ pub struct Limits {
     pub body_grace: Duration,
     /// Slowest mean rate of a body, bytes per second.
     pub body_rate: u32,
-    /// Packs being received at once.
+    /// Packs being received at once. One user has a quarter at most of this, of uploads that wait and of the memory for bodies.
     pub uploads: usize,
     /// Time an upload, or a body, waits for its turn before it is told that the server is busy.
     pub upload_wait: Duration,
     /// Uploads that may wait for their turn; more are told at once.
     pub uploads_waiting: usize,
-    /// Bytes of all bodies that are held in memory whole: questions, segments, manifests. More wait as uploads do.
+    /// Bytes of all bodies that are held in memory whole: questions, segments, manifests, not JSON. More wait as uploads do.
     pub body_memory_bytes: u32,
     /// Time requests in flight have to finish when the server stops.
     pub shutdown_grace: Duration,
@@ -64,6 +64,8 @@ pub(crate) const MAX_MISSING_IDS: usize = 65_536;
 pub(crate) const MAX_ALSO: usize = 8;
 /// The longest JSON body of a request, bytes.
 pub(crate) const MAX_REQUEST_JSON_BYTES: usize = 16 << 10;
+/// Bytes of all JSON bodies that are held in memory: 512 of the longest.
+pub(crate) const JSON_MEMORY_BYTES: usize = 8 << 20;
 /// The longest machine's name, bytes: as in a manifest.
 pub(crate) const MAX_MACHINE_BYTES: usize = 128;
 /// The longest that a client may say, of a start or why it does not hand over, bytes.

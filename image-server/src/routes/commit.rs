@@ -82,7 +82,7 @@ async fn answer(
     let signature = signature(headers)?;
     caller.check_write(&app.database, &subject.namespace()).await?;
     let body = BodyReader::new(headers, body, "a manifest", MAX_MANIFEST_BYTES, &app.limits)?;
-    let body = app.read_whole(body).await?;
+    let body = app.read_whole(caller.user_id, body).await?;
     let bytes = body.bytes.clone();
     let read = tokio::task::spawn_blocking(move || Commit::read(bytes, signature, subject, placing));
     let commit = read.await.map_err(ApiError::internal)??;

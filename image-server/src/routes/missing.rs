@@ -63,7 +63,7 @@ async fn answer(
     }
     let limit_bytes = MAX_MISSING_IDS * ID_BYTES;
     let body = BodyReader::new(headers, body, "the list of ids", limit_bytes, &app.limits)?;
-    let body = app.read_whole(body).await?;
+    let body = app.read_whole(caller.user_id, body).await?;
     let (ids, rest) = body.bytes.as_chunks::<ID_BYTES>();
     if !rest.is_empty() {
         return Err(ApiError::BadRequest(format!("the body must be ids of {ID_BYTES} bytes each")));

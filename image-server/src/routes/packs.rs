@@ -35,7 +35,7 @@ pub(super) async fn put(
     let pack: PackId = path.get("object")?;
     caller.check_write(&app.database, &namespace).await?;
     let body = BodyReader::new(&headers, body, "a pack", MAX_PACK_BYTES, &app.limits)?;
-    let _turn = app.upload_turn().await?;
+    let _turn = app.upload_turn(caller.user_id).await?;
     let len_bytes = body.len_bytes();
     let staging = receive(&app, body, pack).await?;
     let work = store(app.clone(), caller, namespace, pack, len_bytes, staging);

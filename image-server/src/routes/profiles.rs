@@ -50,7 +50,7 @@ pub(super) async fn put_stream(
     }
     caller.check_write(&app.database, &namespace).await?;
     let body = BodyReader::new(&headers, body, "a stream", MAX_STREAM_BYTES, &app.limits)?;
-    let body = app.read_whole(body).await?;
+    let body = app.read_whole(caller.user_id, body).await?;
     let bytes = body.bytes.clone();
     let checked = tokio::task::spawn_blocking(move || id.verify(&bytes));
     checked.await.map_err(ApiError::internal)?.map_err(ApiError::Damaged)?;
@@ -92,7 +92,7 @@ pub(super) async fn put(
     let signature = signature(&headers)?;
     caller.check_write(&app.database, &namespace).await?;
     let body = BodyReader::new(&headers, body, "a profile", MAX_PROFILE_BYTES, &app.limits)?;
-    let body = app.read_whole(body).await?;
+    let body = app.read_whole(caller.user_id, body).await?;
     let bytes = body.bytes.clone();
     let read = tokio::task::spawn_blocking(move || {
         signature.verify("the profile", &bytes).map_err(ApiError::Damaged)?;

@@ -46,7 +46,7 @@ pub(super) async fn put(
         caller.check_read(image)?;
     }
     let body = BodyReader::new(&headers, body, "a segment", MAX_SEGMENT_FRAME_BYTES, &app.limits)?;
-    let body = app.read_whole(body).await?;
+    let body = app.read_whole(caller.user_id, body).await?;
     let mut decoder = FrameDecoder::new().map_err(ApiError::internal)?;
     let segment = Segment::decode(&body.bytes, id, &mut decoder).map_err(ApiError::Damaged)?;
     let located = locate(&app, &namespace, &also, id, &segment).await?;

@@ -26,6 +26,7 @@ use tower::ServiceExt;
 
 use crate::app::App;
 use crate::database::Database;
+use crate::database::tokens::UserId;
 use crate::layout::DataDir;
 use crate::limits::Limits;
 use crate::role::Role;
@@ -168,6 +169,11 @@ impl Fixture {
         self.put(&path, token, &content.pack_bytes).await.done(201);
         let path = format!("/v1/data/{namespace}/segments/{}{also}", content.segment);
         self.put(&path, token, &content.segment_frame).await.done(201);
+    }
+
+    async fn user(&self, name: &str) -> UserId {
+        let user = sqlx::query_scalar("SELECT id FROM users WHERE name = ?").bind(name.to_owned());
+        user.fetch_one(self.app.database.readers()).await.unwrap()
     }
 
     async fn ask(&self, request: Request<Body>) -> Answer {

@@ -165,7 +165,7 @@ async fn uploads_beyond_the_limit_wait_and_are_then_told_to_come_again() {
     };
     let fixture = Fixture::empty(limits, None).await;
     let (path, publisher) = (pack_path(fixture.image.pack), &fixture.tokens.publisher);
-    let turn = fixture.app.uploads.acquire().await.unwrap();
+    let turn = fixture.app.upload_turn(fixture.user("alice").await).await.unwrap();
     let put = || fixture.put(&path, publisher, &fixture.image.pack_bytes);
     let (busy, second, third) = tokio::join!(put(), put(), put());
     for answer in [&busy, &second, &third] {
@@ -186,7 +186,8 @@ async fn bodies_in_memory_share_what_room_there_is() {
     let headers = HeaderMap::from_iter([(header::CONTENT_LENGTH, HeaderValue::from(960u32))]);
     let body =
         BodyReader::new(&headers, Body::from(vec![0; 960]), "a body", 1000, &fixture.app.limits).unwrap();
-    let held = fixture.app.read_whole(body).await.unwrap();
+    let alice = fixture.user("alice").await;
+    let held = fixture.app.read_whole(alice, body).await.unwrap();
     fixture.post(path, publisher, &[1; 64]).await.refused(503, "busy");
     fixture.post(path, publisher, &[1; 32]).await.done(200);
     drop(held);
@@ -312,4 +313,38 @@ async fn the_longest_question_is_answered() {
     let ids: Vec<u8> = (0..65_536u32).flat_map(|n| *ChunkId::of(&n.to_le_bytes()).as_bytes()).collect();
     let answer = fixture.post("/v1/missing/image/debian/chunks", &fixture.tokens.alice, &ids).await.done(200);
     assert_eq!(answer.body, vec![0xff; 8192]);
+}
+
+#[tokio::test]
+async fn whoever_sends_slowly_keeps_no_other_user_waiting() {
+    let limits =
+        Limits { body_memory_bytes: 64 << 10, upload_wait: Duration::from_millis(50), ..Limits::default() };
+    let fixture = Fixture::empty(limits, None).await;
+    fixture.publish().await;
+    let (slow, alice) = (&fixture.tokens.publisher, &fixture.tokens.alice);
+    let nothing = || Body::from_stream(stream::pending::<Result<Bytes, std::io::Error>>());
+    let send = |method: Method, path: &str, len: usize| {
+        let request = request(method, path, slow).header(header::CONTENT_LENGTH, len);
+        fixture.ask(request.body(nothing()).unwrap())
+    };
+    let pack = testing::pack(200..210);
+    let packs = (0..30).map(|_| send(Method::PUT, &pack_path(pack.id), pack.bytes.len()));
+    let questions = (0..7).map(|_| send(Method::POST, "/v1/missing/image/debian/chunks", 16 << 10));
+    let sends = futures_util::future::join_all(packs.chain(questions));
+    let others = async {
+        // By then those that find no room have been told.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let key = chunk_format::SecretKey::from_bytes(&[7; 32]).public();
+        let wish = serde_json::json!({"key": key, "machine": "laptop", "version": fixture.desktop.version});
+        let path = "/v1/desktops/work/lease";
+        fixture.put(path, alice, wish.to_string().as_bytes()).await.done(200);
+        let path = "/v1/missing/image/debian/chunks";
+        fixture.post(path, alice, &[1; 8 << 10]).await.done(200);
+        let path = format!("/v1/data/user/alice/packs/{}", pack.id);
+        fixture.put(&path, alice, &pack.bytes).await.done(201);
+    };
+    tokio::select! {
+        _ = sends => panic!("nothing was sent slowly"),
+        () = others => {}
+    }
 }

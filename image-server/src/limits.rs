@@ -13,10 +13,14 @@ pub struct Limits {
     pub head_fields: usize,
     /// Time to finish the TLS handshake.
     pub handshake_timeout: Duration,
+    /// Time from the handshake to the first request with a valid token; `/healthz` is answered in it without one.
+    pub token_timeout: Duration,
     /// Time to send a request's head; on HTTP/1.1 also the time an idle connection is kept.
     pub head_timeout: Duration,
     /// Time an HTTP/2 connection is kept without a request.
     pub idle_timeout: Duration,
+    /// Longest time in which nothing is taken of any answer of a connection, while there is something to take.
+    pub untaken_timeout: Duration,
     /// Longest pause in a request's body.
     pub body_pause: Duration,
     /// Time a body may take beside what its length allows at [`Limits::body_rate`].
@@ -42,8 +46,11 @@ impl Default for Limits {
             head_bytes: 16 << 10,
             head_fields: 64,
             handshake_timeout: Duration::from_secs(10),
+            // Longer than a busy database may take to look a token up.
+            token_timeout: Duration::from_secs(30),
             head_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(300),
+            untaken_timeout: Duration::from_secs(60),
             body_pause: Duration::from_secs(30),
             body_grace: Duration::from_secs(60),
             body_rate: 8 << 10,

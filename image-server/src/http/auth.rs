@@ -20,6 +20,7 @@ use crate::http::error::ApiError;
 use crate::limits::MAX_TOKEN_BYTES;
 use crate::role::Role;
 use crate::secret::SecretHash;
+use crate::server::connection::InUse;
 use crate::tokens::TokenState;
 
 /// How exact a token's last use is kept.
@@ -51,6 +52,9 @@ struct NotAuthenticated;
 pub(crate) async fn require_token(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     match authenticate(&app, request.headers()).await {
         Ok(caller) => {
+            if let Some(in_use) = request.extensions_mut().remove::<InUse>() {
+                in_use.is_known();
+            }
             request.extensions_mut().insert(caller.clone());
             let mut response = next.run(request).await;
             response.extensions_mut().insert(caller);

@@ -30,8 +30,8 @@ const HEADER: HeaderName = HeaderName::from_static("x-request-id");
 const MAX_LOGGED_PATH_BYTES: usize = 200;
 
 /// Names the request, lets it be answered, and logs it.
-pub(crate) async fn log(mut request: Request, next: Next) -> Response {
-    let mut entry = Entry::new(&mut request);
+pub(crate) async fn log(request: Request, next: Next) -> Response {
+    let mut entry = Entry::new(&request);
     let received = entry.received_bytes.clone();
     let request = request.map(|body| {
         Body::new(body.map_frame(move |frame: Frame<Bytes>| {
@@ -49,6 +49,7 @@ pub(crate) async fn log(mut request: Request, next: Next) -> Response {
     entry.cause = response.extensions_mut().remove::<LoggedCause>();
     response.map(|inner| {
         entry.expected_bytes = inner.size_hint().exact();
+        entry.offer(true);
         Body::new(LoggedBody { inner, entry })
     })
 }
@@ -66,12 +67,12 @@ struct Entry {
     sent_bytes: u64,
     expected_bytes: Option<u64>,
     ended: bool,
-    /// Keeps the connection from counting as idle.
-    _in_use: Option<InUse>,
+    /// Keeps the connection from counting as idle, and hears whether the answer is taken.
+    in_use: Option<InUse>,
 }
 
 impl Entry {
-    fn new(request: &mut Request) -> Self {
+    fn new(request: &Request) -> Self {
         let path = request.uri().path();
         let end = path.len().min(MAX_LOGGED_PATH_BYTES);
         Self {
@@ -87,7 +88,16 @@ impl Entry {
             sent_bytes: 0,
             expected_bytes: None,
             ended: false,
-            _in_use: request.extensions_mut().remove(),
+            in_use: request.extensions().get().cloned(),
+        }
+    }
+
+    /// Notes whether some of the answer is there that its client has not taken.
+    fn offer(&self, is_offered: bool) {
+        match &self.in_use {
+            Some(in_use) if is_offered => in_use.offer(),
+            Some(in_use) => in_use.is_taken(),
+            None => {}
         }
     }
 
@@ -150,6 +160,8 @@ impl HttpBody for LoggedBody {
             }
             Poll::Ready(Some(Err(_))) | Poll::Pending => {}
         }
+        // Asked for more: the client has taken, or has room for, what there was.
+        self.entry.offer(matches!(polled, Poll::Ready(Some(Ok(_)))));
         polled
     }
 

@@ -2,21 +2,23 @@
 //!
 //! The protocol is taken from ALPN and never guessed from the first bytes: guessing waits for them without a limit.
 
+use std::convert::Infallible;
 use std::pin::pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
+use axum::response::Response;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
@@ -58,10 +60,17 @@ pub(super) async fn serve(
         Err(_) => return debug!("TLS handshake took too long"),
     };
     let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-    let served = if is_http2 {
-        serve_http2(stream, router, &limits, stop).await
-    } else {
-        serve_http1(stream, router, &limits, stop).await
+    let activity = Arc::new(Activity::new());
+    let served = async {
+        if is_http2 {
+            serve_http2(stream, router, &limits, stop, &activity).await
+        } else {
+            serve_http1(stream, router, &limits, stop, &activity).await
+        }
+    };
+    let served = tokio::select! {
+        served = served => served,
+        reason = activity.unwanted(&limits) => return debug!(reason, "connection was ended"),
     };
     if let Err(error) = served {
         debug!(error = &error as &dyn std::error::Error, "connection ended");
@@ -73,9 +82,9 @@ async fn serve_http1(
     router: Router,
     limits: &Limits,
     stop: CancellationToken,
+    activity: &Arc<Activity>,
 ) -> hyper::Result<()> {
-    let service =
-        service_fn(move |request: hyper::Request<Incoming>| router.clone().oneshot(request.map(Body::new)));
+    let service = service(router, activity);
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.head_timeout)
@@ -96,14 +105,9 @@ async fn serve_http2(
     router: Router,
     limits: &Limits,
     stop: CancellationToken,
+    activity: &Arc<Activity>,
 ) -> hyper::Result<()> {
-    let activity = Arc::new(Activity::default());
-    let requests = activity.clone();
-    let service = service_fn(move |request: hyper::Request<Incoming>| {
-        let mut request: Request = request.map(Body::new);
-        request.extensions_mut().insert(requests.begin());
-        router.clone().oneshot(request)
-    });
+    let service = service(router, activity);
     let connection = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
@@ -128,18 +132,82 @@ async fn serve_http2(
     }
 }
 
-/// The requests in flight on one connection.
-#[derive(Debug, Default)]
+/// Answers a connection's requests, each of which knows what goes on there.
+fn service(
+    router: Router,
+    activity: &Arc<Activity>,
+) -> impl hyper::service::Service<
+    hyper::Request<Incoming>,
+    Response = Response,
+    Error = Infallible,
+    Future: Send + 'static,
+> + use<> {
+    let activity = activity.clone();
+    service_fn(move |request: hyper::Request<Incoming>| {
+        let mut request: Request = request.map(Body::new);
+        request.extensions_mut().insert(activity.begin());
+        router.clone().oneshot(request)
+    })
+}
+
+/// The requests in flight on one connection, and what its client makes of their answers.
+#[derive(Debug)]
 struct Activity {
     in_flight: AtomicUsize,
     changed: Notify,
+    /// A request had a valid token.
+    is_known: Notify,
+    /// Held for a look, never over anything that waits.
+    offers: Mutex<Offers>,
+}
+
+/// Answers that could be sent on if their client took what is there.
+#[derive(Debug)]
+struct Offers {
+    answers: usize,
+    /// When something of any answer was taken, or first offered.
+    changed: Instant,
 }
 
 impl Activity {
+    fn new() -> Self {
+        let offers = Offers { answers: 0, changed: Instant::now() };
+        Self {
+            in_flight: AtomicUsize::new(0),
+            changed: Notify::new(),
+            is_known: Notify::new(),
+            offers: Mutex::new(offers),
+        }
+    }
+
+    fn offers(&self) -> MutexGuard<'_, Offers> {
+        self.offers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends when the connection is not to be kept, with the reason.
+    async fn unwanted(&self, limits: &Limits) -> &'static str {
+        if timeout(limits.token_timeout, self.is_known.notified()).await.is_err() {
+            return "no request had a valid token";
+        }
+        loop {
+            let (waits, since) = {
+                let offers = self.offers();
+                (offers.answers > 0, offers.changed)
+            };
+            let now = Instant::now();
+            let since = if waits { since } else { now };
+            let until = since + limits.untaken_timeout;
+            if until <= now {
+                return "its answers were not taken";
+            }
+            sleep_until(until).await;
+        }
+    }
+
     fn begin(self: &Arc<Self>) -> InUse {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         self.changed.notify_one();
-        InUse(Arc::new(InFlight(self.clone())))
+        InUse(Arc::new(InFlight { activity: self.clone(), is_offered: AtomicBool::new(false) }))
     }
 
     /// Ends when no request was in flight for this long.
@@ -157,14 +225,44 @@ impl Activity {
 
 /// A request in flight, from its head to the end of its answer: while there is one, its connection is not idle.
 #[derive(Clone, Debug)]
-pub(crate) struct InUse(#[expect(dead_code, reason = "what matters is when it is dropped")] Arc<InFlight>);
+pub(crate) struct InUse(Arc<InFlight>);
+
+impl InUse {
+    /// The request has a valid token.
+    pub(crate) fn is_known(&self) {
+        self.0.activity.is_known.notify_one();
+    }
+
+    /// Some of the answer is there to be taken; what was there before is taken.
+    pub(crate) fn offer(&self) {
+        self.0.set_offered(true);
+    }
+
+    /// All that was there of the answer is taken.
+    pub(crate) fn is_taken(&self) {
+        self.0.set_offered(false);
+    }
+}
 
 #[derive(Debug)]
-struct InFlight(Arc<Activity>);
+struct InFlight {
+    activity: Arc<Activity>,
+    is_offered: AtomicBool,
+}
+
+impl InFlight {
+    fn set_offered(&self, is_offered: bool) {
+        let mut offers = self.activity.offers();
+        let was_offered = self.is_offered.swap(is_offered, Ordering::Relaxed);
+        offers.answers = offers.answers + usize::from(is_offered) - usize::from(was_offered);
+        offers.changed = Instant::now();
+    }
+}
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
-        self.0.changed.notify_one();
+        self.set_offered(false);
+        self.activity.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.activity.changed.notify_one();
     }
 }

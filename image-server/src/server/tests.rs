@@ -188,6 +188,48 @@ async fn a_connection_in_use_is_not_idle() {
     server.stop().await;
 }
 
+/// A connection of HTTP/2 whose client takes no answer, and its one request, of `/`.
+async fn ask_and_take_nothing(server: &Running, token: &str) -> TlsStream<TcpStream> {
+    // GET, https, `/`; `authorization` by its number in the table of HPACK.
+    let mut head = vec![0x82, 0x87, 0x84];
+    if !token.is_empty() {
+        let value = format!("Bearer {token}");
+        head.extend([0x0f, 0x08, u8::try_from(value.len()).unwrap()]);
+        head.extend(value.bytes());
+    }
+    let mut sent = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    // Settings: a window of nothing. Then the head, which is all of the request.
+    sent.extend([0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 0]);
+    sent.extend([0, 0, u8::try_from(head.len()).unwrap(), 1, 5, 0, 0, 0, 1]);
+    sent.extend(head);
+    let mut stream = server.tls(b"h2").await;
+    stream.write_all(&sent).await.unwrap();
+    stream
+}
+
+#[tokio::test]
+async fn a_connection_without_a_token_is_not_kept() {
+    let limits = Limits { token_timeout: Duration::from_millis(200), ..Limits::default() };
+    let server = Running::start(limits).await;
+    for token in ["", "satchel-none"] {
+        let mut untaken = ask_and_take_nothing(&server, token).await;
+        assert!(rest(&mut untaken).await.is_some(), "{token:?}");
+    }
+    let mut many = server.tls(b"http/1.1").await;
+    many.write_all(&b"GET / HTTP/1.1\r\nhost: x\r\n\r\n".repeat(1000)).await.unwrap();
+    assert!(rest(&mut many).await.is_some());
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_connection_whose_answers_are_not_taken_is_ended() {
+    let limits = Limits { untaken_timeout: Duration::from_millis(200), ..Limits::default() };
+    let server = Running::start(limits).await;
+    let mut untaken = ask_and_take_nothing(&server, &server.token).await;
+    assert!(rest(&mut untaken).await.is_some());
+    server.stop().await;
+}
+
 #[tokio::test]
 async fn a_stopping_server_finishes_what_it_began() {
     let server = Running::start(Limits::default()).await;

@@ -17,6 +17,13 @@ pub(crate) fn kvm() -> Option<Kvm> {
     None
 }
 
+/// Whether the processor has what KVM is made for: one that imitates it all does so in larger steps, and less well.
+pub(crate) fn processor_helps() -> bool {
+    let about = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let flags = about.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
+    flags.split_whitespace().any(|flag| flag == "vmx" || flag == "svm")
+}
+
 /// Says that the running test is skipped, and why.
 pub(crate) fn say(reason: &str) {
     let thread = std::thread::current();

@@ -12,7 +12,7 @@ use serde::Serialize;
 use crate::desktop::Version;
 use crate::remote::{DesktopInfo, Remote, RemoteError};
 use crate::state::StateDir;
-use crate::succeed::{InUseError, SucceedError, commit_successor, keep_unused};
+use crate::succeed::{InUseError, SucceedError, Unused, commit_successor, keep_unused};
 use crate::versions::{VersionError, fetch_version};
 
 /// Why a fork was not adopted.
@@ -95,7 +95,7 @@ impl Adopter<'_> {
             return Err(AdoptError::NoFork { desktop: fork.clone() });
         };
         // What is open or unsynced here would find its head moved, and become one more fork.
-        let unused = [(&desktop, keep_unused(self.state, &desktop)?), (fork, keep_unused(self.state, fork)?)];
+        let (unused, unused_fork) = (keep_unused(self.state, &desktop)?, keep_unused(self.state, fork)?);
         let info = self.remote.desktop(&desktop).await?;
         let (fork_head, head) = tokio::try_join!(self.head(&fork_info), self.head(&info))?;
         let (version, earlier) = match has_content_of(&head, &fork_head) {
@@ -103,18 +103,12 @@ impl Adopter<'_> {
             true => (head.manifest.sequence, self.parent(&desktop, &head).await?),
             false => {
                 let note = format!("adopted {fork}, version {}", fork_head.manifest.sequence);
-                let version = self.succeed(&desktop, &head, &fork_head.manifest, note).await?;
+                let version = self.succeed(&desktop, &unused, &head, &fork_head.manifest, note).await?;
                 (version.manifest.sequence, head)
             }
         };
         let note = format!("{desktop} as it was before version {version}");
-        let fork_version = self.succeed(fork, &fork_head, &earlier.manifest, note).await?;
-        for (desktop, unused) in &unused {
-            if let Some(unused) = unused {
-                unused.note_standing(&self.remote, desktop, &self.key).await;
-            }
-        }
-        drop(unused);
+        let fork_version = self.succeed(fork, &unused_fork, &fork_head, &earlier.manifest, note).await?;
         Ok(Adopted { desktop, version, fork: fork.clone(), fork_version: fork_version.manifest.sequence })
     }
 
@@ -140,13 +134,17 @@ impl Adopter<'_> {
     async fn succeed(
         &self,
         desktop: &Name,
+        unused: &Unused,
         head: &Version,
         content: &Manifest,
         note: String,
     ) -> Result<Version, AdoptError> {
         let change = Manifest { note: Some(note), created_ms: (self.now_ms)(), ..content.clone() };
         let committed = commit_successor(&self.remote, &self.key, &self.machine, head, change).await;
-        committed.map_err(|source| AdoptError::Commit { desktop: desktop.clone(), source })
+        let committed =
+            committed.map_err(|source| AdoptError::Commit { desktop: desktop.clone(), source })?;
+        unused.note_standing(&self.remote, desktop, &self.key).await;
+        Ok(committed)
     }
 }
 

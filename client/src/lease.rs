@@ -7,7 +7,7 @@
 
 use std::io;
 
-use chunk_format::{Name, PublicKey};
+use chunk_format::{ManifestId, Name, PublicKey};
 use serde::{Deserialize, Serialize};
 
 use crate::remote::{AfterExpiry, LeaseAnswer, LeaseInfo, LeaseWish, Remote, RemoteError};
@@ -164,6 +164,14 @@ pub async fn ask(remote: &Remote, desktop: &Name, wish: &LeaseWish) -> Result<As
             Ok(Asked::HeldElsewhere(lease))
         }
         Err(error) => Err(error),
+    }
+}
+
+/// Tells the server what a machine stands on, whoever has the lease: what is written on it without a network can then become
+/// a fork, however much later. If it is not heard, the next opening says so.
+pub(crate) async fn note_standing(remote: &Remote, desktop: &Name, key: &PublicKey, version: ManifestId) {
+    if let Err(error) = remote.put_standing(desktop, key, version).await {
+        tracing::info!(%error, "the server was not told what this machine stands on");
     }
 }
 

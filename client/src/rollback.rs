@@ -120,9 +120,7 @@ impl Roller<'_> {
         };
         let key = self.state.machine_key()?;
         let version = commit_successor(&self.remote, &key, &self.machine, &head, change).await?;
-        if let Some(unused) = &unused {
-            unused.note_standing(&self.remote, desktop, &key).await;
-        }
+        unused.note_standing(&self.remote, desktop, &key).await;
         Ok(RolledBack { to, version: Some(version) })
     }
 }

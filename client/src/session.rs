@@ -379,14 +379,6 @@ impl Session {
 }
 
 impl Holder {
-    /// Tells the server what this machine stands on from now on, whoever has the lease: what is written on it without a
-    /// network can then become a fork, however much later. If it is not heard, the next opening says so.
-    pub(crate) async fn note_standing(&self, remote: &Remote, desktop: &Name, version: ManifestId) {
-        if let Err(error) = remote.put_standing(desktop, &self.key, version).await {
-            tracing::info!(%error, "the server was not told what this machine stands on");
-        }
-    }
-
     /// What to ask the server for.
     fn wish(&self, version: ManifestId, take: bool, refusal: Option<String>) -> LeaseWish {
         let refusal = refusal.map(|reason| {

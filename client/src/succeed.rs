@@ -6,6 +6,7 @@ use std::sync::Arc;
 use chunk_format::{Features, FormatError, Manifest, ManifestId, Name, SecretKey};
 
 use crate::desktop::{DesktopError, DesktopStore, Version};
+use crate::lease;
 use crate::remote::{Placing, Remote};
 use crate::session::{DesktopLock, SessionError, has_changes};
 use crate::state::StateDir;
@@ -60,37 +61,35 @@ pub enum InUseError {
 /// A desktop that is not in use on this machine for as long as this is held.
 #[derive(Debug)]
 pub struct Unused {
-    /// What its files here stand on.
+    /// What its files here stand on, if there are any.
     stands_on: Option<ManifestId>,
-    _lock: DesktopLock,
+    _lock: Option<DesktopLock>,
 }
 
 impl Unused {
     /// Tells the server what the files here still stand on, since it takes a commit's machine to stand on what it committed.
     pub(crate) async fn note_standing(&self, remote: &Remote, desktop: &Name, key: &SecretKey) {
-        let Some(version) = self.stands_on else { return };
-        if let Err(error) = remote.put_standing(desktop, &key.public(), version).await {
-            tracing::info!(%error, "the server was not told what this machine stands on");
+        if let Some(version) = self.stands_on {
+            lease::note_standing(remote, desktop, &key.public(), version).await;
         }
     }
 }
 
-/// Keeps a desktop from being opened on this machine, and checks that nothing written here would be left behind. None when
-/// nothing of it is here.
+/// Keeps a desktop from being opened on this machine, and checks that nothing written here would be left behind.
 ///
 /// # Errors
 /// [`InUseError`].
-pub fn keep_unused(state: &StateDir, desktop: &Name) -> Result<Option<Unused>, InUseError> {
+pub fn keep_unused(state: &StateDir, desktop: &Name) -> Result<Unused, InUseError> {
     let directory = state.desktop_path(desktop);
     if !directory.exists() {
-        return Ok(None);
+        return Ok(Unused { stands_on: None, _lock: None });
     }
-    let lock = DesktopLock::take(&directory, desktop)?;
+    let lock = Some(DesktopLock::take(&directory, desktop)?);
     let failed = |source| InUseError::Files { desktop: desktop.clone(), source };
     let volume = DirVolume::open(&directory)
         .map_err(|source| SessionError::Lock { path: directory.clone(), source })?;
     let store = match DesktopStore::read_only(Arc::new(volume)) {
-        Err(DesktopError::NotHere) => return Ok(Some(Unused { stands_on: None, _lock: lock })),
+        Err(DesktopError::NotHere) => return Ok(Unused { stands_on: None, _lock: lock }),
         store => store.map_err(failed)?,
     };
     let stands_on = store.record().head;
@@ -98,7 +97,7 @@ pub fn keep_unused(state: &StateDir, desktop: &Name) -> Result<Option<Unused>, I
     if has_changes(&store, &here).map_err(failed)? {
         return Err(InUseError::Unsynced { desktop: desktop.clone() });
     }
-    Ok(Some(Unused { stands_on: Some(stands_on), _lock: lock }))
+    Ok(Unused { stands_on: Some(stands_on), _lock: lock })
 }
 
 /// Commits the version after `head`, signed with this machine's key.

@@ -186,7 +186,7 @@ impl Opening<'_> {
             Err(source) => return Err(SessionError::NotHere { desktop, source }),
         };
         let (head, base) = self.fetch(&info).await?;
-        holder.note_standing(self.remote, self.desktop, head.id).await;
+        lease::note_standing(self.remote, self.desktop, &holder.key, head.id).await;
         let publisher = base.signature.key;
         let new = NewDesktop {
             server: self.login.server,
@@ -282,7 +282,7 @@ impl Opening<'_> {
         holder: &Holder,
     ) -> Result<(), SessionError> {
         let (head, base) = self.fetch(info).await?;
-        holder.note_standing(self.remote, self.desktop, head.id).await;
+        lease::note_standing(self.remote, self.desktop, &holder.key, head.id).await;
         store.move_to(&head, &base).map_err(|source| self.failed(source))
     }
 

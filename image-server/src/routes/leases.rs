@@ -19,7 +19,7 @@ use crate::app::App;
 use crate::clock::now_ms;
 use crate::database::leases::{self, LeaseRow};
 use crate::database::standings;
-use crate::database::versions::{self, SeriesRow};
+use crate::database::versions::{self, SeriesRow, VersionRow};
 use crate::database::{Connection, DatabaseError, commit};
 use crate::http::auth::Caller;
 use crate::http::error::ApiError;
@@ -83,8 +83,7 @@ pub(super) async fn put(
     let desktop: Name = path.get("desktop")?;
     let mut tx = app.database.begin().await?;
     let series = desktops::find(&mut tx, &caller, &desktop).await?;
-    let version = versions::find(&mut *tx, &Namespace::User(caller.user.clone()), wish.version).await?;
-    let version = version.ok_or_else(|| not_yours(wish.version))?;
+    let version = own_version(&mut tx, &caller, wish.version).await?;
     let (now, policy) = (now_ms(), policy::read(&mut tx).await?);
     let found = leases::find(&mut *tx, series.id).await?;
     // Noted of a machine that is refused as well: what it wrote becomes a fork, which needs what it stands on.
@@ -159,9 +158,14 @@ pub(super) async fn want(
     Ok(response)
 }
 
-/// The refusal of a version that the asker's desktops do not have.
-pub(super) fn not_yours(version: ManifestId) -> ApiError {
-    ApiError::BadRequest(format!("`version` {version} is no version of yours"))
+/// A version of one of the asker's desktops.
+pub(super) async fn own_version(
+    connection: &mut Connection,
+    caller: &Caller,
+    id: ManifestId,
+) -> Result<VersionRow, ApiError> {
+    let found = versions::find(&mut *connection, &Namespace::User(caller.user.clone()), id).await?;
+    found.ok_or_else(|| ApiError::BadRequest(format!("`version` {id} is no version of yours")))
 }
 
 /// The refusal of what only the holder of a lease may do.

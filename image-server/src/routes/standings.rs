@@ -5,13 +5,13 @@ use std::sync::Arc;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
-use chunk_format::{ManifestId, Namespace, PublicKey};
+use chunk_format::{ManifestId, PublicKey};
 use serde::Deserialize;
 
 use super::{desktops, leases};
 use crate::app::App;
 use crate::clock::now_ms;
-use crate::database::{commit, standings, versions};
+use crate::database::{commit, standings};
 use crate::http::auth::Caller;
 use crate::http::error::ApiError;
 use crate::http::params::{PathParams, QueryParams};
@@ -35,9 +35,7 @@ pub(super) async fn put(
     let standing: Standing = app.read_json("what a machine stands on", &headers, body).await?;
     let mut tx = app.database.begin().await?;
     let series = desktops::find(&mut tx, &caller, &path.get("desktop")?).await?;
-    let own = Namespace::User(caller.user.clone());
-    let version = versions::find(&mut *tx, &own, standing.version).await?;
-    let version = version.ok_or_else(|| leases::not_yours(standing.version))?;
+    let version = leases::own_version(&mut tx, &caller, standing.version).await?;
     standings::put(&mut *tx, series.id, &standing.key, version.row, now_ms()).await?;
     commit(tx).await?;
     Ok(StatusCode::NO_CONTENT)

@@ -28,7 +28,7 @@ test: lint ## Check format and lints, build, run every test, list what was skipp
 test-kvm: ## Run the tests of Satchel's own machine, in a lab where this host has no KVM: for half an hour; KILLS (1) of each part
 	@tests/install-packages build test image lab
 	cargo build --workspace --locked
-	SATCHEL_LAB=1 SATCHEL_KILLS=$(KILLS) cargo test --locked -p satchel-tests --test guest kvm:: -- --nocapture
+	SATCHEL_LAB=long SATCHEL_KILLS=$(KILLS) cargo test --locked -p satchel-tests --test guest kvm:: -- --nocapture
 	tests/lab/payload
 
 .PHONY: lint

@@ -89,14 +89,27 @@ pub fn kvm() -> Need {
     Need::new("kvm", lack)
 }
 
-/// Needs what the lab runs on, a machine in which `/dev/kvm` works everywhere; and somebody who has the time.
+/// Needs what the lab runs on, a machine in which `/dev/kvm` works everywhere; and somebody who has some minutes: `SATCHEL_LAB`
+/// is `brief` or `long`.
 pub fn lab() -> Need {
     let programs = ["qemu-system-x86_64", "busybox", "cpio", "modprobe", "passt"];
     let lack = programs.into_iter().find_map(|program| tool(program).lack);
-    let asked = std::env::var_os("SATCHEL_LAB").is_some();
     let slow =
         || "there is no KVM here, and the lab that has one takes minutes: `make test-kvm` runs it".to_owned();
-    Need::new("lab", lack.or_else(|| (!asked).then(slow)))
+    Need::new("lab", lack.or_else(|| (!asked_for("brief") && !asked_for("long")).then(slow)))
+}
+
+/// Needs the [`lab`] for half an hour: `SATCHEL_LAB` is `long`.
+pub fn lab_for_long() -> Need {
+    let slow = || {
+        "there is no KVM here, and this takes long in the lab that has one: `make test-kvm` runs it"
+            .to_owned()
+    };
+    Need::new("lab_for_long", lab().lack.or_else(|| (!asked_for("long")).then(slow)))
+}
+
+fn asked_for(length: &str) -> bool {
+    std::env::var_os("SATCHEL_LAB").is_some_and(|asked| asked == length)
 }
 
 /// Needs to be root.

@@ -74,7 +74,7 @@ fn a_desktop_in_our_own_machine_follows_its_person() {
 fn a_new_version_boots_its_own_kernel_on_two_processors() {
     require!(fuse, guest, tool("passt"));
     if skip::kvm().lack.is_some() {
-        require!(lab);
+        require!(lab_for_long);
     }
     let debian = DebianServer::start();
     let office = Client::new("office");

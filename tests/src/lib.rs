@@ -46,7 +46,7 @@ pub mod wait;
 pub use client::{Client, Mount, Output, RunOptions, Running};
 pub use guest::{Guest, Machine, MachineOptions, ShellOutput};
 pub use model::{Model, Zeroing};
-pub use process::{Process, Signal};
+pub use process::{Process, Signal, child};
 pub use proxy::{
     Class, Counts, Direction, Event, Exchange, Fault, FaultyHttps, Link, Policy, Rule, Shape, Way,
 };

@@ -20,6 +20,20 @@ pub type Signal = rustix::process::Signal;
 /// How much of an output a report shows.
 const TAIL_LINES: usize = 30;
 
+/// The process below `parent` whose command line has a word that ends so.
+pub fn child(parent: u32, word: &str) -> Option<rustix::process::Pid> {
+    let entries = fs::read_dir("/proc").expect("/proc is mounted");
+    let ids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
+    let mut children = ids.filter(|id| {
+        let read = |name: &str| fs::read_to_string(format!("/proc/{id}/{name}")).unwrap_or_default();
+        let stat = read("stat");
+        let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
+        fields.get(1) == Some(&parent.to_string().as_str())
+            && read("cmdline").split('\0').any(|found| found.ends_with(word))
+    });
+    children.next().and_then(rustix::process::Pid::from_raw)
+}
+
 /// A running program in a process group of its own.
 ///
 /// Dropping it kills and reaps the whole group; when the test process itself dies, however it does, the group is killed

@@ -11,7 +11,7 @@ use tokio::process::{Child, Command};
 
 use super::agent;
 use super::vmm_control::VmmControl;
-use super::{EngineError, Machine, die_with_parent, find_program, is_executable};
+use super::{EngineError, Machine, die_only_with_parent, die_with_parent, find_program, is_executable};
 
 const PROGRAM: &str = "satchel-vmm";
 const PASST: &str = "passt";
@@ -93,7 +93,7 @@ pub async fn start(
     network.args(["--fd", &passt_net.as_raw_fd().to_string()]);
     network.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     give(&mut network, vec![passt_net]);
-    die_with_parent(network.process_group(0).kill_on_drop(true));
+    die_only_with_parent(network.process_group(0).kill_on_drop(true));
     let network = network.spawn().map_err(|source| not_started(&programs.passt, source))?;
 
     let mut command = Command::new(&programs.vmm);

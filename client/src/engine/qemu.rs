@@ -10,7 +10,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use tokio::process::{Child, Command};
 
 use super::agent::PORT;
-use super::{Display, EngineError, Machine, die_with_parent, find_program, kvm_works};
+use super::{Display, EngineError, Machine, die_only_with_parent, find_program, kvm_works};
 
 const PROGRAM: &str = "qemu-system-x86_64";
 const FIRMWARE_DIR: &str = "/usr/share/OVMF";
@@ -55,7 +55,7 @@ pub fn start(machine: &Machine) -> Result<Running, EngineError> {
     command.args(arguments(machine, accelerated, &ends)?);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     // Its own process group: a Ctrl-C in the terminal is ours to handle.
-    die_with_parent(command.process_group(0).kill_on_drop(true));
+    die_only_with_parent(command.process_group(0).kill_on_drop(true));
     let process = command
         .spawn()
         .map_err(|source| EngineError::Start { program: program.display().to_string(), source })?;

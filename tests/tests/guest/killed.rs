@@ -7,24 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use satchel_tests::wait::{self, PATIENCE};
-use satchel_tests::{Client, RunOptions, Turn, require};
+use satchel_tests::{Client, RunOptions, Turn, child, require};
 
 use super::BOOT_LIMIT;
 use super::server::{DebianServer, emulated};
-
-/// The process below `parent` whose command line holds `word`.
-pub(super) fn child(parent: u32, word: &str) -> Option<rustix::process::Pid> {
-    let entries = fs::read_dir("/proc").expect("/proc is mounted");
-    let ids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
-    let mut children = ids.filter(|id| {
-        let read = |name: &str| fs::read_to_string(format!("/proc/{id}/{name}")).unwrap_or_default();
-        let stat = read("stat");
-        let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
-        fields.get(1) == Some(&parent.to_string().as_str())
-            && read("cmdline").split('\0').any(|found| found.ends_with(word))
-    });
-    children.next().and_then(rustix::process::Pid::from_raw)
-}
 
 /// Replays the journal of a copied file system, as mounting it would, and then finds nothing wrong with it.
 #[track_caller]

@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use satchel_tests::wait::{self, PATIENCE};
 use satchel_tests::{
-    Client, Direction, Event, Link, Model, Process, Publication, Rng, Shape, Signal, require,
+    Client, Direction, Event, Link, Model, Process, Publication, Rng, Shape, Signal, child, require,
 };
 
 use super::IMAGE_BYTES;
@@ -79,7 +79,11 @@ fn a_host_that_shuts_down_lets_the_guest_do_so_too() {
     let published = Publication::new(87, IMAGE_BYTES);
     let laptop = published.machine_with_desktop("laptop");
     let mut running = run_in(DEAF_AT_FIRST, &laptop, &["--no-sync"]);
-    // As the end of a session does it, once more even.
+    // As the end of a session does it, once more even; and it does so to every process there is.
+    let machine = child(running.id(), "qemu-system-x86_64").expect("the run has a machine");
+    for signal in [Signal::TERM, Signal::HUP] {
+        rustix::process::kill_process(machine, signal).expect("the machine runs");
+    }
     running.signal(Signal::TERM);
     wait::until("the button is pressed", PATIENCE, || {
         running.stderr().contains("shutting the machine down").then_some(())

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal as Sent, kill_process, test_kill_process};
 use satchel_tests::wait::{self, PATIENCE};
-use satchel_tests::{Client, Rng, RunOptions, Running, Signal, TestServer, lab, require, skip};
+use satchel_tests::{Client, Rng, RunOptions, Running, Signal, TestServer, child, lab, require, skip};
 
 use super::super::BOOT_LIMIT;
-use super::super::killed::{assert_sound, child, copy};
+use super::super::killed::{assert_sound, copy};
 use super::{Story, Task, machine, play};
 
 /// Kills of each part where KVM works, and in the lab; `SATCHEL_KILLS` asks for more.
@@ -55,7 +55,7 @@ fn a_machine_whose_parts_are_killed_loses_nothing_it_had_flushed() {
     require!(tool("apt-get"), tool("busybox"), tool("cpio"), tool("modprobe"), tool("mke2fs"));
     let mut kills = KILLS;
     if skip::kvm().lack.is_some() {
-        require!(lab);
+        require!(lab_for_long);
         kills = KILLS_IN_LAB;
     }
     if let Ok(asked) = std::env::var("SATCHEL_KILLS") {

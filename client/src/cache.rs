@@ -5,7 +5,7 @@
 //! slower disk. It is bounded, evicts what was read longest ago, keeps what is pinned, and yields its space to the
 //! overlay when the disk runs full.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -22,7 +22,7 @@ mod slot;
 pub use slot::SlotRef;
 
 use record::{HEADER_BYTES, RECORD_BYTES, Record, encode_header};
-use slot::Slot;
+use slot::{Reading, Slot};
 
 /// A share of the slots is evicted at once, so that the search for the oldest is paid rarely.
 const EVICTION_SHARE: usize = 64;
@@ -30,6 +30,8 @@ const EVICTION_SHARE: usize = 64;
 const DISK_SHARE_KEPT_FREE: u64 = 20;
 /// The most that is kept free, bytes, however large the disk.
 const KEPT_FREE_MAX_BYTES: u64 = 2 << 30;
+/// How large a cache may be of which nobody says it.
+pub const DEFAULT_LIMIT_BYTES: u64 = 20 << 30;
 /// Insertions between two looks at the free space of the disk.
 const SPACE_CHECK_INTERVAL: u32 = 64;
 
@@ -64,10 +66,20 @@ pub enum CacheError {
 pub struct CacheConfig {
     /// Bytes per slot.
     pub chunk_size: ChunkSize,
-    /// Most bytes of chunks to keep; at least one slot.
-    pub limit_bytes: u64,
+    /// Most bytes of chunks to keep; at least one slot, and all that is pinned. Without it a cache stays as large as it is, and
+    /// has [`DEFAULT_LIMIT_BYTES`] at least.
+    pub limit_bytes: Option<u64>,
     /// Whose cache it is; one of another owner is begun anew.
     pub owner: [u8; 32],
+}
+
+/// How it is found out whether a chunk is here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Look {
+    /// By the index, which a power cut may leave with chunks that never got to the disk.
+    Index,
+    /// By the bytes, which are read and checked unless this process has done so.
+    Bytes,
 }
 
 /// How a read went.
@@ -113,6 +125,8 @@ pub struct Cache {
     index_file: File,
     slots: Box<[Slot]>,
     index: Mutex<Index>,
+    /// Held while the index is written; taken before `index`.
+    saving: Mutex<()>,
     /// Counts insertions: the clock by which "longest ago" is told.
     tick: AtomicU32,
     evicted: AtomicU64,
@@ -136,7 +150,7 @@ struct Index {
 }
 
 impl Cache {
-    /// Opens the cache in a directory, or begins one; shrinks or grows it to the configured size.
+    /// Opens the cache in a directory, or begins one; shrinks or grows it to the configured size. What is pinned is not cut off.
     ///
     /// # Errors
     /// `Open`, or `InUse` when another process has it open.
@@ -149,8 +163,6 @@ impl Cache {
         };
         let (data, index_file) = (open(&data_path)?, open(&index_path)?);
         lock_file(&index_file, &index_path)?;
-        let slots = (config.limit_bytes / config.chunk_size.bytes_u64()).clamp(1, u64::from(u32::MAX / 2));
-        let slots = u32::try_from(slots).unwrap_or(1);
         let index_failed = |source| CacheError::Open { path: index_path.clone(), source };
         let data_failed = |source| CacheError::Open { path: data_path.clone(), source };
         let header = encode_header(config.chunk_size, &config.owner);
@@ -159,6 +171,8 @@ impl Cache {
             data.set_len(0).map_err(data_failed)?;
             index_file.set_len(0).map_err(index_failed)?;
         }
+        let found = stored_records(&index_file).map_err(index_failed)?;
+        let slots = slots_for(config, found.len() as u64, pinned_end(&found));
         index_file
             .set_len((HEADER_BYTES + slots as usize * RECORD_BYTES) as u64)
             .and_then(|()| index_file.write_all_at(&header, 0))
@@ -210,6 +224,7 @@ impl Cache {
                 unsaved: Vec::new(),
                 tight: false,
             }),
+            saving: Mutex::new(()),
             tick: AtomicU32::new(1),
             evicted: AtomicU64::new(0),
             corrupt: AtomicU64::new(0),
@@ -222,11 +237,10 @@ impl Cache {
     }
 
     fn load(&mut self) -> io::Result<()> {
-        let mut bytes = vec![0; self.slots.len() * RECORD_BYTES];
-        self.index_file.read_exact_at(&mut bytes, HEADER_BYTES as u64)?;
+        let found = stored_records(&self.index_file)?;
         let index = self.index.get_mut().unwrap_or_else(PoisonError::into_inner);
         let mut newest = 0;
-        for (slot, stored) in (0u32..).zip(bytes.as_chunks::<RECORD_BYTES>().0) {
+        for (slot, stored) in (0u32..).zip(&found).take(self.slots.len()) {
             let Some(record) = Record::decode(stored, slot) else { continue };
             if index.by_id.contains_key(&record.chunk) {
                 continue;
@@ -266,16 +280,24 @@ impl Cache {
                 Err(_) => self.condemn(at.slot, id),
             };
         }
-        let mut chunk = vec![0; self.chunk_size.bytes()];
-        let Some(part) = within.checked_add(buf.len()).and_then(|end| {
-            self.data.read_exact_at(&mut chunk, offset).ok()?;
-            (ChunkId::of_chunk(&chunk) == *id).then(|| chunk.get(within..end)).flatten()
-        }) else {
-            return self.condemn(at.slot, id);
+        let Some(chunk) = self.read_checked(&reading, at.slot, id) else { return CacheRead::Corrupt };
+        let Some(part) = within.checked_add(buf.len()).and_then(|end| chunk.get(within..end)) else {
+            return CacheRead::Miss;
         };
         buf.copy_from_slice(part);
-        reading.set_verified();
         CacheRead::Hit
+    }
+
+    /// Reads a whole chunk that was not read in this process, and checks it; one that does not match is gone then.
+    fn read_checked(&self, reading: &Reading<'_>, slot: u32, id: &ChunkId) -> Option<Vec<u8>> {
+        let mut chunk = vec![0; self.chunk_size.bytes()];
+        let read = self.data.read_exact_at(&mut chunk, u64::from(slot) * self.chunk_size.bytes_u64());
+        if read.is_err() || ChunkId::of_chunk(&chunk) != *id {
+            self.condemn(slot, id);
+            return None;
+        }
+        reading.set_verified();
+        Some(chunk)
     }
 
     /// Reads a whole chunk, if it is there and right.
@@ -349,9 +371,32 @@ impl Cache {
         found
     }
 
+    /// Lets go of all that is pinned but these chunks.
+    pub fn unpin_all_but(&self, kept: &HashSet<ChunkId>) {
+        let mut index = self.lock();
+        let Index { records, unsaved, .. } = &mut *index;
+        for (slot, record) in (0..).zip(records) {
+            if record.pinned && !kept.contains(&record.chunk) {
+                record.pinned = false;
+                unsaved.push(slot);
+            }
+        }
+    }
+
     /// Whether a chunk is there; its content was not looked at.
     pub fn contains(&self, id: &ChunkId) -> bool {
         self.lock().by_id.contains_key(id)
+    }
+
+    /// Whether a chunk is there, as far as it is looked at. Does not count as a use of it.
+    pub fn has(&self, id: &ChunkId, look: Look) -> bool {
+        let Some(at) = self.lookup(id) else { return false };
+        if look == Look::Index {
+            return true;
+        }
+        let Some(slot) = self.slots.get(at.slot as usize) else { return false };
+        let Some(reading) = slot.enter(at.generation, slot.used()) else { return false };
+        reading.is_verified() || self.read_checked(&reading, at.slot, id).is_some()
     }
 
     /// How many of these chunks are there.
@@ -383,6 +428,8 @@ impl Cache {
     /// # Errors
     /// What the file system says; the cache goes on all the same.
     pub fn save_index(&self) -> io::Result<()> {
+        // Whoever comes second counts on what the first is writing.
+        let _one_at_a_time = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
         let records: Vec<(u32, Record)> = {
             let mut index = self.lock();
             let mut slots = std::mem::take(&mut index.unsaved);
@@ -396,11 +443,14 @@ impl Cache {
                 })
                 .collect()
         };
-        for run in records.chunk_by(|a, b| a.0 + 1 == b.0) {
+        let saved = records.chunk_by(|a, b| a.0 + 1 == b.0).try_for_each(|run| {
             let bytes: Vec<u8> = run.iter().flat_map(|(slot, record)| record.encode(*slot)).collect();
-            self.index_file.write_all_at(&bytes, (HEADER_BYTES + run[0].0 as usize * RECORD_BYTES) as u64)?;
+            self.index_file.write_all_at(&bytes, (HEADER_BYTES + run[0].0 as usize * RECORD_BYTES) as u64)
+        });
+        if saved.is_err() {
+            self.lock().unsaved.extend(records.iter().map(|(slot, _)| slot));
         }
-        Ok(())
+        saved
     }
 
     /// Makes what it holds durable, and whatever else is on its file system: the segments beside it as well.
@@ -503,6 +553,30 @@ impl Cache {
     fn lock(&self) -> MutexGuard<'_, Index> {
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The records of an index file, whatever they hold.
+fn stored_records(index_file: &File) -> io::Result<Vec<[u8; RECORD_BYTES]>> {
+    let len_bytes = index_file.metadata()?.len().saturating_sub(HEADER_BYTES as u64);
+    let count = usize::try_from(len_bytes / RECORD_BYTES as u64).map_err(io::Error::other)?;
+    let mut bytes = vec![0; count * RECORD_BYTES];
+    index_file.read_exact_at(&mut bytes, HEADER_BYTES as u64)?;
+    Ok(bytes.as_chunks::<RECORD_BYTES>().0.to_vec())
+}
+
+/// How many slots a cache gets that has `found` now, of which the first `pinned_end` must stay.
+fn slots_for(config: &CacheConfig, found: u64, pinned_end: u64) -> u32 {
+    let of_bytes = |bytes: u64| bytes / config.chunk_size.bytes_u64();
+    let wanted = config.limit_bytes.map_or_else(|| found.max(of_bytes(DEFAULT_LIMIT_BYTES)), of_bytes);
+    u32::try_from(wanted.max(pinned_end).max(1)).unwrap_or(u32::MAX).min(u32::MAX / 2)
+}
+
+/// The number of slots up to the last one that holds something pinned.
+fn pinned_end(records: &[[u8; RECORD_BYTES]]) -> u64 {
+    let is_pinned =
+        |(slot, stored): (u32, _)| Record::decode(stored, slot).is_some_and(|record| record.pinned);
+    let pinned: Vec<bool> = (0..).zip(records).map(is_pinned).collect();
+    pinned.iter().rposition(|pinned| *pinned).map_or(0, |last| last as u64 + 1)
 }
 
 fn lock_file(index_file: &File, path: &Path) -> Result<(), CacheError> {

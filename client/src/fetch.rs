@@ -97,9 +97,9 @@ pub enum FetchError {
     OthersAway {
         /// The object.
         what: String,
-        /// The failure of the last one that was asked.
+        /// The failure of the last one that was asked; none when all were known not to have it.
         #[source]
-        source: SourceError,
+        source: Option<SourceError>,
     },
     /// The fetcher was shut down.
     #[error("the disk is being closed")]
@@ -515,7 +515,7 @@ impl Shared {
                         Some(source) if !waits && rounds >= ROUNDS => {
                             return Err(FetchError::NotToBeHad { what: path.to_string(), source });
                         }
-                        Some(source) if leaves => {
+                        source if leaves => {
                             return Err(FetchError::OthersAway { what: path.to_string(), source });
                         }
                         Some(error) if waits && rounds == ROUNDS => {

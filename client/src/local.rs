@@ -6,7 +6,7 @@ use std::ops::Range;
 use chunk_format::{ChunkId, ChunkIndex, DiskRole, SEGMENT_CHUNKS};
 use serde::{Deserialize, Serialize};
 
-use crate::cache::Cache;
+use crate::cache::{Cache, Look};
 use crate::desktop::{DesktopError, OpenDesktop};
 use crate::disk::Base;
 use crate::fetch::Fetcher;
@@ -81,15 +81,6 @@ pub fn of_disk(base: &Base, cache: &Cache, fetcher: &Fetcher) -> LocalShare {
     share
 }
 
-/// How it is found out whether a chunk that a start reads is here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Look {
-    /// By the cache's index, which a power cut may leave with chunks that never got to the disk.
-    Index,
-    /// By the bytes: all of them are read and checked.
-    Bytes,
-}
-
 /// What a start of a desktop without a network would lack. Asks nobody.
 ///
 /// # Errors
@@ -119,11 +110,7 @@ pub fn for_start(desktop: &OpenDesktop, look: Look) -> Result<StartNeeds, Deskto
             Some(ChunkId::ZERO) => continue,
             Some(id) => {
                 share.stored_bytes += chunk_bytes;
-                let is_here = match look {
-                    Look::Index => desktop.cache().contains(&id),
-                    Look::Bytes => desktop.cache().read_whole(&id).is_some(),
-                };
-                if is_here {
+                if desktop.cache().has(&id, look) {
                     share.local_bytes += chunk_bytes;
                     continue;
                 }

@@ -22,6 +22,7 @@ pub use point::{PointError, clean_stale, unmount};
 use trickle::TrickleEvent;
 pub use trickle::{DEFAULT_INTERVAL, Trickle};
 
+use crate::cache::Look;
 use crate::control::{self, Connection, Reply, Request};
 use crate::desktop::OpenDesktop;
 use crate::disk::DiskError;
@@ -161,11 +162,21 @@ pub async fn serve(
         if starting.offline {
             return;
         }
+        let record = starting.desktop.store().record();
+        if record.pinned {
+            starting.desktop.fetcher().limit_background(record.pin_rate_bytes_per_s);
+        }
         if let Err(error) = starting.desktop.fetch_for_start().await {
             tracing::info!(
                 error = &error as &dyn std::error::Error,
                 "nothing is fetched ahead for the start"
             );
+        }
+        // What a renewal or another machine brought since it was pinned.
+        if record.pinned
+            && let Err(error) = starting.desktop.fill(Look::Index).await
+        {
+            tracing::warn!(error = &error as &dyn std::error::Error, "not all of a pinned desktop is here");
         }
     });
     let asked = Arc::new(Notify::new());
@@ -381,11 +392,11 @@ async fn answer(listener: UnixListener, answering: Answering) {
                 Request::Pin { pinned: true, limit_bytes_per_s } => {
                     session.desktop.fetcher().limit_background(limit_bytes_per_s);
                     session.desktop.fetcher().pause_background(false);
-                    fill(&session, &mut connection).await
+                    fill(&session, limit_bytes_per_s, &mut connection).await
                 }
                 Request::Pin { pinned: false, .. } => {
                     session.desktop.unpin().await;
-                    reply_to(session.desktop.store().set_pinned(false))
+                    reply_to(session.desktop.store().set_pinned(false, None))
                 }
                 Request::Pause { paused } => {
                     session.desktop.fetcher().pause_background(paused);
@@ -435,11 +446,12 @@ async fn sync(
     reply_to(telling(syncing, || progress_reply(&progress), connection).await)
 }
 
-async fn fill(session: &Session, connection: &mut Connection) -> Reply {
-    if let Err(error) = session.desktop.store().set_pinned(true) {
+async fn fill(session: &Session, limit_bytes_per_s: Option<u64>, connection: &mut Connection) -> Reply {
+    if let Err(error) = session.desktop.store().set_pinned(true, limit_bytes_per_s) {
         return Reply::Failed { message: explain(&error) };
     }
-    let filled = telling(session.desktop.fill(), || fill_reply(&session.desktop), connection).await;
+    let filled =
+        telling(session.desktop.fill(Look::Bytes), || fill_reply(&session.desktop), connection).await;
     reply_to(filled.map(|()| fill_report(&session.desktop)))
 }
 

@@ -131,8 +131,11 @@ impl Past {
         let parent = state.path().join("past");
         make_private_dir(&parent)?;
         remove_unused(&parent);
-        let config =
-            CacheConfig { chunk_size, limit_bytes: CACHE_BYTES, owner: *b"versions that are only looked at" };
+        let config = CacheConfig {
+            chunk_size,
+            limit_bytes: Some(CACHE_BYTES),
+            owner: *b"versions that are only looked at",
+        };
         let mut number = 0;
         let (directory, cache) = loop {
             let directory = match number {

@@ -125,8 +125,8 @@ pub enum SessionError {
 pub struct SessionOptions {
     /// What this machine is called.
     pub machine: String,
-    /// Most bytes of fetched chunks to keep.
-    pub cache_bytes: u64,
+    /// Most bytes of fetched chunks to keep; without it, as many as before.
+    pub cache_bytes: Option<u64>,
     /// What to do when no source has the right bytes.
     pub on_missing: OnMissing,
     /// Contact nobody.

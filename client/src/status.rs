@@ -5,10 +5,11 @@ use std::sync::Arc;
 use chunk_format::{DiskRole, ManifestId, Name, SystemMode};
 use serde::{Deserialize, Serialize};
 
+use crate::cache::Look;
 use crate::desktop::{DesktopError, DesktopStore, DiskLayout, OpenDesktop};
 use crate::disk::Disk;
 use crate::fetch::{LinkEstimate, LinkState};
-use crate::local::{self, LocalShare, Look};
+use crate::local::{self, LocalShare};
 use crate::overlay::{BLOCK_BYTES, BlockIndex, BlockState, Overlay};
 use crate::renew::Heard;
 use crate::volume::Volume;

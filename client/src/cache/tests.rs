@@ -7,7 +7,7 @@ const SIZE: usize = 4096;
 fn config(slots: u64) -> CacheConfig {
     CacheConfig {
         chunk_size: ChunkSize::new(SIZE as u64).unwrap(),
-        limit_bytes: slots * SIZE as u64,
+        limit_bytes: Some(slots * SIZE as u64),
         owner: [1; 32],
     }
 }
@@ -143,6 +143,53 @@ fn it_shrinks_grows_and_gives_space_back() {
     let cache = Cache::open(dir.path(), &config(64)).unwrap();
     fill(&cache, 0..64);
     assert!((0..64).all(|value| read(&cache, value) == CacheRead::Hit));
+}
+
+#[test]
+fn what_is_pinned_is_never_cut_off() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::open(dir.path(), &config(64)).unwrap();
+    fill(&cache, 0..64);
+    cache.set_pinned((40..50).map(|value| chunk(value).0), true);
+    drop(cache);
+    let cache = Cache::open(dir.path(), &config(16)).unwrap();
+    assert_eq!(cache.stats().slots, 50);
+    assert!((40..50).all(|value| read(&cache, value) == CacheRead::Hit));
+    cache.unpin_all_but(&HashSet::from([chunk(49).0]));
+    assert_eq!(cache.stats().pinned, 1);
+    cache.unpin_all_but(&HashSet::new());
+    drop(cache);
+    assert_eq!(Cache::open(dir.path(), &config(16)).unwrap().stats().slots, 16);
+}
+
+#[test]
+fn a_size_that_nobody_gives_takes_nothing_away() {
+    let of = |limit_bytes, found, pinned_end| {
+        slots_for(&CacheConfig { limit_bytes, ..config(1) }, found, pinned_end)
+    };
+    let default = u32::try_from(DEFAULT_LIMIT_BYTES / SIZE as u64).unwrap();
+    assert_eq!(of(None, 0, 0), default);
+    assert_eq!(of(None, 5, 0), default);
+    assert_eq!(of(None, u64::from(default) + 7, 0), default + 7);
+    assert_eq!(of(Some(0), 100, 0), 1);
+    assert_eq!(of(Some(8 * SIZE as u64), 100, 0), 8);
+    assert_eq!(of(Some(8 * SIZE as u64), 100, 50), 50);
+    assert_eq!(of(Some(u64::MAX), 0, u64::MAX), u32::MAX / 2);
+}
+
+#[test]
+fn what_the_index_names_and_the_disk_lost_is_found_out_by_its_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::open(dir.path(), &config(4)).unwrap();
+    fill(&cache, 1..4);
+    drop(cache);
+    let data = OpenOptions::new().write(true).open(dir.path().join("cache.data")).unwrap();
+    data.write_all_at(&[0; SIZE], SIZE as u64).unwrap();
+    let cache = Cache::open(dir.path(), &config(4)).unwrap();
+    let has = |look| [1, 2, 3, 4].map(|value| cache.has(&chunk(value).0, look));
+    assert_eq!(has(Look::Index), [true, true, true, false]);
+    assert_eq!(has(Look::Bytes), [true, false, true, false]);
+    assert_eq!(has(Look::Index), [true, false, true, false], "it is gone");
 }
 
 #[test]

@@ -39,9 +39,9 @@ pub(super) struct CopyArgs {
     /// Replace files that are there
     #[arg(long)]
     force: bool,
-    /// The most disk space to use for what was fetched
-    #[arg(long, value_name = "SIZE", default_value = "20G")]
-    cache_size: ByteSize,
+    /// The most disk space to use for what was fetched (without it: 20G, or as much as it has)
+    #[arg(long, value_name = "SIZE")]
+    cache_size: Option<ByteSize>,
 }
 
 #[derive(Serialize)]

@@ -9,10 +9,11 @@ use std::time::Duration;
 use anyhow::bail;
 use chunk_format::Name;
 use clap::Args;
+use satchel_client::cache::Look;
 use satchel_client::fetch::OnMissing;
 use satchel_client::fs::fuse::MountOptions;
 use satchel_client::lease::Claim;
-use satchel_client::local::{self, Look, StartNeeds};
+use satchel_client::local::{self, StartNeeds};
 use satchel_client::mount::{self, Event, Services, Trickle};
 use satchel_client::renew::{Ready, RenewError, Renewed, Renewer};
 use satchel_client::session::{Notice, Session, SessionOptions};
@@ -166,7 +167,7 @@ pub(crate) async fn open(
     claim: Claim,
 ) -> anyhow::Result<Session> {
     let options = SessionOptions {
-        cache_bytes: args.cache_size.0,
+        cache_bytes: args.cache_size.map(|size| size.0),
         on_missing: match args.on_missing {
             OnMissingArg::Wait => OnMissing::Wait,
             OnMissingArg::Fail => OnMissing::Fail,

@@ -10,9 +10,9 @@ use super::quantity::{self, ByteSize, Every};
 
 #[derive(Debug, Args)]
 pub(super) struct OpenArgs {
-    /// The most disk space to use for what was fetched
-    #[arg(long, value_name = "SIZE", default_value = "20G")]
-    pub(super) cache_size: ByteSize,
+    /// The most disk space to use for what was fetched (without it: 20G, or as much as it has); what is pinned stays
+    #[arg(long, value_name = "SIZE")]
+    pub(super) cache_size: Option<ByteSize>,
     /// What to do when the server answers but has not the right bytes
     #[arg(long, value_name = "WHAT", value_enum, default_value_t = OnMissingArg::Wait)]
     pub(super) on_missing: OnMissingArg,
@@ -44,7 +44,7 @@ pub(super) struct OpenArgs {
 
 impl OpenArgs {
     /// How a command opens a desktop that serves nobody: with the server, and its lease by the claim alone.
-    pub(crate) fn for_command(cache_size: ByteSize, on_missing: OnMissingArg) -> Self {
+    pub(crate) fn for_command(cache_size: Option<ByteSize>, on_missing: OnMissingArg) -> Self {
         Self {
             cache_size,
             on_missing,

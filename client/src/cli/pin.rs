@@ -1,9 +1,11 @@
 //! `satchel pin`
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use chunk_format::Name;
 use clap::Args;
+use satchel_client::cache::Look;
 use satchel_client::control::{Connection, ControlError, Reply, Request};
 use satchel_client::lease::Claim;
 use satchel_client::mount::{FillReport, fill_reply, fill_report};
@@ -31,12 +33,13 @@ pub(super) struct PinArgs {
     /// Go on with fetching in the background
     #[arg(long)]
     resume: bool,
-    /// The most disk space to use for what was fetched
-    #[arg(long, value_name = "SIZE", default_value = "20G")]
-    cache_size: ByteSize,
+    /// The most disk space to use for what was fetched (without it: 20G, or as much as it has)
+    #[arg(long, value_name = "SIZE")]
+    cache_size: Option<ByteSize>,
 }
 
 const REDRAW: Duration = Duration::from_millis(200);
+const SAVE_INTERVAL: Duration = Duration::from_secs(2);
 
 #[derive(Serialize)]
 struct Pinned<'a> {
@@ -107,22 +110,28 @@ async fn fill_here(
     limit_bytes_per_s: Option<u64>,
 ) -> anyhow::Result<Option<FillReport>> {
     let desktop = &session.desktop;
-    desktop.store().set_pinned(!args.unpin)?;
+    desktop.store().set_pinned(!args.unpin, limit_bytes_per_s)?;
     if args.unpin {
         desktop.unpin().await;
         return Ok(None);
     }
     desktop.fetcher().limit_background(limit_bytes_per_s);
     let mut reporter = FillReporter::new();
-    // What a start needs first, as one download.
     let filling = async {
-        if let Err(error) = desktop.fetch_for_start().await {
+        let begun = match limit_bytes_per_s {
+            // What a start needs first, as one download.
+            None => desktop.fetch_for_start().await,
+            // That knows of no limit.
+            Some(_) => desktop.load_profile().await.map(drop),
+        };
+        if let Err(error) = begun {
             tracing::info!(error = &error as &dyn std::error::Error, "no profile is known");
         }
-        desktop.fill().await
+        desktop.fill(Look::Bytes).await
     };
     tokio::pin!(filling);
     let mut ticks = tokio::time::interval(REDRAW);
+    let mut save = tokio::time::interval(SAVE_INTERVAL);
     loop {
         tokio::select! {
             result = &mut filling => {
@@ -130,6 +139,11 @@ async fn fill_here(
                 return Ok(Some(fill_report(desktop)));
             }
             _ = ticks.tick() => reporter.show(&fill_reply(desktop)),
+            _ = save.tick() => {
+                // However this ends, the next one goes on from here.
+                let cache = Arc::clone(desktop.cache());
+                drop(tokio::task::spawn_blocking(move || cache.save_index()));
+            }
         }
     }
 }

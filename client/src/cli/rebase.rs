@@ -13,7 +13,6 @@ use satchel_client::upload::UploadProgress;
 use super::create::ModeArg;
 use super::open::{OnMissingArg, OpenArgs};
 use super::progress::while_uploading;
-use super::quantity::ByteSize;
 use super::{Context, mount, now_ms};
 
 #[derive(Debug, Args)]
@@ -31,12 +30,9 @@ pub(super) struct RebaseArgs {
     mode: Option<ModeArg>,
 }
 
-/// What lies below the changes that are synced first.
-const CACHE_BYTES: u64 = 20 << 30;
-
 pub(crate) async fn run(context: &Context, args: RebaseArgs) -> anyhow::Result<()> {
     let state = context.state()?;
-    let open = OpenArgs::for_command(ByteSize(CACHE_BYTES), OnMissingArg::Wait);
+    let open = OpenArgs::for_command(None, OnMissingArg::Wait);
     let session = mount::open(context, &state, &args.desktop, &open, Claim::Write).await?;
     let progress = Arc::new(UploadProgress::default());
     let syncer = Syncer { progress: Arc::clone(&progress), ..mount::syncer(&state, &session)? };

@@ -124,7 +124,10 @@ fn mount_command(context: &Context, args: &RunArgs) -> anyhow::Result<Vec<OsStri
     let mut command: Vec<OsString> = vec![program.into()];
     command.extend(["--state".into(), context.state_path.clone().into()]);
     command.extend((0..context.verbose).map(|_| "--verbose".into()));
-    command.extend(["mount".into(), "--cache-size".into(), args.open.cache_size.0.to_string().into()]);
+    command.push("mount".into());
+    if let Some(size) = args.open.cache_size {
+        command.extend(["--cache-size".into(), size.0.to_string().into()]);
+    }
     let on_missing = match args.open.on_missing {
         OnMissingArg::Wait => "wait",
         OnMissingArg::Fail => "fail",

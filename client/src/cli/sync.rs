@@ -39,8 +39,6 @@ pub(super) struct CheckpointArgs {
     message: String,
 }
 
-/// A sync alone reads little: what lies below the changes.
-const CACHE_BYTES: u64 = 20 << 30;
 /// How often a sync that waits for the server tries again.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -99,7 +97,7 @@ async fn sync(context: &Context, args: &SyncArgs) -> anyhow::Result<SyncReport> 
             serde_json::from_value(result)?
         }
         Err(ControlError::NotMounted) => {
-            let open = OpenArgs::for_command(ByteSize(CACHE_BYTES), OnMissingArg::Wait);
+            let open = OpenArgs::for_command(None, OnMissingArg::Wait);
             let session = mount::open(context, &state, &args.desktop, &open, Claim::IfFree).await?;
             let progress = Arc::new(UploadProgress::default());
             let syncer = Syncer { progress: Arc::clone(&progress), ..mount::syncer(&state, &session)? };

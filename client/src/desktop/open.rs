@@ -14,7 +14,7 @@ use tokio::runtime::Handle;
 
 use super::record::Version;
 use super::store::{DesktopError, DesktopStore, DiskLayout};
-use crate::cache::Cache;
+use crate::cache::{Cache, Look};
 use crate::disk::{Base, BaseSegment, Disk, DiskError, View};
 use crate::fetch::{BootPlan, FetchError, Fetcher, FillError, FillProgress, Filling};
 use crate::overlay::Overlay;
@@ -253,13 +253,13 @@ impl OpenDesktop {
         Ok(BootPlan { profile, namespace: self.origins.image.clone(), recorded, now })
     }
 
-    /// Fetches everything that is not here, in the background of everything else, and keeps it.
+    /// Fetches everything that is not here, as far as it is looked, in the background of everything else, and keeps it.
     ///
     /// # Errors
     /// [`FillError`].
-    pub async fn fill(&self) -> Result<(), FillError> {
+    pub async fn fill(&self, look: Look) -> Result<(), FillError> {
         let bases = || self.disks.iter().map(|disk| Arc::clone(&disk.view().base)).collect();
-        self.filling.fill(&self.fetcher, bases).await?;
+        self.filling.fill(&self.fetcher, look, bases).await?;
         // Who is told that it is here counts on it where nobody can be asked.
         let cache = Arc::clone(&self.cache);
         let synced = self.runtime.spawn_blocking(move || cache.sync()).await;
@@ -274,13 +274,7 @@ impl OpenDesktop {
     /// Ends what fetches everything, and lets go of what was kept for good; it stays until its space is needed.
     pub async fn unpin(&self) {
         let _ended = self.filling.end().await;
-        for disk in &self.disks {
-            for segment in disk.view().base.segments() {
-                if let Some(chunks) = self.fetcher.segment_here(segment) {
-                    self.cache.set_pinned(chunks.chunks().iter().copied(), false);
-                }
-            }
-        }
+        self.cache.unpin_all_but(&HashSet::new());
     }
 
     /// Whether the server does not have the version below any more: it was set back to an older state.
@@ -364,6 +358,11 @@ impl OpenDesktop {
             // A volatile overlay is in no version.
             let folded = if self.is_volatile(disk) { 0 } else { through_generation };
             disk.fold(Arc::new(old.with_segments(changed)), folded);
+        }
+        if self.store.record().pinned {
+            // What was written here is here; what it replaced is let go by the next fill.
+            let chunks = loaded.iter().filter_map(BaseSegment::segment).flat_map(|segment| segment.chunks());
+            self.cache.set_pinned(chunks.copied(), true);
         }
     }
 }

@@ -44,6 +44,9 @@ pub struct DesktopRecord {
     /// Whether all of it is to be on this machine.
     #[serde(default)]
     pub pinned: bool,
+    /// How fast at most what lacks of it is fetched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pin_rate_bytes_per_s: Option<u64>,
 }
 
 impl DesktopRecord {

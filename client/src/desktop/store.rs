@@ -148,6 +148,7 @@ impl DesktopStore {
             discard_from: None,
             volatile_system: None,
             pinned: false,
+            pin_rate_bytes_per_s: None,
         };
         store_record(&*volume, &record)?;
         Ok(Self { volume, record: Mutex::new(record) })
@@ -342,13 +343,13 @@ impl DesktopStore {
         self.replace_record(&mut record, next)
     }
 
-    /// Notes whether all of the desktop is to be on this machine.
+    /// Notes whether all of the desktop is to be on this machine, and how fast at most it is to come.
     ///
     /// # Errors
     /// `Io`.
-    pub fn set_pinned(&self, pinned: bool) -> Result<(), DesktopError> {
+    pub fn set_pinned(&self, pinned: bool, pin_rate_bytes_per_s: Option<u64>) -> Result<(), DesktopError> {
         let mut record = self.lock();
-        let next = DesktopRecord { pinned, ..record.clone() };
+        let next = DesktopRecord { pinned, pin_rate_bytes_per_s, ..record.clone() };
         self.replace_record(&mut record, next)
     }
 

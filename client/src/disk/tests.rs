@@ -50,7 +50,7 @@ impl Rig {
         let base = Base::new(&stored, |_| namespace.clone());
         let config = CacheConfig {
             chunk_size: template.chunk_size,
-            limit_bytes: cache_chunks * CHUNK as u64,
+            limit_bytes: Some(cache_chunks * CHUNK as u64),
             owner: [0; 32],
         };
         let cache = Arc::new(Cache::open(dir.path(), &config).unwrap());

@@ -29,7 +29,7 @@ use super::want::Wanted;
 use super::{Arrival, Class, FetchError, Fetcher, Patience, Shared, Wish};
 use crate::disk::{Base, BaseSegment};
 use crate::source::exchange::MAX_LOOKED_FOR;
-use crate::source::{Object, ObjectPath, SourceError, damaged};
+use crate::source::{Object, ObjectPath, damaged};
 
 /// Segments asked for at once.
 const SEGMENT_REQUESTS: usize = 32;
@@ -578,9 +578,9 @@ impl Shared {
                     piece.extend_from_slice(&part);
                 }
                 if piece.len() < len {
+                    // It did not break off: the object of this source ends here.
                     let cause = format!("the answer ended {} bytes early", len - piece.len());
-                    let error = damaged(&*source, path, cause);
-                    return Err(SourceError { kind: crate::source::FailureKind::Unreachable, ..error });
+                    return Err(damaged(&*source, path, cause));
                 }
                 Ok(piece.freeze())
             }

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::flight::Flight;
 use super::{Class, FetchError, Fetcher, Wish};
+use crate::cache::Look;
 use crate::disk::Base;
 
 /// Chunks asked for at once: long enough for the longest requests, short enough to notice what arrived meanwhile.
@@ -66,12 +67,13 @@ impl Filling {
     pub async fn fill(
         &self,
         fetcher: &Fetcher,
+        look: Look,
         disks: impl FnOnce() -> Vec<Arc<Base>>,
     ) -> Result<(), FillError> {
         let end = self.lock_end().clone();
         let filled = async {
             let _turn = self.turn.lock().await;
-            fetcher.fill(&disks(), &self.progress).await
+            fetcher.fill(&disks(), look, &self.progress).await
         };
         tokio::select! {
             filled = filled => filled,
@@ -97,12 +99,17 @@ impl Filling {
 }
 
 impl Fetcher {
-    /// Fetches every chunk of these disks that is not here, and pins all of them in the cache. Goes on for as long as it
-    /// takes; what arrived stays when it is dropped.
+    /// Fetches every chunk of these disks that is not here, as far as it is looked, and pins them and nothing else in the cache.
+    /// Goes on for as long as it takes; what arrived stays when it is dropped.
     ///
     /// # Errors
     /// [`FillError`].
-    pub async fn fill(&self, disks: &[Arc<Base>], progress: &FillProgress) -> Result<(), FillError> {
+    pub async fn fill(
+        &self,
+        disks: &[Arc<Base>],
+        look: Look,
+        progress: &FillProgress,
+    ) -> Result<(), FillError> {
         let stopped = |error| FillError::Fetch(Arc::new(error));
         let mut stored: Vec<Vec<(ChunkIndex, ChunkId)>> = Vec::with_capacity(disks.len());
         for disk in disks {
@@ -110,6 +117,8 @@ impl Fetcher {
         }
         let cache = &self.shared.cache;
         let distinct: HashSet<ChunkId> = stored.iter().flatten().map(|(_, id)| *id).collect();
+        // Of versions before, which nobody reads any more.
+        cache.unpin_all_but(&distinct);
         let slots = cache.stats().slots;
         if distinct.len() as u64 > slots {
             // Said before the work, not after it.
@@ -121,8 +130,7 @@ impl Fetcher {
         for (disk, chunks) in disks.iter().zip(&stored) {
             let mut before: Vec<(ChunkIndex, Arc<Flight>)> = Vec::new();
             for batch in chunks.chunks(BATCH) {
-                let missing: Vec<ChunkIndex> =
-                    batch.iter().filter(|(_, id)| !cache.contains(id)).map(|(chunk, _)| *chunk).collect();
+                let missing = self.missing_of(batch.to_vec(), look).await.map_err(stopped)?;
                 let wishes = self.want(disk, &missing, Class::Background).await.map_err(stopped)?;
                 let flights = missing.iter().zip(wishes).filter_map(|(chunk, wish)| match wish {
                     Wish::Flight(flight) => Some((*chunk, flight)),
@@ -146,6 +154,20 @@ impl Fetcher {
             true => Ok(()),
             false => Err(FillError::NoRoom { kept, stored: total }),
         }
+    }
+
+    /// Those of some chunks that are not here.
+    async fn missing_of(
+        &self,
+        chunks: Vec<(ChunkIndex, ChunkId)>,
+        look: Look,
+    ) -> Result<Vec<ChunkIndex>, FetchError> {
+        let cache = Arc::clone(&self.shared.cache);
+        let missing = move || {
+            let missing = chunks.into_iter().filter(|(_, id)| !cache.has(id, look));
+            missing.map(|(chunk, _)| chunk).collect()
+        };
+        tokio::task::spawn_blocking(missing).await.map_err(|_| FetchError::Stopped)
     }
 
     async fn land_all(

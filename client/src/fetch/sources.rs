@@ -106,12 +106,14 @@ impl Sources {
             let now = Instant::now();
             let mut earliest: Option<(Instant, (usize, &Arc<Entry>))> = None;
             let mut distrusted = None;
+            let mut are_all_asked = passed_over.is_empty();
             for (at, entry) in self.entries.iter().enumerate().filter(|(at, _)| !passed_over.contains(at)) {
                 if !entry.source.may_have(&path.object) {
                     continue;
                 }
                 let record = entry.lock();
                 if record.lacks.get(&path.namespace).is_some_and(|since| since.elapsed() < LACK_MEMORY) {
+                    are_all_asked = false;
                     continue;
                 }
                 match &record.outage {
@@ -143,7 +145,7 @@ impl Sources {
                 () = tokio::time::sleep_until(retry_at) => {}
                 _ = state.changed() => {}
                 // One of these may be the only one that is left, and right this time.
-                () = tokio::time::sleep(PASSED_OVER), if !passed_over.is_empty() => {
+                () = tokio::time::sleep(PASSED_OVER), if !are_all_asked => {
                     let was_last_asked = passed_over.iter().any(|at| self.is_last(*at));
                     return Err(if was_last_asked { NobodyLeft::AllAsked } else { NobodyLeft::OthersAway });
                 }

@@ -52,7 +52,8 @@ impl Rig {
         };
         let disk = server.store_disk(&namespace, &template, &content);
         let base = Arc::new(Base::new(&disk, |_| namespace.clone()));
-        let config = CacheConfig { chunk_size: template.chunk_size, limit_bytes: 4 << 20, owner: [0; 32] };
+        let config =
+            CacheConfig { chunk_size: template.chunk_size, limit_bytes: Some(4 << 20), owner: [0; 32] };
         let cache = Arc::new(Cache::open(dir.path(), &config).unwrap());
         let sources = first(&content).into_iter().chain([Arc::new(server.clone()) as Arc<dyn ChunkSource>]);
         let fetcher = Fetcher::new(

@@ -114,23 +114,30 @@ pub(super) async fn keep(
     look.tick().await;
     let mut renewed_at = Instant::now();
     let mut taken_by = None;
+    // Why the desktop is not handed over, until the server knows.
+    let mut untold = None;
     loop {
-        let refusal = tokio::select! {
+        let told = tokio::select! {
             _ = look.tick() => None,
-            refusal = refusals.recv() => refusal,
+            refusal = refusals.recv() => refusal.map(|Refusal { reason, told }| {
+                untold = Some(reason);
+                told
+            }),
         };
         let Ok(answer) = session.remote.lease(&name).await else { continue };
-        let is_due = refusal.is_some() || renewed_at.elapsed() >= RENEW_INTERVAL;
+        let is_due = untold.is_some() || renewed_at.elapsed() >= RENEW_INTERVAL;
         let may_renew = taken_by.is_none()
             && is_renewable(&answer, &session.desktop.store().record(), &session.holder.key);
         let lease = if is_due && may_renew {
             renewed_at = Instant::now();
-            let (reason, told) = refusal.map(|Refusal { reason, told }| (reason, told)).unzip();
-            let asked = session.renew_lease(now_ms(), reason).await;
+            let asked = session.renew_lease(now_ms(), untold.clone()).await;
             // Who waits for it does not wait for another attempt.
             let _ = told.map(|told| told.send(()));
             match asked {
-                Ok(Asked::Held(answer)) => answer.lease,
+                Ok(Asked::Held(answer)) => {
+                    untold = None;
+                    answer.lease
+                }
                 Ok(Asked::HeldElsewhere(lease)) => Some(*lease),
                 Err(_) => continue,
             }
@@ -140,6 +147,7 @@ pub(super) async fn keep(
         let Some(lease) = lease else { continue };
         if !lease::is_ours(&lease, &session.holder.key) {
             // From here on this machine only looks: what it writes goes to a fork, whether or not the other is done.
+            untold = None;
             if taken_by.as_ref() != Some(&lease.key) {
                 taken_by = Some(lease.key);
                 let _ = events.send(LeaseEvent::Taken { machine: lease.machine });

@@ -48,7 +48,7 @@ impl Reading {
         let disks = &version.manifest.disks;
         let config = CacheConfig {
             chunk_size: disks.first().map_or(ChunkSize::DEFAULT, |disk| disk.chunk_size),
-            limit_bytes: disks.iter().map(|disk| disk.size.bytes()).sum(),
+            limit_bytes: Some(disks.iter().map(|disk| disk.size.bytes()).sum()),
             owner: *version.id.as_bytes(),
         };
         let cache = Arc::new(Cache::open(&directory.join("cache"), &config)?);

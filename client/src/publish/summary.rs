@@ -410,13 +410,16 @@ mod tests {
     use tokio::runtime::Handle;
 
     use super::*;
-    use crate::cache::{Cache, CacheConfig};
+    use crate::cache::{Cache, CacheConfig, Look};
     use crate::fetch::{FillProgress, SegmentStore};
     use crate::upstream::MemoryServer;
 
     fn fetcher(server: &MemoryServer, dir: &std::path::Path) -> Fetcher {
-        let config =
-            CacheConfig { chunk_size: ChunkSize::new(4096).unwrap(), limit_bytes: 64 << 20, owner: [0; 32] };
+        let config = CacheConfig {
+            chunk_size: ChunkSize::new(4096).unwrap(),
+            limit_bytes: Some(64 << 20),
+            owner: [0; 32],
+        };
         let cache = Arc::new(Cache::open(dir, &config).unwrap());
         std::fs::create_dir(dir.join("segments")).unwrap();
         let segments = SegmentStore::new(dir.join("segments"));
@@ -470,9 +473,9 @@ mod tests {
             let disk = server.store_disk(&namespace, &template, [&old, &new][at]);
             vec![Arc::new(Base::new(&disk, |_| namespace.clone()))]
         };
-        client.fill(&fresh(0), &FillProgress::default()).await.unwrap();
+        client.fill(&fresh(0), Look::Index, &FillProgress::default()).await.unwrap();
         let before = client.stats().fetched_bytes;
-        client.fill(&fresh(1), &FillProgress::default()).await.unwrap();
+        client.fill(&fresh(1), Look::Index, &FillProgress::default()).await.unwrap();
         let fetched = client.stats().fetched_bytes - before;
         let said = said.bytes.total();
         assert!(fetched > 500_000);

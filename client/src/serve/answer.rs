@@ -292,7 +292,7 @@ mod tests {
     async fn an_answer_that_nobody_takes_gives_its_place_up() {
         let dir = tempfile::tempdir().unwrap();
         let chunk_size = chunk_format::ChunkSize::new(4096).unwrap();
-        let config = CacheConfig { chunk_size, limit_bytes: 1 << 20, owner: [0; 32] };
+        let config = CacheConfig { chunk_size, limit_bytes: Some(1 << 20), owner: [0; 32] };
         let cache = Arc::new(Cache::open(dir.path(), &config).unwrap());
         let segments = SegmentStore::new(dir.path().to_owned());
         let token = CacheToken::generate().unwrap();

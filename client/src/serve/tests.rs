@@ -38,7 +38,7 @@ impl Rig {
         let volume = DirVolume::open(dir.path()).unwrap();
         let identity = Identity::load_or_make(&volume).unwrap();
         let chunk_size = ChunkSize::new(CHUNK as u64).unwrap();
-        let config = CacheConfig { chunk_size, limit_bytes: 1 << 20, owner: [7; 32] };
+        let config = CacheConfig { chunk_size, limit_bytes: Some(1 << 20), owner: [7; 32] };
         let cache = Cache::open(dir.path(), &config).unwrap();
         for (id, bytes) in chunks {
             cache.insert(*id, bytes).unwrap();

@@ -315,7 +315,7 @@ impl World {
 
 fn fetcher(server: &MemoryServer, dir: &std::path::Path, on_missing: OnMissing) -> (Arc<Cache>, Fetcher) {
     let chunk_size = ChunkSize::new(CHUNK as u64).unwrap();
-    let config = CacheConfig { chunk_size, limit_bytes: 64 * CHUNK as u64, owner: [0; 32] };
+    let config = CacheConfig { chunk_size, limit_bytes: Some(64 * CHUNK as u64), owner: [0; 32] };
     let cache = Arc::new(Cache::open(dir, &config).unwrap());
     let segments = SegmentStore::new(dir.to_owned());
     let fetcher = Fetcher::new(

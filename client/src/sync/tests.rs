@@ -168,7 +168,7 @@ impl World {
                 .expect("a crash must never make a desktop unreadable");
         let config = CacheConfig {
             chunk_size: ChunkSize::new(CHUNK as u64).unwrap(),
-            limit_bytes: 12 * CHUNK as u64,
+            limit_bytes: Some(12 * CHUNK as u64),
             owner: [0; 32],
         };
         // A directory of its own each time: the last process's threads may still be closing theirs.
@@ -306,7 +306,7 @@ impl World {
         let dir = tempfile::tempdir().unwrap();
         let config = CacheConfig {
             chunk_size: ChunkSize::new(CHUNK as u64).unwrap(),
-            limit_bytes: 64 * CHUNK as u64,
+            limit_bytes: Some(64 * CHUNK as u64),
             owner: [0; 32],
         };
         let cache = Arc::new(Cache::open(dir.path(), &config).unwrap());

@@ -1,6 +1,7 @@
 //! Without a network: what is pinned works, what is not says what lacks.
 
-use satchel_tests::{Publication, require};
+use satchel_tests::wait::{self, PATIENCE};
+use satchel_tests::{Direction, Event, Link, Process, Publication, Shape, Signal, require};
 
 use super::IMAGE_BYTES;
 
@@ -34,6 +35,30 @@ fn a_pinned_desktop_needs_nobody() {
     mount.unmount();
     drop(laptop.satchel(["pin", "work", "--unpin"]).ok());
     laptop.mount_with("work", &["--offline"]).unmount();
+}
+
+#[test]
+fn a_pin_that_is_killed_goes_on_where_it_was() {
+    require!(fuse);
+    let published = Publication::new(72, IMAGE_BYTES);
+    let laptop = published.machine("laptop");
+    let down = Direction { rate_bps: Some(8_000_000), ..Direction::default() };
+    let link = Link::start(published.server.address(), Shape { up: Direction::default(), down });
+    laptop.login(&published.access().through(&link));
+    laptop.create("work", "golden", None);
+    let before = link.counts().down_bytes;
+    let mut pin = Process::start("satchel pin", &mut laptop.command(["pin", "work"]));
+    wait::until("some of it is here, and noted", PATIENCE, || {
+        (link.counts().down_bytes - before > 6 << 20).then_some(())
+    });
+    pin.signal(Signal::KILL);
+    let _ = pin.wait(PATIENCE);
+    let of_the_first = link.counts().down_bytes - before;
+    link.apply(Event::Shape(Shape::default()));
+    let pinned = laptop.satchel(["--json", "pin", "work"]).ok().json();
+    let of_the_second = link.counts().down_bytes - before - of_the_first;
+    let whole = pinned["total_bytes"].as_u64().expect("a number");
+    assert!(of_the_second < whole - (3 << 20), "{of_the_first} and {of_the_second} of {whole}");
 }
 
 #[test]

@@ -128,6 +128,18 @@ async fn a_damaged_stream_costs_requests_and_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_ends_short_is_no_outage() {
+    let mut boot = BootRig::new();
+    boot.profile.streams[2].len_bytes += 100;
+    let link = boot.rig.fetcher.link();
+    let booted = tokio::time::timeout(Duration::from_secs(30), boot.boot()).await;
+    booted.expect("it is given up");
+    boot.read_all().await;
+    assert!(!link.has_changed().unwrap(), "the server answered all the time");
+    assert!(boot.rig.fetcher.stats().damaged >= 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_stream_that_is_gone_costs_requests_and_nothing_else() {
     let mut boot = BootRig::new();
     boot.profile.streams[1].id = StreamId::of(b"never stored");

@@ -9,6 +9,7 @@ use futures_util::stream::{self, StreamExt};
 
 use super::boot::{BootRig, CHUNKS};
 use super::*;
+use crate::cache::Look;
 use crate::source::exchange::Answered;
 use crate::source::{ChunkAnswers, ObjectBody, SourceError};
 
@@ -377,7 +378,7 @@ async fn a_fill_that_is_ended_pins_nothing_any_more() {
     let filling = Arc::new(Filling::default());
     let fill = tokio::spawn({
         let (rig, filling) = (Arc::clone(&rig), Arc::clone(&filling));
-        async move { filling.fill(&rig.fetcher, || vec![Arc::clone(&rig.base)]).await }
+        async move { filling.fill(&rig.fetcher, Look::Index, || vec![Arc::clone(&rig.base)]).await }
     });
     while shelf.requests() == 0 {
         tokio::time::sleep(Duration::from_millis(1)).await;
@@ -391,7 +392,20 @@ async fn a_fill_that_is_ended_pins_nothing_any_more() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     assert_eq!(rig.fetcher.shared.cache.stats().pinned, 0);
-    let again = filling.fill(&rig.fetcher, || vec![Arc::clone(&rig.base)]);
+    let again = filling.fill(&rig.fetcher, Look::Index, || vec![Arc::clone(&rig.base)]);
     again.await.unwrap();
     assert_eq!(rig.fetcher.shared.cache.stats().pinned, 700, "what is asked for later is not ended");
+}
+
+#[tokio::test]
+async fn a_fill_lets_go_of_what_the_disks_do_not_hold_any_more_and_fetches_what_only_the_index_has() {
+    let rig = Rig::new(100, OnMissing::Wait);
+    let cache = &rig.fetcher.shared.cache;
+    // Of a version before.
+    let dead = vec![0xee; CHUNK];
+    cache.insert(ChunkId::of(&dead), &dead).unwrap();
+    cache.set_pinned([ChunkId::of(&dead)].into_iter(), true);
+    let filling = Filling::default();
+    filling.fill(&rig.fetcher, Look::Index, || vec![Arc::clone(&rig.base)]).await.unwrap();
+    assert_eq!(cache.stats().pinned, 100);
 }

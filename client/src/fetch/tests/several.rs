@@ -7,6 +7,7 @@ use chunk_format::{ChunkPlace, PackRef};
 use futures_util::future::{BoxFuture, FutureExt, ready};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
+use super::super::sources::NobodyLeft;
 use super::*;
 use crate::source::ObjectBody;
 
@@ -55,6 +56,28 @@ async fn what_the_server_lacks_is_given_up_though_another_source_is_away() {
         tokio::spawn(async move { fetcher.object(&path, 1 << 20, OnMissing::Fail, |_| Ok(())).await });
     let error = within(asked, Duration::from_secs(30)).await.unwrap_err();
     assert!(matches!(error, FetchError::NotToBeHad { .. }), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_only_one_who_is_away_may_have_of_a_person_is_not_waited_for_in_their_place() {
+    let server: Arc<dyn ChunkSource> = Arc::new(MemoryServer::default());
+    let sources = Sources::new(vec![server, Arc::new(Away)]);
+    let object = Object::Stream(chunk_format::StreamId::of(b"of a home disk"));
+    let path = ObjectPath { namespace: "user/alice".parse().unwrap(), object };
+    let error = |kind| SourceError { kind, ..crate::source::damaged(&Away, &path, "as it is asked") };
+    let (at, first) = sources.pick(&path, &[]).await.unwrap();
+    assert_eq!(at, 0);
+    sources.failed(first, &path, &error(FailureKind::NotFound));
+    for _ in 0..20 {
+        match sources.pick(&path, &[]).await {
+            Ok((at, entry)) => {
+                assert_eq!(at, 1);
+                sources.failed(entry, &path, &error(FailureKind::Unreachable));
+            }
+            Err(nobody) => return assert_eq!(nobody, NobodyLeft::OthersAway),
+        }
+    }
+    panic!("it is tried for ever");
 }
 
 /// Has what the server has, and brings a byte of it a second.

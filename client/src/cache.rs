@@ -371,6 +371,21 @@ impl Cache {
         found
     }
 
+    /// Pins those of some chunks that are there and not pinned; returns which.
+    pub fn pin_more(&self, ids: &HashSet<ChunkId>) -> Vec<ChunkId> {
+        let mut index = self.lock();
+        let Index { by_id, records, unsaved, .. } = &mut *index;
+        let mut pinned = Vec::new();
+        for id in ids {
+            let Some(slot) = by_id.get(id).copied() else { continue };
+            if !std::mem::replace(&mut records[slot as usize].pinned, true) {
+                unsaved.push(slot);
+                pinned.push(*id);
+            }
+        }
+        pinned
+    }
+
     /// Lets go of all that is pinned but these chunks.
     pub fn unpin_all_but(&self, kept: &HashSet<ChunkId>) {
         let mut index = self.lock();

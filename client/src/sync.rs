@@ -200,7 +200,7 @@ impl Syncer {
         report.dirty_chunks +=
             work.iter().map(|work| (work.positions.len() + work.zeroed.len()) as u64).sum::<u64>();
         if desktop.is_head_lost() {
-            let work = self.plan_thoroughly(desktop, &frozen, work).await?;
+            let (work, _kept) = self.plan_thoroughly(desktop, &frozen, work).await?;
             self.send(desktop, &frozen, work, Trust::Nothing, note, report).await?;
             desktop.set_head_lost(false);
             return Ok(());
@@ -208,7 +208,7 @@ impl Syncer {
         match self.send(desktop, &frozen, work.clone(), Trust::Head, note.clone(), report).await {
             Err(error) if error.is_of_lost_objects() => {
                 tracing::warn!(%error, "the server lacks what it had: all of this version that it lacks is sent");
-                let work = self.plan_thoroughly(desktop, &frozen, work).await?;
+                let (work, _kept) = self.plan_thoroughly(desktop, &frozen, work).await?;
                 self.send(desktop, &frozen, work, Trust::Nothing, note, report).await
             }
             sent => sent,
@@ -561,22 +561,32 @@ fn dirty_chunks(view: &View) -> BTreeMap<SegmentIndex, Dirty> {
 
 /// Whether all of a chunk was zeroed, block by block, in the overlays.
 fn is_zeroed(view: &View, chunk: ChunkIndex) -> bool {
+    is_all(view, chunk, |state| state == BlockState::Zero)
+}
+
+/// Whether all of a chunk was written or zeroed, block by block, in the overlays: what lies below it is not read.
+fn is_written_over(view: &View, chunk: ChunkIndex) -> bool {
+    is_all(view, chunk, |state| state != BlockState::Base)
+}
+
+/// Whether the newest overlays that have the blocks of a chunk have all of them so.
+fn is_all(view: &View, chunk: ChunkIndex, is_so: impl Fn(BlockState) -> bool) -> bool {
     let chunk_size = view.base.chunk_size();
     let mut block = BlockIndex::containing(chunk.offset_bytes(chunk_size)).0;
     let end_bytes = ChunkIndex(chunk.0 + 1).offset_bytes(chunk_size).min(view.base.size().bytes());
     let end = end_bytes.div_ceil(BLOCK_BYTES);
     while block < end {
         let mut last = end;
-        let mut zeroed = false;
+        let mut newest = BlockState::Base;
         for overlay in &view.overlays {
             let (state, len) = overlay.run(BlockIndex(block), BlockIndex(last));
             last = block + len.max(1);
             if state != BlockState::Base {
-                zeroed = state == BlockState::Zero;
+                newest = state;
                 break;
             }
         }
-        if !zeroed {
+        if !is_so(newest) {
             return false;
         }
         block = last;

@@ -19,6 +19,7 @@ use satchel_client::state::{StateDir, make_private_dir};
 use satchel_client::versions::DesktopRef;
 use serde::Serialize;
 use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
 
 use super::open::{OnMissingArg, OpenArgs};
 use super::place::{DiskArg, FilePlace};
@@ -61,18 +62,31 @@ pub(crate) async fn run(context: &Context, args: CopyArgs) -> anyhow::Result<()>
     let open = OpenArgs::for_command(args.cache_size, OnMissingArg::Fail);
     // Its lock is held from here on: the desktop is not started meanwhile.
     let session = mount::open(context, &state, &args.to.of, &open, Claim::Write).await?;
+    if let Err(refused) = check_kept(&args, &session) {
+        session.desktop.close()?;
+        return Err(refused);
+    }
     let directory = state.desktop_path(&args.to.of).join("copy");
     clear(&directory)?;
     let (points, staging) = (directory.join("disks"), directory.join("files"));
     for path in [&directory, &points, &staging] {
         make_private_dir(path)?;
     }
-    let copying = copy(&args, source, &session, &points, &staging);
+    let stop = CancellationToken::new();
+    let copying = copy(&args, source, &session, &points, &staging, &stop);
+    tokio::pin!(copying);
     let outcome = tokio::select! {
-        outcome = copying => outcome,
-        _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!(
-            "interrupted; the same command begins anew, and puts the file system in order first"
-        )),
+        outcome = &mut copying => outcome,
+        _ = tokio::signal::ctrl_c() => {
+            stop.cancel();
+            context.printer.message("putting the file system in order; interrupt again to leave that to the next start");
+            tokio::select! {
+                outcome = &mut copying => outcome,
+                _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!(
+                    "interrupted; the same command begins anew, and puts the file system in order first"
+                )),
+            }
+        }
     };
     session.desktop.close()?;
     clear(&directory)?;
@@ -99,18 +113,42 @@ pub(crate) async fn run(context: &Context, args: CopyArgs) -> anyhow::Result<()>
     Ok(())
 }
 
+/// Refuses what the next start would throw away.
+fn check_kept(args: &CopyArgs, session: &Session) -> anyhow::Result<()> {
+    let (desktop, role) = (&session.desktop, args.disk.role());
+    if desktop.is_read_only() {
+        anyhow::bail!(
+            "desktop {} can only be looked at now: nothing that is copied would be kept. \
+             Copy when its server can be reached",
+            args.to.of
+        );
+    }
+    if desktop.disk(role).is_some_and(|disk| desktop.is_volatile(disk)) {
+        anyhow::bail!(
+            "the {role} disk of {} is new at each start (mode renew): nothing that is copied to it would be kept. \
+             Copy to its home, or choose another mode: satchel rebase {0} --mode keep",
+            args.to.of
+        );
+    }
+    Ok(())
+}
+
 async fn copy(
     args: &CopyArgs,
     source: Source,
     session: &Session,
     points: &Path,
     staging: &Path,
+    stop: &CancellationToken,
 ) -> anyhow::Result<Report> {
     let role = args.disk.role();
     let disk = session.desktop.disk(role).with_context(|| format!("{} has no {role} disk", args.to.of))?;
     let live: Arc<dyn DiskImage> = Arc::new(LiveDisk { disk: Arc::clone(disk), runtime: Handle::current() });
     let from_sequence = source.version.version.manifest.sequence;
-    let staged = source.stage(args, staging, live.size_bytes()).await?;
+    let staged = tokio::select! {
+        staged = source.stage(args, staging, live.size_bytes()) => staged?,
+        () = stop.cancelled() => anyhow::bail!("interrupted; nothing was copied"),
+    };
     let options = MountOptions { name: format!("satchel:{}", args.to.of), allow_other: false, threads: 4 };
     let fs = Arc::new(DesktopFs::new(session.desktop.disks()));
     let fuse = fuse::mount(fs, Handle::current(), points, &options)
@@ -119,8 +157,10 @@ async fn copy(
     let device = points.join(format!("{role}.raw"));
     let (of, path, force) = (args.to.of.to_string(), args.to.path.clone(), args.force);
     let scripts = points.with_file_name("files");
+    let stop = stop.clone();
     let writing = tokio::task::spawn_blocking(move || {
-        Target { device: &device, disk: live, role, of }.write(&staged, path.as_bytes(), force, &scripts)
+        let target = Target { device: &device, disk: live, role, of, stop };
+        target.write(&staged, path.as_bytes(), force, &scripts)
     });
     let fetched = || session.desktop.fetcher().stats().fetched_bytes;
     let copied = progress::while_fetching("writing", fetched, writing).await;

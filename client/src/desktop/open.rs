@@ -103,6 +103,10 @@ impl OpenDesktop {
         runtime: Handle,
     ) -> Result<Self, DesktopError> {
         let record = store.record();
+        if !record.pinned {
+            // What a sync kept for its time, when it did not come to its end.
+            cache.unpin_all_but(&HashSet::new());
+        }
         let head = store.version(record.head)?;
         let base = store.version(record.base)?;
         let origins = Origins::new(&head.manifest, &base.manifest);

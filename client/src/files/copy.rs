@@ -2,8 +2,8 @@
 //!
 //! The bytes are staged on this machine first, so that nothing is touched before all of them are here. Then e2fsprogs
 //! writes to the desktop's disk: `e2fsck -p` replays the journal, `debugfs` writes, level by level of the tree, and
-//! `e2fsck` looks at the result. While `debugfs` writes the file system says that it must be checked, so that a crash in
-//! the middle leaves one that the guest's own check, or the next copy, puts in order.
+//! `e2fsck` looks at the result. Before anything is written the file system says, durably, that it must be checked, so that a
+//! crash in the middle leaves one that the guest's own check, or the next copy, puts in order.
 
 mod e2fsprogs;
 
@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use chunk_format::DiskRole;
 use serde::Serialize;
+use tokio_util::sync::CancellationToken;
 
 use e2fsprogs::{check, edit, fits_line, is_plain, link_line, quoted, write_line};
 
@@ -43,6 +44,9 @@ pub enum CopyError {
         /// Whose.
         of: String,
     },
+    /// It was told to stop.
+    #[error("interrupted: not all of it was copied; the file system is in order")]
+    Interrupted,
     /// Something is in the way.
     #[error("{path} is there already")]
     Exists {
@@ -272,6 +276,17 @@ pub struct Target<'a> {
     pub role: DiskRole,
     /// Whose it is, for messages.
     pub of: String,
+    /// Ends the writing where the file system can be put in order.
+    pub stop: CancellationToken,
+}
+
+/// What is done for a level, one after the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// What is in the way is removed.
+    Remove,
+    /// What is copied is written.
+    Write,
 }
 
 impl Target<'_> {
@@ -300,22 +315,22 @@ impl Target<'_> {
         let fs = self.open()?;
         let (parent, name, place) = self.place(&fs, staged, path)?;
         check_free(&fs, parent, &name, &staged.item, &place, force)?;
+        self.mark_unchecked(scripts, &device)?;
         let mut outcome = Ok(());
         let mut level: Vec<Filling<'_>> = vec![(parent, vec![(name.clone(), &staged.item)])];
         while !level.is_empty() {
-            let fs = self.open()?;
-            let mut script = b"set_super_value state 0\n".to_vec();
-            for (directory, items) in &level {
-                for (name, item) in items {
-                    instruct(&fs, *directory, name, item, &mut script)?;
+            if self.stop.is_cancelled() {
+                outcome = Err(CopyError::Interrupted);
+                break;
+            }
+            // What is replaced goes first: its blocks may become what is written.
+            for step in [Step::Remove, Step::Write] {
+                let script = self.script(&level, step)?;
+                if !script.is_empty() {
+                    outcome = outcome.and_then(|()| self.run(&script, scripts, &device, &place));
                 }
             }
-            let commands = scripts.join("commands");
-            let failed = |source| CopyError::Staging { path: commands.clone(), source };
-            File::create(&commands).and_then(|mut file| file.write_all(&script)).map_err(failed)?;
-            let done = edit(&commands, &device)?;
-            if done.code != Some(0) || !done.said.is_empty() {
-                outcome = Err(CopyError::NotWritten { path: place.clone(), said: done.said });
+            if outcome.is_err() {
                 break;
             }
             level = self.next_level(&level)?;
@@ -333,6 +348,37 @@ impl Target<'_> {
         let fs = self.open()?;
         verify(&fs, parent, &name, &staged.item)?;
         Ok(Copied { path: place, ..staged.copied.clone() })
+    }
+
+    /// Has the file system say that it must be checked, durably, before anything is written: `debugfs` writes what it says of
+    /// itself last.
+    fn mark_unchecked(&self, scripts: &Path, device: &OsString) -> Result<(), CopyError> {
+        self.run(b"set_super_value state 0\n", scripts, device, &self.of)?;
+        let failed = |source| CopyError::Staging { path: self.device.to_owned(), source };
+        File::options().write(true).open(self.device).and_then(|disk| disk.sync_all()).map_err(failed)
+    }
+
+    /// What `debugfs` is to do of a step for a level.
+    fn script(&self, level: &[Filling<'_>], step: Step) -> Result<Vec<u8>, CopyError> {
+        let fs = self.open()?;
+        let mut script = Vec::new();
+        for (directory, items) in level {
+            for (name, item) in items {
+                instruct(&fs, *directory, name, item, step, &mut script)?;
+            }
+        }
+        Ok(script)
+    }
+
+    fn run(&self, script: &[u8], scripts: &Path, device: &OsString, place: &str) -> Result<(), CopyError> {
+        let commands = scripts.join("commands");
+        let failed = |source| CopyError::Staging { path: commands.clone(), source };
+        File::create(&commands).and_then(|mut file| file.write_all(script)).map_err(failed)?;
+        let done = edit(&commands, device)?;
+        match done.code == Some(0) && done.said.is_empty() {
+            true => Ok(()),
+            false => Err(CopyError::NotWritten { path: place.to_owned(), said: done.said }),
+        }
     }
 
     fn open(&self) -> Result<FileSystem, CopyError> {
@@ -432,6 +478,7 @@ fn instruct(
     directory: InodeNumber,
     name: &[u8],
     item: &Item,
+    step: Step,
     script: &mut Vec<u8>,
 ) -> Result<(), CopyError> {
     let there = fs.lookup(&fs.inode(directory)?, name)?.map(|there| fs.inode(there)).transpose()?;
@@ -445,12 +492,16 @@ fn instruct(
         Ok(())
     };
     let here = quoted(&[b"./", name].concat());
-    say(format!("cd <{directory}>").as_bytes())?;
     let is_directory = matches!(item.content, Content::Directory(_));
     let stays = is_directory && there.as_ref().is_some_and(|there| there.kind == FileKind::Directory);
-    if there.is_some() && !stays {
-        say(&[b"rm ", here.as_slice()].concat())?;
+    if step == Step::Remove {
+        if there.is_some() && !stays {
+            say(format!("cd <{directory}>").as_bytes())?;
+            say(&[b"rm ", here.as_slice()].concat())?;
+        }
+        return Ok(());
     }
+    say(format!("cd <{directory}>").as_bytes())?;
     let kind: u16 = match &item.content {
         Content::File(staged) => {
             say(&write_line(staged, name))?;

@@ -1,12 +1,39 @@
 //! Sending what a server should have and has not: it was set back to an older state.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
-use chunk_format::{ChunkId, Segment, SegmentId, SegmentIndex};
+use chunk_format::{ChunkId, ChunkIndex, Segment, SegmentId, SegmentIndex};
 
-use super::{Frozen, SyncError, Syncer, place};
+use super::{Frozen, SyncError, Syncer, is_written_over, place};
+use crate::cache::{Cache, Look};
 use crate::desktop::OpenDesktop;
 use crate::upload::SegmentWork;
+
+/// Chunks that are not evicted as long as this is there.
+pub(super) struct Kept {
+    cache: Arc<Cache>,
+    ids: Vec<ChunkId>,
+}
+
+impl Kept {
+    fn of(cache: &Arc<Cache>, ids: &HashSet<ChunkId>) -> Self {
+        Self { cache: Arc::clone(cache), ids: cache.pin_more(ids) }
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.cache.set_pinned(self.ids.iter().copied(), false);
+    }
+}
+
+/// Those of some chunks that are in the cache, by their bytes: its index may name what a power cut has taken.
+async fn here(cache: &Arc<Cache>, ids: HashSet<ChunkId>) -> HashSet<ChunkId> {
+    let cache = Arc::clone(cache);
+    let looking = move || ids.into_iter().filter(|id| cache.has(id, Look::Bytes)).collect();
+    tokio::task::spawn_blocking(looking).await.unwrap_or_default()
+}
 
 impl Syncer {
     /// The segments to send so that the server has all of a frozen state: those that changed, and those of the version below
@@ -19,7 +46,7 @@ impl Syncer {
         desktop: &OpenDesktop,
         frozen: &Frozen,
         changed: Vec<SegmentWork>,
-    ) -> Result<Vec<SegmentWork>, SyncError> {
+    ) -> Result<(Vec<SegmentWork>, Kept), SyncError> {
         let mut changed: HashMap<(usize, SegmentIndex), SegmentWork> =
             changed.into_iter().map(|work| ((work.disk, work.index), work)).collect();
         let lacking = self.lacking_segments(desktop, frozen).await?;
@@ -40,9 +67,13 @@ impl Syncer {
             }
         }
         let lost = self.lacking_chunks(desktop, &plan).await?;
+        // What is here is the only copy there may be: it is not evicted to make room for what else is read.
+        let kept = Kept::of(&desktop.cache, &lost);
+        let here = here(&desktop.cache, lost.clone()).await;
         let mut elsewhere = 0;
         for work in &mut plan {
             let Some(before) = &mut work.before else { continue };
+            let view = frozen.views.get(work.disk);
             for at in 0..before.chunks().len() {
                 let id = before.chunks()[at];
                 if !lost.contains(&id) || work.zeroed.contains(&at) {
@@ -50,15 +81,20 @@ impl Syncer {
                 }
                 // Sent as if it had been zeros before, also where it was written over with what it held.
                 before.set(at, ChunkId::ZERO)?;
-                if !work.positions.contains(&at) {
-                    elsewhere += usize::from(!desktop.cache.contains(&id));
+                let is_written = work.positions.contains(&at);
+                let is_read = !is_written
+                    || view.is_none_or(|view| {
+                        !is_written_over(view, ChunkIndex(work.index.first_chunk().0 + at as u64))
+                    });
+                elsewhere += usize::from(is_read && !here.contains(&id));
+                if !is_written {
                     work.positions.push(at);
                 }
             }
             work.positions.sort_unstable();
         }
         match elsewhere {
-            0 => Ok(plan),
+            0 => Ok((plan, kept)),
             chunks => {
                 let sequence = frozen.head.manifest.sequence;
                 Err(SyncError::Lost { what: format!("the content of {chunks} chunks"), sequence })

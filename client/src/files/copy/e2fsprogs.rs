@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::io::{self, Read};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 
@@ -90,7 +91,9 @@ fn run(
         .env("DEBUGFS_PAGER", "cat")
         .stdin(Stdio::null())
         .stdout(output)
-        .stderr(speaker);
+        .stderr(speaker)
+        // A Ctrl-C in the terminal is not theirs: they would leave a file system half written.
+        .process_group(0);
     let mut child = command.spawn().map_err(failed)?;
     // Else it would never end: this program would still have its other end.
     command.stdout(Stdio::null()).stderr(Stdio::null());

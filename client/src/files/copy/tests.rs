@@ -9,7 +9,13 @@ const ROOM: u64 = 64 << 20;
 
 fn target(made: &Made, device: &Path) -> Target<'static> {
     let device: &'static Path = Box::leak(device.to_owned().into_boxed_path());
-    Target { device, disk: made.image(), role: DiskRole::Home, of: "work".to_owned() }
+    Target {
+        device,
+        disk: made.image(),
+        role: DiskRole::Home,
+        of: "work".to_owned(),
+        stop: CancellationToken::new(),
+    }
 }
 
 #[test]
@@ -176,4 +182,48 @@ fn a_path_without_a_name_and_a_deep_tree_are_refused() {
         let error = copied.err().unwrap();
         assert!(matches!(error, CopyError::Uncopyable { .. }), "{error}");
     }
+}
+
+#[test]
+fn a_copy_that_is_told_to_stop_leaves_a_file_system_in_order_and_what_was_there() {
+    let from = Made::new();
+    fs::write(from.tree().join("letter"), "new").unwrap();
+    let to = Made::new();
+    fs::write(to.tree().join("letter"), "old").unwrap();
+    if !from.make(16 << 20, &["-b", "1024"]) || !to.make(16 << 20, &["-b", "1024"]) {
+        return;
+    }
+    let source = from.open().unwrap().unwrap();
+    let (work, disk) = (tempfile::tempdir().unwrap(), to.disk());
+    let staged = stage(&source, b"/letter", work.path(), ROOM).unwrap();
+    let target = target(&to, &disk);
+    target.stop.cancel();
+    let error = target.write(&staged, b"/letter", true, work.path()).unwrap_err();
+    assert!(matches!(error, CopyError::Interrupted), "{error}");
+    let fs = to.open().unwrap().unwrap();
+    let letter = fs.resolve(b"/letter", false).unwrap();
+    assert_eq!(fs.read_whole(&letter, 100).unwrap(), b"old");
+}
+
+#[test]
+fn a_file_system_says_that_it_must_be_checked_before_anything_is_written() {
+    /// `s_state` in the superblock; 1 is "in order" (Linux, Documentation/filesystems/ext4/super.rst).
+    const STATE_AT: u64 = 1024 + 0x3a;
+    let made = Made::new();
+    if !made.make(16 << 20, &["-b", "1024"]) {
+        return;
+    }
+    let (disk, scripts) = (made.disk(), tempfile::tempdir().unwrap());
+    let state = || {
+        let mut state = [0; 2];
+        File::open(&disk).unwrap().read_exact_at(&mut state, STATE_AT).unwrap();
+        u16::from_le_bytes(state)
+    };
+    assert_eq!(state(), 1);
+    let target = target(&made, &disk);
+    target.mark_unchecked(scripts.path(), &disk.clone().into_os_string()).unwrap();
+    assert_eq!(state(), 0);
+    // Also while what follows is written.
+    target.run(b"mkdir a\n", scripts.path(), &disk.clone().into_os_string(), "a").unwrap();
+    assert_eq!(state(), 0);
 }

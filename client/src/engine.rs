@@ -95,6 +95,12 @@ pub enum EngineError {
         /// Why.
         reason: &'static str,
     },
+    /// Satchel's own machine has fewer processors.
+    #[error("Satchel's own machine has at most {limit} processors; `--engine qemu` has more")]
+    TooManyCpus {
+        /// The most it has.
+        limit: u32,
+    },
     /// Satchel's own machine shows no screen.
     #[error("Satchel's own machine has no screen yet, only a serial console")]
     NoScreen,

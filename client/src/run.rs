@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chunk_format::{Firmware, ManifestId};
+use rustix::process::Signal;
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
@@ -30,8 +31,12 @@ use crate::volume::DirVolume;
 use guest::GuestDesk;
 use stopped::{Stop, Stops};
 
-/// How long the mount's process may take to end after the machine.
+/// How long the mount's process may take to end after the machine, before the disks are taken from whoever still has them; after
+/// that; and where a machine that was switched off may be what holds them, in a read that waits for the network.
 const UNMOUNT_TIMEOUT: Duration = Duration::from_secs(60);
+const FORCED_UNMOUNT_TIMEOUT: Duration = Duration::from_secs(60);
+const UNMOUNT_TIMEOUT_WHEN_FORCED: Duration = Duration::from_secs(3);
+const WAIT_FOR_MOUNT: &str = "wait for the process that serves the disks";
 /// How long what it said at its end may take to arrive.
 const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a machine that was switched off may take to end: a read that waits for the network holds it.
@@ -52,8 +57,18 @@ pub enum RunError {
         desktop: String,
     },
     /// The mount's process ended while the machine was running.
-    #[error("the process that serves the disks ended; the machine was stopped. What it had flushed is safe")]
-    MountDied,
+    #[error(
+        "the process that serves the disks ended ({status}); the machine was stopped. What it had flushed is safe"
+    )]
+    MountDied {
+        /// How it ended.
+        status: ExitStatus,
+    },
+    /// The mount's process goes on.
+    #[error(
+        "the process that serves the disks does not end: the desktop is in use on this machine until it does"
+    )]
+    MountStays,
     /// The mount's process failed at its end; it has said why.
     #[error(
         "the process that serves the disks ended with an error ({status}): what was written last may not be kept"
@@ -185,18 +200,25 @@ pub enum Event {
 /// [`RunError`].
 pub async fn run(request: &RunRequest, events: &impl Fn(Event)) -> Result<(), RunError> {
     // Whatever speaks against the engine is said before anything is fetched.
-    let starter = Starter::choose(request.engine, request.display)?;
+    let starter = Starter::choose(request.engine, request.display, request.cpus)?;
     let mut mount = Mount::start(request, events).await?;
-    let ran = run_machine(request, starter, &mut mount, events).await;
-    if matches!(ran, Err(RunError::MountDied)) {
+    // One for all that follows: a signal between two watchers would be lost.
+    let mut signals = match EndSignals::watch() {
+        Ok(signals) => signals,
+        Err(source) => return Err(RunError::Setup { action: "watch for signals", source }),
+    };
+    let mut was_forced = false;
+    let ran = run_machine(request, starter, &mut mount, &mut signals, &mut was_forced, events).await;
+    if matches!(ran, Err(RunError::MountDied { .. })) {
         return ran;
     }
     events(Event::Off);
     if request.sync && ran.is_ok() {
-        let synced = sync(&request.desktop_directory, events);
+        let synced = sync(&request.desktop_directory, &mut signals, events);
         hearing(&mut mount.lines, events, synced).await;
     }
-    let stopped = mount.stop(&request.desktop_directory, events).await;
+    let patience = if was_forced { UNMOUNT_TIMEOUT_WHEN_FORCED } else { UNMOUNT_TIMEOUT };
+    let stopped = mount.stop(&request.desktop_directory, patience, &mut signals, events).await;
     ran.and(stopped)
 }
 
@@ -204,6 +226,8 @@ async fn run_machine(
     request: &RunRequest,
     mut starter: Starter,
     mount: &mut Mount,
+    signals: &mut EndSignals,
+    was_forced: &mut bool,
     events: &impl Fn(Event),
 ) -> Result<(), RunError> {
     let setup = |action| move |source| RunError::Setup { action, source };
@@ -251,14 +275,17 @@ async fn run_machine(
             asked_to_stop,
             press_again_at: None,
             left_behind_at: None,
+            is_forced: false,
             refuse_at: None,
             stops: Stops::default(),
             desktop_directory: &request.desktop_directory,
             golden: golden.map(|golden| golden.id),
             events,
         };
-        let ended = supervisor.watch(mount, &mut keys).await?;
+        let ended = supervisor.watch(mount, signals, &mut keys).await;
         asked_to_stop = supervisor.asked_to_stop;
+        *was_forced = supervisor.left_behind_at.is_some();
+        let ended = ended?;
         let by_itself = supervisor.left_behind_at.is_none() && matches!(ended, Ended::Off);
         if let Some(golden) = golden.filter(|_| by_itself) {
             if began_at.elapsed() >= request.good_after {
@@ -269,13 +296,22 @@ async fn run_machine(
         }
         match ended {
             Ended::Off => return Ok(()),
-            _ if asked_to_stop => return Ok(()),
+            // Whoever pulls the plug has what they wanted, whatever the machine says of it.
+            _ if supervisor.is_forced => return Ok(()),
+            Ended::Reset | Ended::CannotBoot { .. } if asked_to_stop => return Ok(()),
             Ended::Reset => events(Event::Restarting),
             Ended::CannotBoot { said } if request.engine == Engine::Auto => {
                 events(Event::OtherEngine { said });
                 starter = Starter::Qemu;
             }
             Ended::CannotBoot { said } => {
+                return Err(RunError::Machine { program: "the machine", said });
+            }
+            Ended::NotStarted { said } => {
+                if let Some(golden) = golden {
+                    // No guest has run: that says nothing of what is on its disks.
+                    noted(starts::note_neutral(&request.desktop_directory, golden.id));
+                }
                 return Err(RunError::Machine { program: "the machine", said });
             }
             Ended::Failed { program, said } => return Err(RunError::Machine { program, said }),
@@ -314,6 +350,8 @@ struct Supervisor<'a, E: Fn(Event)> {
     press_again_at: Option<Instant>,
     /// When a machine that was switched off is left behind: it waits for its disks, which end next.
     left_behind_at: Option<Instant>,
+    /// A person had it switched off.
+    is_forced: bool,
     /// When the machine that asks for the desktop is told that this one does not switch off.
     refuse_at: Option<Instant>,
     stops: Stops,
@@ -327,10 +365,9 @@ impl<E: Fn(Event)> Supervisor<'_, E> {
     async fn watch(
         &mut self,
         mount: &mut Mount,
+        signals: &mut EndSignals,
         keys: &mut mpsc::UnboundedReceiver<Key>,
     ) -> Result<Ended, RunError> {
-        let setup = |source| RunError::Setup { action: "watch for signals", source };
-        let mut signals = EndSignals::watch().map_err(setup)?;
         let (_, no_events) = mpsc::unbounded_channel();
         let mut machine_events = std::mem::replace(&mut self.running.events, no_events);
         let Mount { process: mount_process, lines, .. } = mount;
@@ -370,16 +407,21 @@ impl<E: Fn(Event)> Supervisor<'_, E> {
                     let reason = "its machine was asked to shut down, and still runs".to_owned();
                     refuse(self.desktop_directory, reason).await;
                 }
-                _ = mount_process.wait() => {
+                ended = mount_process.wait() => {
                     // Without its disks the machine can only hang.
                     self.running.kill();
                     self.running.ended().await;
-                    return Err(RunError::MountDied);
+                    last_words(lines, self.events).await;
+                    let status = ended.map_err(|source| RunError::Setup { action: WAIT_FOR_MOUNT, source })?;
+                    return Err(RunError::MountDied { status });
                 }
                 Some(line) = lines.recv() => (self.events)(Event::Mount(line)),
                 Some(key) = keys.recv() => match key {
                     Key::PowerButton => self.stop().await,
-                    Key::ForceOff => self.force_off().await,
+                    Key::ForceOff => {
+                        self.is_forced = true;
+                        self.force_off().await;
+                    }
                     Key::Help => (self.events)(Event::Help),
                 },
                 signal = signals.received() => match signal {
@@ -399,6 +441,7 @@ impl<E: Fn(Event)> Supervisor<'_, E> {
     /// Presses the power button, until the machine is off; switches off when asked a second time.
     async fn stop(&mut self) {
         if self.asked_to_stop {
+            self.is_forced = true;
             return self.force_off().await;
         }
         self.asked_to_stop = true;
@@ -485,7 +528,7 @@ async fn open_vnc(qmp: &mut Qmp) -> Result<Event, RunError> {
     Ok(Event::Vnc { address: format!("{}:{}", part("host"), part("service")), password })
 }
 
-async fn sync(desktop_directory: &Path, events: &impl Fn(Event)) {
+async fn sync(desktop_directory: &Path, signals: &mut EndSignals, events: &impl Fn(Event)) {
     let synced = async {
         let mut connection = Connection::open(desktop_directory).await?;
         let request = Request::Sync { note: None };
@@ -493,7 +536,7 @@ async fn sync(desktop_directory: &Path, events: &impl Fn(Event)) {
     };
     let report = tokio::select! {
         report = synced => Some(report.map(serde_json::from_value::<SyncReport>)),
-        () = interrupted() => None,
+        _ = signals.received() => None,
     };
     let reason = match report {
         Some(Ok(Ok(report))) => return events(Event::Synced(Box::new(report))),
@@ -506,15 +549,15 @@ async fn sync(desktop_directory: &Path, events: &impl Fn(Event)) {
     events(Event::NotSynced { reason });
 }
 
-/// Waits for a signal that ends what goes on; for ever when there is no way to watch for one.
-async fn interrupted() {
-    match EndSignals::watch() {
-        Ok(mut signals) => _ = signals.received().await,
-        Err(error) => {
-            tracing::warn!(%error, "the sync cannot be interrupted");
-            std::future::pending().await
+/// Passes on what the process that serves the disks has said before its end.
+async fn last_words(lines: &mut mpsc::UnboundedReceiver<String>, events: &impl Fn(Event)) {
+    let said = async {
+        while let Some(line) = lines.recv().await {
+            events(Event::Mount(line));
         }
-    }
+    };
+    // What it started may hold the line open; that has nothing to say.
+    let _ = tokio::time::timeout(LAST_WORDS_TIMEOUT, said).await;
 }
 
 /// Does something, and passes on what the process that serves the disks says meanwhile.
@@ -601,38 +644,54 @@ impl Mount {
         Ok(Self { process, directory, has_home, lines })
     }
 
-    /// Unmounts the disks and waits for the end of the process.
-    async fn stop(&mut self, desktop_directory: &Path, events: &impl Fn(Event)) -> Result<(), RunError> {
+    /// Unmounts the disks and waits for the end of the process. Whoever still has the disks open after `patience`, or when a
+    /// person interrupts, has them taken away: the machine is off, and what is left of it may wait for the network.
+    async fn stop(
+        &mut self,
+        desktop_directory: &Path,
+        patience: Duration,
+        signals: &mut EndSignals,
+        events: &impl Fn(Event),
+    ) -> Result<(), RunError> {
+        self.unmount(desktop_directory, Signal::TERM).await;
+        let Self { process, lines, .. } = self;
+        let interrupted = async { while signals.received().await != EndSignal::Interrupt {} };
+        let ended = hearing(lines, events, async {
+            tokio::select! {
+                ended = process.wait() => Some(ended),
+                () = tokio::time::sleep(patience) => None,
+                () = interrupted => None,
+            }
+        });
+        let ended = match ended.await {
+            Some(ended) => Some(ended),
+            None => {
+                self.unmount(desktop_directory, Signal::INT).await;
+                let Self { process, lines, .. } = self;
+                let ending = tokio::time::timeout(FORCED_UNMOUNT_TIMEOUT, process.wait());
+                hearing(lines, events, ending).await.ok()
+            }
+        };
+        // Empty and unmounted by now; if not, it stays.
+        let _ = std::fs::remove_dir(&self.directory);
+        let Some(ended) = ended else { return Err(RunError::MountStays) };
+        last_words(&mut self.lines, events).await;
+        let status = ended.map_err(|source| RunError::Setup { action: WAIT_FOR_MOUNT, source })?;
+        if status.success() { Ok(()) } else { Err(RunError::MountFailed { status }) }
+    }
+
+    /// Asks for the end; who asks a second time means it. The signal says the same to one that has no socket to be asked on.
+    async fn unmount(&self, desktop_directory: &Path, signal: Signal) {
         let asked = async {
             let mut connection = Connection::open(desktop_directory).await?;
             connection.ask(&Request::Unmount, |_| {}).await
         };
-        if asked.await.is_err() {
-            // It has no socket to be asked on; a signal says the same.
-            if let Some(pid) = self.process.id().and_then(|pid| i32::try_from(pid).ok())
-                && let Some(pid) = rustix::process::Pid::from_raw(pid)
-            {
-                let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-            }
+        if asked.await.is_err()
+            && let Some(pid) = self.process.id().and_then(|pid| i32::try_from(pid).ok())
+            && let Some(pid) = rustix::process::Pid::from_raw(pid)
+        {
+            let _ = rustix::process::kill_process(pid, signal);
         }
-        let Self { process, lines, directory, .. } = self;
-        let ended = hearing(lines, events, tokio::time::timeout(UNMOUNT_TIMEOUT, process.wait())).await;
-        // Empty and unmounted by now; if not, it stays.
-        let _ = std::fs::remove_dir(directory);
-        let Ok(ended) = ended else {
-            tracing::warn!("the process that serves the disks does not end");
-            return Ok(());
-        };
-        let last_words = async {
-            while let Some(line) = lines.recv().await {
-                events(Event::Mount(line));
-            }
-        };
-        // What it started may hold the line open; that has nothing to say.
-        let _ = tokio::time::timeout(LAST_WORDS_TIMEOUT, last_words).await;
-        let action = "wait for the process that serves the disks";
-        let status = ended.map_err(|source| RunError::Setup { action, source })?;
-        if status.success() { Ok(()) } else { Err(RunError::MountFailed { status }) }
     }
 }
 

@@ -164,11 +164,15 @@ pub struct Patience {
     pub first_pause: Duration,
 }
 
+/// How long a busy server is asked again.
+const BUSY_PATIENCE: Duration = Duration::from_secs(600);
+
 impl Patience {
     /// Six attempts over three seconds: a server's restart is outlasted, a lost network is not.
     pub const DEFAULT: Self = Self { attempts: 6, first_pause: Duration::from_millis(100) };
 
-    /// Makes a request, again and again while it fails for a passing reason and attempts are left.
+    /// Makes a request, again and again while it fails for a passing reason and attempts are left. A server that is busy, with
+    /// uploads of the same user's other machine for example, is waited for longer than one that is away.
     ///
     /// # Errors
     /// The last failure.
@@ -178,16 +182,21 @@ impl Patience {
     ) -> Result<T, E> {
         let mut pause = self.first_pause;
         let mut attempt = 1;
+        let begin = tokio::time::Instant::now();
         loop {
-            match request().await {
-                Err(error) if error.passes() && attempt < self.attempts => {
-                    tracing::debug!(%error, attempt, "a request failed and will be repeated");
-                    tokio::time::sleep(pause.max(error.asked_pause())).await;
-                    pause *= 2;
-                    attempt += 1;
-                }
+            let error = match request().await {
+                Err(error) if error.passes() => error,
                 result => return result,
+            };
+            tracing::debug!(%error, attempt, "a request failed and will be repeated");
+            if !error.is_busy() || begin.elapsed() > BUSY_PATIENCE {
+                if attempt >= self.attempts {
+                    return Err(error);
+                }
+                attempt += 1;
+                pause *= 2;
             }
+            tokio::time::sleep(pause.max(error.asked_pause())).await;
         }
     }
 }
@@ -197,6 +206,9 @@ pub trait Passing: std::fmt::Display {
     /// Whether the same request may succeed in a moment.
     fn passes(&self) -> bool;
 
+    /// Whether the other side is there, and has too much to do.
+    fn is_busy(&self) -> bool;
+
     /// How long the other side asks us to wait.
     fn asked_pause(&self) -> Duration;
 }
@@ -204,6 +216,10 @@ pub trait Passing: std::fmt::Display {
 impl Passing for RemoteError {
     fn passes(&self) -> bool {
         self.is_transient()
+    }
+
+    fn is_busy(&self) -> bool {
+        self.code() == Some("busy")
     }
 
     fn asked_pause(&self) -> Duration {
@@ -217,6 +233,10 @@ impl Passing for RemoteError {
 impl Passing for CommitError {
     fn passes(&self) -> bool {
         matches!(self, Self::Remote(error) if error.passes())
+    }
+
+    fn is_busy(&self) -> bool {
+        matches!(self, Self::Remote(error) if error.is_busy())
     }
 
     fn asked_pause(&self) -> Duration {

@@ -190,6 +190,14 @@ impl Check<'_> {
         self.report.findings.len() - 1
     }
 
+    /// Reads the names of namespaces again when some are not known: somebody has sent something for the first time meanwhile.
+    async fn know(&mut self, mut ids: impl Iterator<Item = NamespaceId>) -> Result<(), DatabaseError> {
+        if ids.any(|id| !self.names.contains_key(&id)) {
+            self.names = namespaces::list(self.database.readers()).await?.into_iter().collect();
+        }
+        Ok(())
+    }
+
     /// The name of a namespace that has rows.
     fn name(&self, id: NamespaceId) -> Result<Namespace, DatabaseError> {
         self.names.get(&id).cloned().ok_or_else(|| DatabaseError::Value {

@@ -162,11 +162,22 @@ fn uefi(machine: &Machine) -> Result<(PathBuf, &Path), EngineError> {
     let dir = Path::new(FIRMWARE_DIR);
     let found = FIRMWARES.iter().find(|(code, _)| dir.join(code).exists());
     let (code, fresh) = found.ok_or_else(|| EngineError::NoUefi { searched: dir.to_owned() })?;
-    if !machine.settings.exists() {
-        std::fs::copy(dir.join(fresh), &machine.settings)
-            .map_err(|source| EngineError::Prepare { path: machine.settings.clone(), source })?;
-    }
+    prepare_settings(&dir.join(fresh), &machine.settings)
+        .map_err(|source| EngineError::Prepare { path: machine.settings.clone(), source })?;
     Ok((dir.join(code), &machine.settings))
+}
+
+/// Copies the settings that a firmware begins with, unless they are there. Under their name there are whole ones only: QEMU takes
+/// no others.
+fn prepare_settings(fresh: &Path, settings: &Path) -> std::io::Result<()> {
+    let is_whole = |found: std::fs::Metadata| Ok(found.len() == std::fs::metadata(fresh)?.len());
+    if std::fs::metadata(settings).and_then(is_whole).unwrap_or(false) {
+        return Ok(());
+    }
+    let unfinished = settings.with_extension("new");
+    std::fs::copy(fresh, &unfinished)?;
+    std::fs::File::open(&unfinished)?.sync_all()?;
+    std::fs::rename(&unfinished, settings)
 }
 
 /// QEMU's option parser takes a doubled comma for a comma.

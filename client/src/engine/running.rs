@@ -44,6 +44,11 @@ pub enum Ended {
         /// Why.
         said: String,
     },
+    /// It could not be made, and no guest has run.
+    NotStarted {
+        /// Why.
+        said: String,
+    },
     /// It failed, in its own words.
     Failed {
         /// Which program.
@@ -97,9 +102,12 @@ impl Starter {
     /// Chooses the engine.
     ///
     /// # Errors
-    /// `NoKvm`, `NoScreen`, `NotInstalled`, when our own machine is asked for and cannot be; `Connection`.
-    pub fn choose(engine: Engine, display: Display) -> Result<Starter, EngineError> {
+    /// `TooManyCpus`, `NoKvm`, `NoScreen`, `NotInstalled`, when our own machine is asked for and cannot be; `Connection`.
+    pub fn choose(engine: Engine, display: Display, cpus: u32) -> Result<Starter, EngineError> {
         let own = || -> Result<Programs, EngineError> {
+            if cpus > kvm::MAX_CPUS {
+                return Err(EngineError::TooManyCpus { limit: kvm::MAX_CPUS });
+            }
             check_kvm()?;
             match display {
                 Display::None => Programs::find(),
@@ -196,6 +204,7 @@ impl Running {
             Some(0) => Ended::Off,
             Some(kvm::EXIT_RESET) if self.is_own => Ended::Reset,
             Some(kvm::EXIT_NO_BOOT) if self.is_own => Ended::CannotBoot { said },
+            Some(kvm::EXIT_NOT_STARTED | kvm::EXIT_USAGE) if self.is_own => Ended::NotStarted { said },
             _ if said.is_empty() => Ended::Failed { program, said: why(status) },
             _ => Ended::Failed { program, said },
         }

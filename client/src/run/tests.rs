@@ -26,7 +26,8 @@ async fn stopped(script: &str) -> (Vec<String>, Result<(), RunError>) {
         event => panic!("{event:?}"),
     };
     let mut mount = Mount::start(&served_by(script, directory.path()), &events).await.unwrap();
-    let stopped = mount.stop(directory.path(), &events).await;
+    let stopped =
+        mount.stop(directory.path(), UNMOUNT_TIMEOUT, &mut EndSignals::watch().unwrap(), &events).await;
     (said.into_inner(), stopped)
 }
 

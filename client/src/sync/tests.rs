@@ -612,7 +612,7 @@ async fn what_only_this_machine_has_is_not_evicted_by_the_sync_that_sends_it() {
     for chunk in 0..SYSTEM_SECTORS / PER_CHUNK {
         world.apply(&Op::Write { home: false, sector: chunk * PER_CHUNK, len: PER_CHUNK }).await.unwrap();
     }
-    world.apply(&Op::Write { home: true, sector: 0, len: BLOCK_BYTES as usize / SECTOR }).await.unwrap();
+    world.apply(&Op::Write { home: true, sector: 0, len: 4096 / SECTOR }).await.unwrap();
     world.candidates.push([world.synced_system(), world.expected[1].now()]);
     let syncer = syncer(&world.server);
     let synced = tokio::time::timeout(std::time::Duration::from_secs(60), syncer.sync(world.desktop(), None));
@@ -630,7 +630,7 @@ async fn what_nobody_has_any_more_below_what_was_written_in_part_is_told() {
     syncer(&world.server).sync(world.desktop(), None).await.unwrap();
     world.server.lose_what_users_sent();
     world.desktop().cache.give_back(u64::MAX);
-    world.apply(&Op::Write { home: true, sector: 0, len: BLOCK_BYTES as usize / SECTOR }).await.unwrap();
+    world.apply(&Op::Write { home: true, sector: 0, len: 4096 / SECTOR }).await.unwrap();
     world.desktop().set_head_lost(true);
     let syncer = syncer(&world.server);
     let synced = tokio::time::timeout(std::time::Duration::from_secs(60), syncer.sync(world.desktop(), None));

@@ -133,3 +133,41 @@ async fn a_disk_that_changes_meanwhile_is_refused() {
     assert!(matches!(error, UploadError::Changed { .. }), "{error}");
     assert!(server.objects().iter().all(|name| !name.contains("segments")));
 }
+
+#[derive(Debug, thiserror::Error)]
+#[error("it fails")]
+struct Failure {
+    is_busy: bool,
+}
+
+impl Passing for Failure {
+    fn passes(&self) -> bool {
+        true
+    }
+
+    fn is_busy(&self) -> bool {
+        self.is_busy
+    }
+
+    fn asked_pause(&self) -> Duration {
+        Duration::from_secs(2)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_busy_server_is_waited_for_longer_than_one_that_is_away_but_not_for_ever() {
+    let asked = std::cell::Cell::new(0);
+    let failing = |is_busy, until| {
+        asked.set(0);
+        let asked = &asked;
+        Patience::DEFAULT.retry(move || {
+            asked.set(asked.get() + 1);
+            std::future::ready(if asked.get() > until { Ok(()) } else { Err(Failure { is_busy }) })
+        })
+    };
+    failing(true, 50).await.unwrap();
+    assert!(failing(false, 50).await.is_err());
+    assert_eq!(asked.get(), 6);
+    assert!(failing(true, 10_000).await.is_err());
+    assert!(asked.get() < 400, "{}", asked.get());
+}

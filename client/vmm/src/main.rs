@@ -35,7 +35,7 @@ enum Action {
 }
 
 /// Run a machine until it is switched off. Exits with 0 when it was, with 3 when it wants to be started again, with 4 when the
-/// disk boots nothing this machine can start, else with 1
+/// disk boots nothing this machine can start, with 5 when it cannot be made and no guest has run, else with 1
 #[derive(Args)]
 struct RunArgs {
     /// A disk: PATH, or a list of path=PATH or fd=N, id=NAME, read-only; the first one boots
@@ -193,8 +193,9 @@ fn main() -> ExitCode {
     };
     done.unwrap_or_else(|error| {
         report(&error);
-        match boot_error(&error) {
-            Some(_) => ExitCode::from(EXIT_NO_BOOT),
+        match error.downcast_ref::<LaunchError>() {
+            _ if boot_error(&error).is_some() => ExitCode::from(EXIT_NO_BOOT),
+            Some(_) => ExitCode::from(EXIT_NOT_STARTED),
             None => ExitCode::FAILURE,
         }
     })
@@ -204,6 +205,8 @@ fn main() -> ExitCode {
 const EXIT_RESET: u8 = 3;
 /// Nothing on the disk can be booted by this machine.
 const EXIT_NO_BOOT: u8 = 4;
+/// The machine cannot be made, and no guest has run.
+const EXIT_NOT_STARTED: u8 = 5;
 
 fn boot_error(error: &anyhow::Error) -> Option<&BootError> {
     error.chain().find_map(|cause| match cause.downcast_ref::<LaunchError>() {

@@ -61,6 +61,7 @@ impl Check<'_> {
             let rows = packs::list_after(self.database.readers(), after, ROWS_AT_ONCE).await?;
             let Some(last) = rows.last() else { break };
             after = last.row;
+            self.know(rows.iter().map(|row| row.namespace)).await?;
             let checked: Vec<_> = {
                 let this = &*self;
                 let states = rows.into_iter().map(|row| async move {

@@ -20,6 +20,7 @@ impl Check<'_> {
             let rows = profiles::list_streams_after(self.database.readers(), after, ROWS_AT_ONCE).await?;
             let Some(last) = rows.last() else { break };
             after = last.row;
+            self.know(rows.iter().map(|row| row.namespace)).await?;
             for row in rows {
                 let namespace = self.name(row.namespace)?;
                 let key = ObjectKey { namespace, object: Object::Stream(row.stream) };

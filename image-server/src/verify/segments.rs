@@ -35,6 +35,7 @@ impl Check<'_> {
             let rows = segments::list_after(self.database.readers(), after, ROWS_AT_ONCE).await?;
             let Some(last) = rows.last() else { return Ok(()) };
             after = last.row;
+            self.know(rows.iter().map(|row| row.namespace)).await?;
             let checked: Vec<_> = {
                 let this = &*self;
                 let states = rows.into_iter().map(|row| async move {

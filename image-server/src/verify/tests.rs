@@ -426,3 +426,23 @@ async fn a_version_that_is_pruned_meanwhile_is_no_damage() {
     let report = verify(stored.dir.path(), &progress).await.unwrap();
     assert!(report.findings.is_empty(), "{:#?}", report.findings);
 }
+
+#[tokio::test]
+async fn a_user_who_sends_something_for_the_first_time_meanwhile_is_no_damage() {
+    let stored = Stored::new().await;
+    let progress = Meanwhile::new(|part, step| {
+        if (part, step) == (Part::Packs, 0) {
+            apart(stored.execute(
+                "INSERT INTO namespaces VALUES (99, 'user', 'bob', (SELECT min(id) FROM users), 1); \
+                 UPDATE packs SET namespace_id = 99 WHERE id = (SELECT max(id) FROM packs)",
+            ));
+        }
+    });
+    let report = verify(stored.dir.path(), &progress).await.unwrap();
+    // Its file was not sent, only its row was.
+    assert!(
+        report.findings.iter().all(|finding| finding.object.starts_with("user/bob")),
+        "{:#?}",
+        report.findings
+    );
+}

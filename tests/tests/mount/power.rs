@@ -33,6 +33,25 @@ read -r line <&"$control"
 echo '{"return": {}}' >&"$control"
 exec sleep infinity
 "#;
+const CRASHES: &str = r#"
+while read -r line <&"$control"; do
+    [[ $line != *system_powerdown* ]] || { echo 'out of memory' >&2; exit 1; }
+    echo '{"return": {}}' >&"$control"
+done
+"#;
+/// Reads here and there, and hangs; what reads is still there when it is gone.
+const READS_AND_HANGS: &str = r#"
+for word; do
+    case $word in *node-name=system-file,filename=*) disk=${word#*filename=} disk=${disk%%,*} ;; esac
+done
+while [[ -e $disk ]]; do
+    dd if="$disk" of=/dev/null bs=64k iflag=direct skip=$((RANDOM % 300)) count=1
+    sleep 0.05
+done >/dev/null 2>&1 &
+read -r line <&"$control"
+echo '{"return": {}}' >&"$control"
+exec sleep infinity
+"#;
 const TAKES_ITS_DESCRIPTOR: &str = r#"#!/bin/bash
 for word; do
     case $word in socket,id=control,fd=*) control=${word##*=} ;; esac
@@ -113,6 +132,45 @@ fn a_machine_that_answers_nothing_any_more_can_be_switched_off() {
     assert!(said.contains("switching the machine off"), "{said}");
     // Its disks are whole, and nobody has them.
     published.content.assert_in(&laptop.mount("work").system());
+}
+
+#[test]
+fn a_machine_that_crashes_while_it_shuts_down_is_not_off() {
+    require!(fuse);
+    let published = Publication::new(89, IMAGE_BYTES);
+    let laptop = published.machine_with_desktop("laptop");
+    let mut running = run_in(CRASHES, &laptop, &[]);
+    running.signal(Signal::INT);
+    let status = running.wait(PATIENCE);
+    assert_eq!(status.code(), Some(1), "{}", running.report());
+    let said = running.stderr();
+    assert!(said.contains("out of memory"), "{said}");
+    assert!(!said.contains("synced work"), "{said}");
+}
+
+#[test]
+fn a_machine_that_was_switched_off_lets_go_of_its_disks_without_a_network() {
+    require!(fuse);
+    let published = Publication::new(90, IMAGE_BYTES);
+    let link = Link::start(published.server.address(), Shape::default());
+    let laptop = published.machine("laptop");
+    laptop.login(&published.access().through(&link));
+    laptop.create("work", "golden", None);
+    let mut running = run_in(READS_AND_HANGS, &laptop, &["--no-sync"]);
+    link.apply(Event::Down);
+    wait::until("a read waits for the network", PATIENCE, || {
+        running.stderr().contains("the server does not answer").then_some(())
+    });
+    running.signal(Signal::INT);
+    wait::until("the button is pressed", PATIENCE, || {
+        running.stderr().contains("shutting the machine down").then_some(())
+    });
+    running.signal(Signal::INT);
+    let status = running.wait(PATIENCE);
+    assert!(status.success(), "{}", running.report());
+    // Nobody has them any more.
+    let again = laptop.satchel(["--json", "status", "work"]).ok().json();
+    assert!(again["live"].is_null(), "{again}");
 }
 
 #[test]

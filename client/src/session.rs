@@ -280,10 +280,19 @@ impl Session {
         }
         let runtime = Handle::current();
         let desktop = opening.assemble(store, options, &runtime, is_read_only)?;
-        let is_lost =
-            |notice: &Notice| matches!(notice, Notice::ServerIsBehind { .. } | Notice::HeadUnknown { .. });
-        desktop.set_head_lost(notices.iter().any(is_lost));
+        // Of a desktop that the server does not know, what this machine has is sent once: as a fork, on which it stands then.
         let subject = opening.subject();
+        let on = desktop
+            .store()
+            .version(desktop.store().record().head)
+            .map_err(|source| opening.failed(source))?;
+        let is_on_fork = on.manifest.subject != subject;
+        let is_lost = |notice: &Notice| match notice {
+            Notice::ServerIsBehind { .. } | Notice::HeadUnknown { .. } => true,
+            Notice::GoneFromServer => !is_on_fork,
+            _ => false,
+        };
+        desktop.set_head_lost(notices.iter().any(is_lost));
         Ok(Self {
             desktop,
             subject,

@@ -142,7 +142,7 @@ impl Opening<'_> {
         Subject::Desktop { owner: self.login.user.clone(), desktop: self.desktop.clone() }
     }
 
-    fn failed(&self, source: DesktopError) -> SessionError {
+    pub(super) fn failed(&self, source: DesktopError) -> SessionError {
         SessionError::Desktop { desktop: self.desktop.clone(), path: self.directory.to_owned(), source }
     }
 

@@ -311,7 +311,7 @@ async fn stand(connection: &mut Connection, commit: &Commit) -> Result<Standing,
         head = versions::head(&mut *connection, series.id).await?;
     }
     let fork_of = match (&series, &commit.placing.fork_of) {
-        (None, Some(origin)) => Some(check_forks(&mut *connection, row, origin, commit).await?),
+        (None, Some(origin)) => check_forks(&mut *connection, row, origin, commit).await?,
         _ => {
             check_follows(head, commit)?;
             None
@@ -372,22 +372,25 @@ fn check_follows(head: Option<VersionRow>, commit: &Commit) -> Result<(), ApiErr
 }
 
 /// A fork's first version follows any version of the desktop it is a fork of. One that is not known here is taken too: it
-/// was made before this server was set back to an older state, and the fork is what is left of it.
+/// was made before this server was set back to an older state, and the fork is what is left of it; also of a desktop that was
+/// begun after that state, and is none here.
 async fn check_forks(
     connection: &mut Connection,
     namespace: Option<NamespaceId>,
     origin: &Name,
     commit: &Commit,
-) -> Result<SeriesId, ApiError> {
+) -> Result<Option<SeriesId>, ApiError> {
     let series = match namespace {
         Some(namespace) => versions::find_series(&mut *connection, namespace, origin).await?,
         None => None,
     };
-    let series = series.ok_or_else(|| ApiError::no_such(format_args!("desktop {origin}")))?;
     let Some(parent) = commit.manifest.parent else {
         return Err(ApiError::BadRequest("manifest: a fork's first version needs a `parent`".to_owned()));
     };
     let found = versions::find(&mut *connection, &commit.manifest.subject.namespace(), parent).await?;
+    if series.is_none() && found.is_some() {
+        return Err(ApiError::no_such(format_args!("desktop {origin}")));
+    }
     if let Some(found) = found {
         let (_, name) = versions::series_of(&mut *connection, found.row).await?;
         if name != *origin {
@@ -403,7 +406,7 @@ async fn check_forks(
             )));
         }
     }
-    Ok(series.id)
+    Ok(series.map(|series| series.id))
 }
 
 /// Every segment must be here, and made of chunks of its disk's size.

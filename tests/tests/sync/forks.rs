@@ -260,6 +260,36 @@ fn a_server_that_was_set_back_gets_the_work_again_as_a_fork() {
     published.server.verify();
 }
 
+/// Also when the desktop was begun after the backup, so that the server knows nothing of it.
+#[test]
+fn a_server_that_was_set_back_to_before_a_desktop_gets_its_work_as_a_fork() {
+    require!(fuse);
+    let mut published = Publication::new(93, IMAGE_BYTES);
+    let laptop = published.machine("laptop");
+    let backup = published.server.back_up();
+    laptop.create("work", "golden", Some("16M"));
+    let mut disks = Disks::new(&published);
+    let mut rng = Rng::new(73);
+    let change = |disks: &mut Disks, rng: &mut Rng| {
+        let mount = laptop.mount("work");
+        disks.change(&mount, 10, rng);
+        mount.unmount();
+    };
+    change(&mut disks, &mut rng);
+    sync(&laptop);
+    published.server.restore(&backup);
+    // Nothing was changed since, and yet the server gets all of it.
+    let report = sync(&laptop);
+    assert_eq!(report["fork"]["of"], "work", "{report}");
+    let fork = report["fork"]["fork"].as_str().expect("a name").to_owned();
+    assert_holds(&published, &fork, &disks);
+    change(&mut disks, &mut rng);
+    sync(&laptop);
+    assert_holds(&published, &fork, &disks);
+    assert_eq!(sync(&laptop)["version"], Value::Null, "it is sent once");
+    published.server.verify();
+}
+
 /// By the time the laptop looks, the server's newest version has a higher number than the laptop's.
 #[test]
 fn what_a_set_back_server_has_lost_is_kept_however_far_others_have_gone() {

@@ -153,6 +153,11 @@ async fn a_fork_follows_the_desktop_it_names() {
     // Made on a version this server has lost, when it was set back to an older state.
     let lost = Manifest { parent: Some(ManifestId::of(b"lost")), sequence: 9, ..fork };
     fixture.commit(FORK, alice, &lost, 6).await.done(201);
+    // Of a desktop that was begun after that state.
+    let unknown = "/v1/desktops/other.laptop-b-3fa2/versions?fork-of=other";
+    let subject =
+        Subject::Desktop { owner: "alice".parse().unwrap(), desktop: "other.laptop-b-3fa2".parse().unwrap() };
+    fixture.commit(unknown, alice, &Manifest { subject, ..lost }, 6).await.done(201);
 }
 
 #[tokio::test]

@@ -80,7 +80,7 @@ fn a_guest_whose_disks_die_loses_nothing_it_had_flushed() {
     assert_eq!(
         errors,
         [
-            "error: the process that serves the disks ended; the machine was stopped. What it had flushed is safe"
+            "error: the process that serves the disks ended (signal: 9 (SIGKILL)); the machine was stopped. What it had flushed is safe"
         ],
         "{said}"
     );

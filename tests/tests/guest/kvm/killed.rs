@@ -191,7 +191,7 @@ fn strike(laptop: &Client, part: Part, flushed: u64, rng: &mut Rng) -> u64 {
             let expected = match part {
                 Part::Vmm => "error: the machine ended with an error: it was ended by signal 9",
                 _ => {
-                    "error: the process that serves the disks ended; the machine was stopped. What it had flushed is safe"
+                    "error: the process that serves the disks ended (signal: 9 (SIGKILL)); the machine was stopped. What it had flushed is safe"
                 }
             };
             assert_eq!(errors, [expected], "{said}");

@@ -8,7 +8,7 @@
 //! | 32           | manifest   | the version it was recorded on                                     |
 //! | 4            | entries    | at most 1,048,576                                                  |
 //! | 2            | streams    | at most 1,024                                                      |
-//! | streams x 40 | stream     | 32 id, u32 bytes, u32 entries, both above 0, bytes at most 16 MiB: the streams hold the entries in order |
+//! | streams x 40 | stream     | 32 id, u32 bytes, u32 entries, both above 0, bytes at most 17 MiB: the streams hold the entries in order |
 //! | entries x 5  | entry      | u8 disk (position in the manifest, below 4), u32 chunk index; each chunk once |
 
 use std::collections::HashSet;

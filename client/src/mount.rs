@@ -26,7 +26,7 @@ use crate::cache::Look;
 use crate::control::{self, Connection, Reply, Request};
 use crate::desktop::OpenDesktop;
 use crate::disk::DiskError;
-use crate::fetch::LinkState;
+use crate::fetch::{FillError, LinkState};
 use crate::fs::DesktopFs;
 use crate::fs::fuse::{self, MountOptions};
 use crate::hint::explain;
@@ -172,11 +172,19 @@ pub async fn serve(
                 "nothing is fetched ahead for the start"
             );
         }
-        // What a renewal or another machine brought since it was pinned.
-        if record.pinned
-            && let Err(error) = starting.desktop.fill(Look::Index).await
-        {
-            tracing::warn!(error = &error as &dyn std::error::Error, "not all of a pinned desktop is here");
+        // What a renewal or another machine brought since it was pinned; asked anew, for it may have been let go meanwhile.
+        if !starting.desktop.store().record().pinned {
+            return;
+        }
+        match starting.desktop.fill(Look::Index).await {
+            Err(error @ (FillError::NoRoom { .. } | FillError::NotDurable(_))) => {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "not all of a pinned desktop is here"
+                );
+            }
+            // It was let go, or the mount ends.
+            Ok(()) | Err(FillError::Ended | FillError::Fetch(_)) => {}
         }
     });
     let asked = Arc::new(Notify::new());
@@ -395,8 +403,10 @@ async fn answer(listener: UnixListener, answering: Answering) {
                     fill(&session, limit_bytes_per_s, &mut connection).await
                 }
                 Request::Pin { pinned: false, .. } => {
+                    // Noted first: what a start fills it with then does not begin after this.
+                    let noted = session.desktop.store().set_pinned(false, None);
                     session.desktop.unpin().await;
-                    reply_to(session.desktop.store().set_pinned(false, None))
+                    reply_to(noted)
                 }
                 Request::Pause { paused } => {
                     session.desktop.fetcher().pause_background(paused);

@@ -315,26 +315,9 @@ impl Target<'_> {
         let fs = self.open()?;
         let (parent, name, place) = self.place(&fs, staged, path)?;
         check_free(&fs, parent, &name, &staged.item, &place, force)?;
-        self.mark_unchecked(scripts, &device)?;
-        let mut outcome = Ok(());
-        let mut level: Vec<Filling<'_>> = vec![(parent, vec![(name.clone(), &staged.item)])];
-        while !level.is_empty() {
-            if self.stop.is_cancelled() {
-                outcome = Err(CopyError::Interrupted);
-                break;
-            }
-            // What is replaced goes first: its blocks may become what is written.
-            for step in [Step::Remove, Step::Write] {
-                let script = self.script(&level, step)?;
-                if !script.is_empty() {
-                    outcome = outcome.and_then(|()| self.run(&script, scripts, &device, &place));
-                }
-            }
-            if outcome.is_err() {
-                break;
-            }
-            level = self.next_level(&level)?;
-        }
+        // Whatever comes of it, the file system is put in order after.
+        let outcome =
+            self.write_levels((parent, vec![(name.clone(), &staged.item)]), scripts, &device, &place);
         // Not `-p` alone, which believes the file system when it says that it is in order.
         let mended = check(&["-f", "-p"], &device)?;
         let looked = check(&["-f", "-n"], &device)?;
@@ -348,6 +331,32 @@ impl Target<'_> {
         let fs = self.open()?;
         verify(&fs, parent, &name, &staged.item)?;
         Ok(Copied { path: place, ..staged.copied.clone() })
+    }
+
+    /// Writes a directory's items, and what is in them, level by level.
+    fn write_levels(
+        &self,
+        first: Filling<'_>,
+        scripts: &Path,
+        device: &OsString,
+        place: &str,
+    ) -> Result<(), CopyError> {
+        self.mark_unchecked(scripts, device)?;
+        let mut level = vec![first];
+        while !level.is_empty() {
+            if self.stop.is_cancelled() {
+                return Err(CopyError::Interrupted);
+            }
+            // What is replaced goes first: its blocks may become what is written.
+            for step in [Step::Remove, Step::Write] {
+                let script = self.script(&level, step)?;
+                if !script.is_empty() {
+                    self.run(&script, scripts, device, place)?;
+                }
+            }
+            level = self.next_level(&level)?;
+        }
+        Ok(())
     }
 
     /// Has the file system say that it must be checked, durably, before anything is written: `debugfs` writes what it says of

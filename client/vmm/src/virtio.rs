@@ -12,6 +12,7 @@ pub mod balloon;
 pub mod blk;
 mod buffers;
 pub mod console;
+mod crew;
 pub mod mmio;
 pub mod net;
 mod packet;

@@ -72,15 +72,17 @@ const COMMON: &[c_long] = &[
     libc::SYS_writev,
 ];
 
-/// Moves a disk's bytes.
+/// Moves a disk's bytes, and sees whether that made it wait.
 const DISK: &[c_long] = &[
     libc::SYS_fallocate,
     libc::SYS_fdatasync,
     libc::SYS_fsync,
+    libc::SYS_getrusage,
     libc::SYS_pread64,
     libc::SYS_preadv,
     libc::SYS_pwrite64,
     libc::SYS_pwritev,
+    libc::SYS_timerfd_settime,
 ];
 
 /// Moves bytes over a socket that is there.
@@ -101,7 +103,6 @@ const EVENTS: &[c_long] = &[libc::SYS_eventfd2];
 const MAIN: &[c_long] = &[
     libc::SYS_dup3,
     libc::SYS_fstat,
-    libc::SYS_getrusage,
     libc::SYS_lseek,
     libc::SYS_newfstatat,
     libc::SYS_rt_sigaction,

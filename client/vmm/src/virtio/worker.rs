@@ -47,12 +47,13 @@ impl Role {
 }
 
 type Body = Box<dyn FnOnce() + Send>;
+type Done = Box<dyn FnOnce(io::Result<JoinHandle<()>>) + Send>;
 
-/// A thread that is to be started, and where its handle goes.
+/// A thread that is to be started, and who is told.
 struct Order {
     role: Role,
     body: Body,
-    handle: Sender<io::Result<JoinHandle<()>>>,
+    done: Done,
 }
 
 /// Who starts threads for others.
@@ -66,9 +67,8 @@ static STARTER: OnceLock<Mutex<Sender<Order>>> = OnceLock::new();
 pub fn start_threads_from_here() -> io::Result<()> {
     let (sender, orders): (_, Receiver<Order>) = mpsc::channel();
     std::thread::Builder::new().name("starter".to_owned()).spawn(move || {
-        for Order { role, body, handle } in orders {
-            // Whoever asked waits for it.
-            let _ = handle.send(spawn(role, body));
+        for order in orders {
+            order.fill();
         }
     })?;
     // A second starter would do as well as the first.
@@ -76,18 +76,45 @@ pub fn start_threads_from_here() -> io::Result<()> {
     Ok(())
 }
 
-fn spawn(role: Role, body: Body) -> io::Result<JoinHandle<()>> {
-    std::thread::Builder::new().name(role.name().to_owned()).spawn(body)
+impl Order {
+    fn fill(self) {
+        let name = self.role.name().to_owned();
+        (self.done)(std::thread::Builder::new().name(name).spawn(self.body));
+    }
 }
 
-fn start_thread(role: Role, body: Body) -> io::Result<JoinHandle<()>> {
-    let Some(starter) = STARTER.get() else { return spawn(role, body) };
-    let (handle, started) = mpsc::channel();
-    let order = Order { role, body, handle };
+/// Has a thread started, sooner or later; `done` is told how it went.
+pub(super) fn order_thread(
+    role: Role,
+    body: Body,
+    done: impl FnOnce(io::Result<JoinHandle<()>>) + Send + 'static,
+) {
+    let order = Order { role, body, done: Box::new(done) };
+    let Some(starter) = STARTER.get() else { return order.fill() };
     let sent = starter.lock().unwrap_or_else(PoisonError::into_inner).send(order);
-    let gone = || io::Error::other("the thread that starts others is gone");
-    sent.map_err(|_| gone())?;
-    started.recv().map_err(|_| gone())?
+    if let Err(mpsc::SendError(order)) = sent {
+        (order.done)(Err(io::Error::other("the thread that starts others is gone")));
+    }
+}
+
+pub(super) fn start_thread(role: Role, body: Body) -> io::Result<JoinHandle<()>> {
+    let (sender, started) = mpsc::channel();
+    order_thread(role, body, move |result| {
+        // Whoever asked waits for it.
+        let _ = sender.send(result);
+    });
+    started.recv().unwrap_or_else(|_| Err(io::Error::other("the thread that starts others is gone")))
+}
+
+/// What a thread does once it is confined to what its role may do. A thread that cannot be confined does nothing.
+pub(super) fn confined(role: Role, body: impl FnOnce() + Send + 'static) -> Body {
+    Box::new(move || match sandbox::confine_thread(sandbox::Thread::Device(role)) {
+        Ok(()) => body(),
+        Err(error) => {
+            let error = &error as &dyn std::error::Error;
+            tracing::error!(thread = role.name(), error, "a device does not start");
+        }
+    })
 }
 
 /// A thread that ends when it is told to, at the latest when this is dropped.
@@ -104,23 +131,8 @@ impl Worker {
     pub fn start(role: Role, body: impl FnOnce(&Event) + Send + 'static) -> io::Result<Worker> {
         let stop = Arc::new(Event::new()?);
         let told = Arc::clone(&stop);
-        let confined = move || {
-            // A thread that cannot be confined does nothing.
-            match sandbox::confine_thread(sandbox::Thread::Device(role)) {
-                Ok(()) => body(&told),
-                Err(error) => {
-                    let error = &error as &dyn std::error::Error;
-                    tracing::error!(thread = role.name(), error, "a device does not start");
-                }
-            }
-        };
-        let thread = start_thread(role, Box::new(confined))?;
+        let thread = start_thread(role, confined(role, move || body(&told)))?;
         Ok(Worker { stop, thread: Some(thread) })
-    }
-
-    /// Tells the thread to end, and does not wait for it.
-    pub fn tell_to_stop(&self) {
-        self.stop.signal();
     }
 
     /// Ends the thread and waits for it.

@@ -74,6 +74,14 @@ pub(super) struct Geometry {
 }
 
 impl Action {
+    /// The bytes it moves between the disk and the guest's memory.
+    pub(super) fn moved_bytes(&self) -> u64 {
+        match self {
+            Action::Read(_, buffers) | Action::Write(_, buffers) => buffers.bytes(),
+            _ => 0,
+        }
+    }
+
     /// Whether the disk's content is another after it.
     pub(super) fn changes_the_disk(&self) -> bool {
         matches!(self, Action::Write(..) | Action::Discard(_) | Action::WriteZeroes(_))

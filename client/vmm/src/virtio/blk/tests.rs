@@ -1,8 +1,10 @@
 use std::os::unix::fs::FileExt;
 
 use proptest::prelude::*;
+use vm_memory::Bytes;
 
 use super::*;
+use crate::event::Event;
 use crate::virtio::driver::{Descriptor, Driver, MEMORY_BYTES};
 
 const DISK_BYTES: u64 = 1 << 20;
@@ -48,6 +50,19 @@ impl Rig {
         let mut content = vec![0; bytes];
         self.file.read_exact_at(&mut content, offset).unwrap();
         content
+    }
+
+    /// Has one sector read for each of `sectors`, all of which the device finds at once.
+    fn read_together(&mut self, sectors: impl IntoIterator<Item = u64>) {
+        for sector in sectors {
+            let at = self.driver.buffer(1024);
+            let memory = &self.driver.memory;
+            memory.write_slice(&header(0, sector), vm_memory::GuestAddress(at)).unwrap();
+            let part = |address, length, flags| Descriptor { address, length, flags, next: 0 };
+            let chain = [part(at, 16, 0), part(at + 16, 512, 2), part(at + 528, 1, 2)];
+            self.driver.send_chain(0, &chain);
+        }
+        self.driver.ring(0);
     }
 
     /// The status byte of a request.
@@ -203,6 +218,45 @@ fn many_requests_are_done_at_once_and_all_are_answered() {
         }
     }
     assert!(answers.is_empty());
+}
+
+#[test]
+fn the_driver_is_told_together_of_what_is_answered_without_waiting() {
+    let mut rig = Rig::new();
+    let mut least = u64::MAX;
+    // A thread that is kept from its processor for long enough is taken to wait.
+    for _ in 0..100 {
+        let before = rig.driver.interrupt.queues();
+        rig.read_together(0..32);
+        for _ in 0..32 {
+            assert_eq!(rig.driver.used(0).1, 513);
+        }
+        while rig.driver.interrupt.queues() == before {
+            std::thread::yield_now();
+        }
+        least = least.min(rig.driver.interrupt.queues() - before);
+    }
+    assert!(least <= 2, "{least}");
+}
+
+#[test]
+fn one_that_waits_unexpectedly_keeps_neither_answers_nor_requests_back() {
+    let mut rig = Rig::new();
+    rig.file.set_len(4096).unwrap();
+    // The third waits until the file is as long as it was.
+    rig.read_together([0, 1, 100, 2, 3]);
+    for _ in 0..4 {
+        assert_eq!(rig.driver.used(0).1, 513);
+    }
+    let told = rig.driver.interrupt.queues();
+    assert!(told > 0, "the driver was told of what it has");
+    assert_eq!(rig.faults.list().len(), 1);
+    rig.file.set_len(DISK_BYTES).unwrap();
+    assert!(rig.faults.try_again());
+    assert_eq!(rig.driver.used(0).1, 513);
+    while rig.driver.interrupt.queues() == told {
+        std::thread::yield_now();
+    }
 }
 
 #[test]

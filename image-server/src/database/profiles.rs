@@ -141,6 +141,22 @@ pub(crate) async fn current(
     id.map(|id| Ok(ProfileId::from_bytes(id_bytes("profile id", &id)?))).transpose()
 }
 
+/// Whether a profile is the one of its version, and that version was not pruned.
+pub(crate) async fn is_current(
+    executor: impl SqliteExecutor<'_>,
+    profile: ProfileRowId,
+) -> Result<bool, DatabaseError> {
+    sqlx::query_scalar(
+        "SELECT EXISTS (SELECT 1 FROM profiles JOIN versions ON versions.id = version_id AND pruned_ms IS NULL
+         WHERE profiles.id = ? AND NOT EXISTS (
+           SELECT 1 FROM profiles AS later WHERE later.version_id = profiles.version_id AND later.id > profiles.id))",
+    )
+    .bind(profile)
+    .fetch_one(executor)
+    .await
+    .map_err(failed("look up a profile"))
+}
+
 /// Whether a profile is, or was, one of a version of this namespace.
 pub(crate) async fn exists(
     executor: impl SqliteExecutor<'_>,

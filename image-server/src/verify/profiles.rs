@@ -1,8 +1,12 @@
 //! Every boot profile and every object of a boot stream: hashed, its signature checked, its streams looked for.
+//!
+//! Only what counts at that moment is reported: gc deletes profiles that others have replaced, and streams that none names.
 
 use std::collections::HashSet;
 
-use chunk_format::{MAX_PROFILE_BYTES, MAX_SIGNATURE_BYTES, MAX_STREAM_BYTES, Profile, Signature, StreamId};
+use chunk_format::{
+    MAX_PROFILE_BYTES, MAX_SIGNATURE_BYTES, MAX_STREAM_BYTES, Namespace, Profile, Signature, StreamId,
+};
 
 use super::{ADVICE_PROFILE, Check, Part, VerifyError};
 use crate::database::profiles::{self, ProfileRow, ProfileRowId, StreamRow, StreamRowId};
@@ -24,7 +28,9 @@ impl Check<'_> {
             for row in rows {
                 let namespace = self.name(row.namespace)?;
                 let key = ObjectKey { namespace, object: Object::Stream(row.stream) };
-                if let Err(problem) = self.stream(&key, &row).await {
+                if let Err(problem) = self.stream(&key, &row).await
+                    && self.stream_counts(&key.namespace, &row).await?
+                {
                     self.find(&key, problem, ADVICE_PROFILE);
                 }
                 self.report.streams += 1;
@@ -59,7 +65,22 @@ impl Check<'_> {
         }
     }
 
+    async fn stream_counts(&self, namespace: &Namespace, row: &StreamRow) -> Result<bool, VerifyError> {
+        Ok(profiles::stream_len(self.database.readers(), namespace, row.stream).await?.is_some())
+    }
+
     async fn profile(&mut self, row: &ProfileRow) -> Result<(), VerifyError> {
+        let problems = self.profile_problems(row).await?;
+        if problems.is_empty() || !profiles::is_current(self.database.readers(), row.row).await? {
+            return Ok(());
+        }
+        for (key, problem) in problems {
+            self.find(&key, problem, ADVICE_PROFILE);
+        }
+        Ok(())
+    }
+
+    async fn profile_problems(&self, row: &ProfileRow) -> Result<Vec<(ObjectKey, String)>, VerifyError> {
         let (namespace, _) = versions::series_of(self.database.readers(), row.version).await?;
         let key = |object| ObjectKey { namespace: namespace.clone(), object };
         let object = Object::Profile(row.profile);
@@ -84,14 +105,12 @@ impl Check<'_> {
         };
         let profile = match read.await {
             Ok(profile) => profile,
-            Err((object, problem)) => {
-                self.find(key(object), problem, ADVICE_PROFILE);
-                return Ok(());
-            }
+            Err((object, problem)) => return Ok(vec![(key(object), problem)]),
         };
+        let mut problems = Vec::new();
         let version = versions::get(self.database.readers(), row.version).await?;
         if version.is_none_or(|version| version.id != profile.manifest) {
-            self.find(key(object), "it is the profile of another version".to_owned(), ADVICE_PROFILE);
+            problems.push((key(object), "it is the profile of another version".to_owned()));
         }
         let mut lost = HashSet::new();
         for stream in &profile.streams {
@@ -101,9 +120,8 @@ impl Check<'_> {
             }
         }
         if !lost.is_empty() {
-            let problem = format!("{} of its streams are not in the database", lost.len());
-            self.find(key(object), problem, ADVICE_PROFILE);
+            problems.push((key(object), format!("{} of its streams are not in the database", lost.len())));
         }
-        Ok(())
+        Ok(problems)
     }
 }

@@ -20,6 +20,8 @@ use crate::{Role, gc, init, testing};
 /// A stopped server with an image of two versions and a desktop of one.
 struct Stored {
     dir: TempDir,
+    /// The image's newest version.
+    newest: ManifestId,
     image: Vec<String>,
     desktop: String,
 }
@@ -28,6 +30,7 @@ struct Stored {
 const FIRST: std::ops::Range<u64> = 0..20;
 const SECOND: std::ops::Range<u64> = 20..40;
 const OWN: std::ops::Range<u64> = 100..110;
+const BOOT_STREAM: &[u8] = b"a boot stream";
 
 #[derive(Default)]
 struct Heard(Mutex<Vec<(Part, u64, u64)>>);
@@ -95,6 +98,18 @@ async fn send(router: &Router, method: &str, path: &str, token: &str, signature:
     assert_eq!(answer.status(), 201, "{method} {path}");
 }
 
+async fn send_stream(router: &Router, token: &str, stream: &[u8]) {
+    let path = format!("/v1/data/image/debian/streams/{}", StreamId::of(stream));
+    send(router, "PUT", &path, token, "", stream.to_vec()).await;
+}
+
+/// Makes a profile of these streams the one of a version.
+async fn attach(router: &Router, token: &str, version: ManifestId, streams: &[&[u8]]) {
+    let (profile, signature) = testing::profile(version, streams, testing::PUBLISHER_KEY);
+    let path = format!("/v1/images/debian/versions/{version}/profile");
+    send(router, "PUT", &path, token, &signature, profile).await;
+}
+
 impl Stored {
     async fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
@@ -132,16 +147,13 @@ impl Stored {
         let own = upload("user/alice", &alice, OWN, (0..5).chain(OWN).collect()).await;
         let desktop = testing::desktop_manifest("alice", "work", "debian", second_id, vec![other, own]);
         let desktop_id = commit("/v1/desktops/work/versions", &alice, &desktop, 2).await;
-        let stream = b"a boot stream".to_vec();
-        let path = format!("/v1/data/image/debian/streams/{}", StreamId::of(&stream));
-        send(&router, "PUT", &path, &admin, "", stream.clone()).await;
-        let (profile, signature) = testing::profile(second_id, &[&stream], testing::PUBLISHER_KEY);
-        let path = format!("/v1/images/debian/versions/{second_id}/profile");
-        send(&router, "PUT", &path, &admin, &signature, profile).await;
+        send_stream(&router, &admin, BOOT_STREAM).await;
+        attach(&router, &admin, second_id, &[BOOT_STREAM]).await;
         drop(server);
         let label = |n: u32, id: ManifestId| format!("image debian version {n} ({id})");
         let image = vec![label(1, first_id), label(2, second_id)];
-        Self { dir, image, desktop: format!("desktop alice/work version 1 ({desktop_id})") }
+        let desktop = format!("desktop alice/work version 1 ({desktop_id})");
+        Self { dir, newest: second_id, image, desktop }
     }
 
     fn path(&self, below: &str) -> PathBuf {
@@ -165,22 +177,27 @@ impl Stored {
         verify(self.dir.path(), &Heard::default()).await.unwrap()
     }
 
-    /// Sends a pack that nothing needs.
-    async fn send_unneeded(&self) {
+    /// The server, and somebody who may send everything.
+    async fn open(&self) -> (Router, String) {
         let user =
             NewToken { user: "pub".parse().unwrap(), role: Role::Admin, label: None, expires_ms: None };
         let token = issue(self.dir.path(), &user).await.unwrap().reveal().to_owned();
         let server = Server::open(self.dir.path(), Config::default()).await.unwrap();
-        let pack = testing::pack(200..210);
-        let path = format!("/v1/data/image/debian/packs/{}", pack.id);
-        send(&server.router(), "PUT", &path, &token, "", pack.bytes).await;
+        (server.router(), token)
     }
 
-    /// Condemns what nothing needs.
-    async fn collect(&self) {
+    /// Sends a pack that nothing needs.
+    async fn send_unneeded(&self) {
+        let (router, token) = self.open().await;
+        let pack = testing::pack(200..210);
+        let path = format!("/v1/data/image/debian/packs/{}", pack.id);
+        send(&router, "PUT", &path, &token, "", pack.bytes).await;
+    }
+
+    /// Condemns what nothing needs, and deletes what was condemned.
+    async fn collect(&self) -> gc::Report {
         let options = gc::Options { grace: Duration::ZERO, ..gc::Options::default() };
-        let report = gc::collect(self.dir.path(), options, Arc::new(Untold)).await.unwrap();
-        assert_eq!(report.condemned.packs, 1);
+        gc::collect(self.dir.path(), options, Arc::new(Untold)).await.unwrap()
     }
 
     async fn execute(&self, sql: &'static str) {
@@ -405,7 +422,7 @@ async fn a_pack_that_is_condemned_meanwhile_is_no_damage() {
         stored.send_unneeded().await;
         let progress = Meanwhile::new(|part, step| {
             if (part, step) == (Part::Packs, moment) {
-                apart(stored.collect());
+                apart(async { assert_eq!(stored.collect().await.condemned.packs, 1) });
             }
         });
         let report = verify(stored.dir.path(), &progress).await.unwrap();
@@ -421,6 +438,41 @@ async fn a_version_that_is_pruned_meanwhile_is_no_damage() {
             apart(stored.execute(
                 "UPDATE versions SET pruned_ms = 1 WHERE id = 3; UPDATE segments SET condemned_ms = 1 WHERE id = 3",
             ));
+        }
+    });
+    let report = verify(stored.dir.path(), &progress).await.unwrap();
+    assert!(report.findings.is_empty(), "{:#?}", report.findings);
+}
+
+#[tokio::test]
+async fn a_profile_that_is_replaced_and_deleted_meanwhile_is_no_damage() {
+    let stored = Stored::new().await;
+    let (router, token) = stored.open().await;
+    send_stream(&router, &token, b"another").await;
+    attach(&router, &token, stored.newest, &[b"another"]).await;
+    attach(&router, &token, stored.newest, &[BOOT_STREAM, b"another"]).await;
+    let progress = Meanwhile::new(|part, step| {
+        // After both streams and the first profile.
+        if (part, step) == (Part::Profiles, 3) {
+            apart(async { assert_eq!(stored.collect().await.deleted.profiles, 2) });
+        }
+    });
+    let report = verify(stored.dir.path(), &progress).await.unwrap();
+    assert!(report.findings.is_empty(), "{:#?}", report.findings);
+    assert_eq!(report.profiles, 3);
+}
+
+#[tokio::test]
+async fn a_stream_that_is_condemned_and_deleted_meanwhile_is_no_damage() {
+    let stored = Stored::new().await;
+    let (router, token) = stored.open().await;
+    send_stream(&router, &token, b"unneeded").await;
+    let progress = Meanwhile::new(|part, step| {
+        if (part, step) == (Part::Profiles, 1) {
+            apart(async {
+                assert_eq!(stored.collect().await.condemned.streams, 1);
+                assert_eq!(stored.collect().await.deleted.streams, 1);
+            });
         }
     });
     let report = verify(stored.dir.path(), &progress).await.unwrap();

@@ -4,15 +4,15 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use chunk_format::{
-    MAX_MANIFEST_BYTES, MAX_PROFILE_BYTES, Manifest, Namespace, Profile, SegmentId, StreamId,
+    MAX_MANIFEST_BYTES, MAX_PROFILE_BYTES, Manifest, Namespace, Profile, ProfileId, SegmentId, StreamId,
 };
 
 use super::{GcError, Part, Progress, Run};
-use crate::database::garbage;
-use crate::database::profiles::ProfileRowId;
+use crate::database::garbage::{self, StoredProfile};
+use crate::database::profiles::{self, ProfileRowId};
 use crate::database::versions::{self, VersionRow, VersionRowId};
 use crate::database::{Connection, failed, namespaces};
-use crate::storage::{Object, ObjectKey, Storage};
+use crate::storage::{Object, ObjectKey, Storage, StorageError};
 
 const ROWS_AT_ONCE: u32 = 64;
 
@@ -64,12 +64,7 @@ impl Needed {
             let Some(last) = rows.last() else { return Ok(()) };
             self.last_profile = last.row;
             for row in rows {
-                let key = ObjectKey { namespace: row.namespace, object: Object::Profile(row.profile) };
-                let bytes = storage.read(&key, MAX_PROFILE_BYTES as u64).await?;
-                let profile = row.profile.verify(&bytes).and_then(|()| Profile::decode(&bytes));
-                let profile = profile.map_err(|error| Run::unreadable(&key, error))?;
-                let streams = profile.streams.iter().map(|stream| (key.namespace.clone(), stream.id));
-                self.streams.extend(streams);
+                self.add_profile(connection, storage, row).await?;
             }
         }
     }
@@ -96,6 +91,28 @@ impl Needed {
         Ok(())
     }
 
+    /// A profile that another has replaced, or whose version was pruned, needs nothing once it cannot be read: a run that was
+    /// cut may have deleted it and left its row.
+    async fn add_profile(
+        &mut self,
+        connection: &mut Connection,
+        storage: &Storage,
+        row: StoredProfile,
+    ) -> Result<(), GcError> {
+        let key = ObjectKey { namespace: row.namespace, object: Object::Profile(row.profile) };
+        let profile = match read_profile(storage, &key, row.profile).await {
+            Ok(profile) => profile,
+            Err(GcError::Storage(StorageError::NotFound { .. }) | GcError::Unreadable { .. })
+                if !profiles::is_current(&mut *connection, row.row).await? =>
+            {
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        self.streams.extend(profile.streams.iter().map(|stream| (key.namespace.clone(), stream.id)));
+        Ok(())
+    }
+
     pub(super) fn has_segment(&self, namespace: namespaces::NamespaceId, segment: SegmentId) -> bool {
         self.segments.contains(&(namespace, segment))
     }
@@ -103,4 +120,10 @@ impl Needed {
     pub(super) fn has_stream(&self, namespace: &Namespace, stream: StreamId) -> bool {
         self.streams.contains(&(namespace.clone(), stream))
     }
+}
+
+async fn read_profile(storage: &Storage, key: &ObjectKey, id: ProfileId) -> Result<Profile, GcError> {
+    let bytes = storage.read(key, MAX_PROFILE_BYTES as u64).await?;
+    let profile = id.verify(&bytes).and_then(|()| Profile::decode(&bytes));
+    profile.map_err(|error| Run::unreadable(key, error))
 }

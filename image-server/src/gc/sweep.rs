@@ -1,7 +1,8 @@
 //! The second half: what stopped counting longer ago than the grace is deleted.
 //!
 //! Objects go first and their rows with the commit, all under the database's write lock. A crash in between leaves rows
-//! that do not count without their objects; the next run removes them, and an upload of the same object heals them.
+//! that do not count without their objects; the next run of the same grace removes them, and an upload of the same object
+//! heals them.
 
 use std::time::Instant;
 

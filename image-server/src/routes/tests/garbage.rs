@@ -14,7 +14,7 @@ use chunk_format::{ManifestId, SegmentId};
 use self::model::{CHUNKS, HOUR_MS, Stage, World, id_of, segment_of};
 use super::Fixture;
 use crate::clock::now_ms;
-use crate::gc::{Options, Report, Run};
+use crate::gc::{GcError, Options, Report, Run};
 use crate::limits::Limits;
 use crate::retention::{Policy, Pruning, prune_in};
 use crate::testing;
@@ -284,6 +284,40 @@ async fn a_profile_that_was_replaced_goes_with_its_streams_and_the_newest_stays(
     }
     fixture.get(&path(new_stream), publisher).await.done(200);
     fixture.get(&path(super::BOOT_STREAM), publisher).await.refused(404, "not_found");
+}
+
+#[tokio::test]
+async fn what_a_cut_run_left_of_a_profile_that_nobody_reads_keeps_no_later_run_from_its_work() {
+    for is_replaced in [true, false] {
+        let fixture = Fixture::new().await;
+        let app = &fixture.app;
+        if is_replaced {
+            let profile = testing::profile(fixture.image.version, &[], testing::PUBLISHER_KEY);
+            fixture.attach(fixture.image.version, &fixture.tokens.publisher, &profile).await.done(201);
+        } else {
+            let mut tx = app.database.begin().await.unwrap();
+            sqlx::query("UPDATE versions SET pruned_ms = ? WHERE base_version_id IS NULL")
+                .bind(now_ms())
+                .execute(&mut *tx)
+                .await
+                .unwrap();
+            crate::database::commit(tx).await.unwrap();
+        }
+        let run = async |grace| {
+            let options = Options { grace, ..Options::default() };
+            Run::new(app.database.clone(), app.storage.clone(), options, now_ms()).await.unwrap()
+        };
+        let mut cut = run(Duration::ZERO).await;
+        // The profile is gone, its row is there. Pruned versions are looked for before profiles that were replaced.
+        cut.cut_before_step(if is_replaced { 3 } else { 2 });
+        assert!(matches!(cut.collect().await, Err(GcError::Cut)));
+        let lost = format!("profiles/{}", chunk_format::ProfileId::of(&fixture.profile().0));
+        assert!(!fixture.dir.path().join("objects/image/debian").join(lost).exists());
+        run(Duration::from_secs(3600)).await.collect().await.unwrap();
+        let report = check(app.database.clone(), app.storage.clone(), &Silent).await.unwrap();
+        assert!(report.findings.is_empty(), "{:#?}", report.findings);
+        assert_eq!(run(Duration::ZERO).await.collect().await.unwrap().deleted.profiles, 1);
+    }
 }
 
 #[tokio::test]

@@ -19,7 +19,7 @@ mod sweep;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chunk_format::Namespace;
 use serde::Serialize;
@@ -172,8 +172,9 @@ pub(crate) struct Run {
     database: Database,
     storage: Storage,
     options: Options,
-    now_ms: i64,
-    /// What is older than the grace.
+    begun_ms: i64,
+    begun: Instant,
+    /// What is older than the grace when the run begins.
     before_ms: i64,
     names: HashMap<NamespaceId, Namespace>,
     report: Report,
@@ -198,7 +199,8 @@ impl Run {
             database,
             storage,
             options,
-            now_ms,
+            begun_ms: now_ms,
+            begun: Instant::now(),
             before_ms: now_ms.saturating_sub(grace_ms),
             names,
             report: Report { dry_run: options.dry_run, ..Report::default() },
@@ -207,6 +209,12 @@ impl Run {
             #[cfg(test)]
             steps_left: None,
         })
+    }
+
+    /// The time by the clock the run began with. A run may take longer than a grace, which begins when something is condemned.
+    fn now_ms(&self) -> i64 {
+        let elapsed_ms = i64::try_from(self.begun.elapsed().as_millis()).unwrap_or(i64::MAX);
+        self.begun_ms.saturating_add(elapsed_ms)
     }
 
     /// Deletes what was condemned in earlier runs, then condemns.

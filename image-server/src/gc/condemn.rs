@@ -110,7 +110,7 @@ impl Run {
         self.progress.advance(rows.len() as u64);
         for row in rows {
             if !cursor.needed.has_segment(row.namespace, row.segment) {
-                garbage::condemn_segment(&mut *connection, row.row, self.now_ms).await?;
+                garbage::condemn_segment(&mut *connection, row.row, self.now_ms()).await?;
                 self.report.condemned.segments += 1;
             }
         }
@@ -183,7 +183,7 @@ impl Run {
             // Damaged or lost: it goes away all the same.
             Ok(Err(_)) | Err(_) => None,
         };
-        Ok(garbage::condemn_pack(connection, row, chunks.as_deref(), self.now_ms).await?)
+        Ok(garbage::condemn_pack(connection, row, chunks.as_deref(), self.now_ms()).await?)
     }
 
     async fn condemn_streams(
@@ -200,7 +200,7 @@ impl Run {
         for row in rows {
             let key = self.key(row.namespace, Object::Stream(row.stream)).await?;
             if !cursor.needed.has_stream(&key.namespace, row.stream) {
-                garbage::condemn_stream(&mut *connection, row.row, self.now_ms).await?;
+                garbage::condemn_stream(&mut *connection, row.row, self.now_ms()).await?;
                 self.report.condemned.streams += 1;
                 self.report.condemned.bytes += row.len_bytes;
             }

@@ -106,7 +106,7 @@ impl Run {
             let keys: Vec<_> =
                 objects.map(|object| ObjectKey { namespace: row.namespace.clone(), object }).collect();
             if self.delete(&keys).await? {
-                garbage::purge(connection, row.row, self.now_ms).await?;
+                garbage::purge(connection, row.row, self.now_ms()).await?;
             }
             self.report.deleted.versions += 1;
         }

@@ -147,6 +147,36 @@ async fn what_is_condemned_can_be_read_until_the_grace_is_over_and_an_upload_tak
 }
 
 #[tokio::test]
+async fn the_grace_begins_when_something_is_condemned_however_long_the_run_took_until_then() {
+    let fixture = Fixture::empty(Limits::default(), None).await;
+    let (app, publisher) = (&fixture.app, &fixture.tokens.publisher);
+    let pack = testing::pack(0..5);
+    let path = format!("/v1/data/image/debian/packs/{}", pack.id);
+    fixture.put(&path, publisher, &pack.bytes).await.done(201);
+    let (segment, frame) = testing::segment_of(0..5);
+    let path = format!("/v1/data/image/debian/segments/{segment}");
+    fixture.put(&path, publisher, &frame).await.done(201);
+    let stream = b"named by no profile";
+    let path = format!("/v1/data/image/debian/streams/{}", chunk_format::StreamId::of(stream));
+    fixture.put(&path, publisher, stream).await.done(201);
+    let options = Options { grace: Duration::ZERO, ..Options::default() };
+    let begun = now_ms();
+    let mut run = Run::new(app.database.clone(), app.storage.clone(), options, begun).await.unwrap();
+    let took = Duration::from_millis(50);
+    tokio::time::sleep(took).await;
+    run.collect().await.unwrap();
+    for sql in [
+        "SELECT condemned_ms FROM packs",
+        "SELECT condemned_ms FROM segments",
+        "SELECT condemned_ms FROM streams",
+    ] {
+        let condemned: Option<i64> = sqlx::query_scalar(sql).fetch_one(app.database.readers()).await.unwrap();
+        let after = condemned.unwrap_or_else(|| panic!("{sql}: not condemned")) - begun;
+        assert!(after >= i64::try_from(took.as_millis()).unwrap(), "{sql}: {after} ms after the beginning");
+    }
+}
+
+#[tokio::test]
 async fn a_dry_run_counts_what_a_run_does_and_holds_nobody_up() {
     let mut world = World::new(600).await;
     for (series, number) in [1, 2].into_iter().cycle().zip(1..=8) {

@@ -33,7 +33,7 @@ pub(crate) struct App {
     /// Bytes of bodies held in memory whole.
     body_memory: Shares,
     /// Bytes of JSON bodies: leases are renewed whatever is being uploaded.
-    json_memory: Semaphore,
+    json_memory: Shares,
     /// Packs being decoded: as many as there are processors, whatever the number of uploads.
     pub(crate) decoders: Semaphore,
     /// Work that goes on when its client hangs up, and that a stopping server waits for.
@@ -56,7 +56,7 @@ impl App {
             uploads: Shares::new(limits.uploads),
             uploads_begun: Shares::new(limits.uploads.saturating_add(limits.uploads_waiting)),
             body_memory: Shares::new(limits.body_memory_bytes as usize),
-            json_memory: Semaphore::new(JSON_MEMORY_BYTES),
+            json_memory: Shares::new(JSON_MEMORY_BYTES),
             decoders: Semaphore::new(processors),
             tasks: TaskTracker::new(),
             limits,
@@ -83,19 +83,20 @@ impl App {
         Ok(WholeBody { bytes: body.read_all().await?, _room: room })
     }
 
-    /// Reads a body that is one JSON value. Such bodies have room of their own.
+    /// Reads a user's body that is one JSON value. Such bodies have room of their own.
     ///
     /// # Errors
     /// As [`App::read_whole`]; `BadRequest`, naming the field.
     pub(crate) async fn read_json<T: serde::de::DeserializeOwned>(
         &self,
+        user: UserId,
         what: &'static str,
         headers: &HeaderMap,
         body: Body,
     ) -> Result<T, ApiError> {
         let body = BodyReader::new(headers, body, what, MAX_REQUEST_JSON_BYTES, &self.limits)?;
-        let len = u32::try_from(body.len_bytes()).unwrap_or(u32::MAX);
-        let _room = self.in_turn(self.json_memory.acquire_many(len)).await?;
+        let len = usize::try_from(body.len_bytes()).unwrap_or(usize::MAX);
+        let _room = self.in_turn(self.json_memory.acquire(user, len)).await?;
         let bytes = body.read_all().await?;
         serde_json::from_slice(&bytes).map_err(|error| ApiError::BadRequest(format!("the body: {error}")))
     }

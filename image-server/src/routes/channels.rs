@@ -80,7 +80,7 @@ pub(super) async fn put(
     query.only(&[])?;
     let (image, channel): (Name, Name) = (path.get("image")?, path.get("channel")?);
     caller.check_write(&app.database, &Namespace::Image(image.clone())).await?;
-    let wish: Wish = app.read_json("a move", &headers, body).await?;
+    let wish: Wish = app.read_json(caller.user_id, "a move", &headers, body).await?;
     let work = make_move(app.clone(), caller, image, channel, wish);
     Ok(fresh(app.to_the_end(work).await?))
 }

@@ -75,7 +75,7 @@ pub(super) async fn put(
     body: Body,
 ) -> Result<Response, ApiError> {
     query.only(&[])?;
-    let wish: Wish = app.read_json("what is asked of a lease", &headers, body).await?;
+    let wish: Wish = app.read_json(caller.user_id, "what is asked of a lease", &headers, body).await?;
     check_text("machine", &wish.machine, 1..=MAX_MACHINE_BYTES)?;
     if let Some(refusal) = &wish.refusal {
         check_text("refusal", refusal, 1..=MAX_SAID_BYTES)?;
@@ -141,7 +141,8 @@ pub(super) async fn want(
     body: Body,
 ) -> Result<Response, ApiError> {
     query.only(&[])?;
-    let Ask { machine, again } = app.read_json("what is asked of a lease", &headers, body).await?;
+    let Ask { machine, again } =
+        app.read_json(caller.user_id, "what is asked of a lease", &headers, body).await?;
     check_text("machine", &machine, 1..=MAX_MACHINE_BYTES)?;
     let mut tx = app.database.begin().await?;
     let series = desktops::find(&mut tx, &caller, &path.get("desktop")?).await?;

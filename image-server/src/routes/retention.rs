@@ -51,7 +51,7 @@ pub(super) async fn put(
     body: Body,
 ) -> Result<Response, ApiError> {
     query.only(&[])?;
-    let policy = app.read_json("a policy", &headers, body).await?;
+    let policy = app.read_json(caller.user_id, "a policy", &headers, body).await?;
     set(&app, &caller, &path, Some(policy)).await
 }
 

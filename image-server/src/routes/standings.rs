@@ -32,7 +32,8 @@ pub(super) async fn put(
     body: Body,
 ) -> Result<StatusCode, ApiError> {
     query.only(&[])?;
-    let standing: Standing = app.read_json("what a machine stands on", &headers, body).await?;
+    let standing: Standing =
+        app.read_json(caller.user_id, "what a machine stands on", &headers, body).await?;
     let mut tx = app.database.begin().await?;
     let series = desktops::find(&mut tx, &caller, &path.get("desktop")?).await?;
     let version = leases::own_version(&mut tx, &caller, standing.version).await?;

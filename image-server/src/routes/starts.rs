@@ -46,7 +46,7 @@ pub(super) async fn note(
 ) -> Result<StatusCode, ApiError> {
     query.only(&[])?;
     let desktop: Name = path.get("desktop")?;
-    let noted: Noted = app.read_json("what became of a start", &headers, body).await?;
+    let noted: Noted = app.read_json(caller.user_id, "what became of a start", &headers, body).await?;
     check_text("machine", &noted.machine, 0..=MAX_MACHINE_BYTES)?;
     check_text("said", noted.said.as_deref().unwrap_or_default(), 0..=MAX_SAID_BYTES)?;
     app.to_the_end(store(app.clone(), caller, desktop, noted)).await?;

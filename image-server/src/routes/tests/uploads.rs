@@ -330,7 +330,9 @@ async fn whoever_sends_slowly_keeps_no_other_user_waiting() {
     let pack = testing::pack(200..210);
     let packs = (0..30).map(|_| send(Method::PUT, &pack_path(pack.id), pack.bytes.len()));
     let questions = (0..7).map(|_| send(Method::POST, "/v1/missing/image/debian/chunks", 16 << 10));
-    let sends = futures_util::future::join_all(packs.chain(questions));
+    // More than there is room for, of all users.
+    let leases = (0..600).map(|_| send(Method::PUT, "/v1/desktops/work/lease", 16 << 10));
+    let sends = futures_util::future::join_all(packs.chain(questions).chain(leases));
     let others = async {
         // By then those that find no room have been told.
         tokio::time::sleep(Duration::from_millis(200)).await;

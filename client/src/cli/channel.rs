@@ -18,7 +18,8 @@ pub(super) struct ChannelArgs {
     image: Name,
     /// The channel
     channel: Option<Name>,
-    /// Where it is to point: a version's number, or its id
+    /// Where it is to point: a version's number, or its id. The version it was taken back to, named again, reaches machines
+    /// that have seen newer ones since
     #[arg(requires = "channel", conflicts_with = "rollback")]
     version: Option<String>,
     /// The share of desktops that follow, per cent; the others stay on the version before
@@ -58,7 +59,12 @@ pub(crate) async fn run(context: &Context, args: ChannelArgs) -> anyhow::Result<
     let changes = args.percent.is_some() || args.pause || args.resume;
     let shown = if moves || changes {
         let to = target(&remote, &args, channel, present).await?;
-        let signature = sign_if_back(context, &info, channel, present, to)?;
+        let signature = match present {
+            Some(present) if needs_word(&info, present, to, args.version.is_some()) => {
+                Some(sign_back(context, &info, channel, to)?)
+            }
+            _ => None,
+        };
         let paused = (args.pause || args.resume).then_some(args.pause);
         let wish = ChannelMove {
             version: to.id,
@@ -102,17 +108,20 @@ async fn target(
     }
 }
 
-/// The publisher's word, for a move to an older version: clients take nothing back without it.
-fn sign_if_back(
+/// Whether a move is one back, or names the version a channel was taken back to before newer ones were published: for
+/// machines that have seen those, the word that was given then is void.
+fn needs_word(info: &ImageInfo, present: &Rollout, to: NamedVersion, is_named: bool) -> bool {
+    let is_void = present.rollback.as_ref().is_some_and(|word| word.newest < info.latest.sequence);
+    to.sequence < present.version.sequence || (is_named && to.id == present.version.id && is_void)
+}
+
+/// The publisher's word that a channel goes back: clients take nothing back without it.
+fn sign_back(
     context: &Context,
     info: &ImageInfo,
     channel: &Name,
-    present: Option<&Rollout>,
     to: NamedVersion,
-) -> anyhow::Result<Option<String>> {
-    if present.is_none_or(|present| to.sequence >= present.version.sequence) {
-        return Ok(None);
-    }
+) -> anyhow::Result<String> {
     let key = context.state()?.publisher_key()?;
     if key.public() != info.publisher {
         bail!(
@@ -123,7 +132,7 @@ fn sign_if_back(
         );
     }
     let statement = rollback_statement(&info.image, channel, to.id, info.latest.sequence);
-    Ok(Some(key.sign(&statement).to_string()))
+    Ok(key.sign(&statement).to_string())
 }
 
 async fn list(context: &Context, remote: &Remote, info: ImageInfo) -> anyhow::Result<()> {

@@ -98,7 +98,7 @@ pub struct ChannelMove {
     /// Whether it reaches no further desktop.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub paused: Option<bool>,
-    /// The publisher's signature, for a move to an older version.
+    /// The publisher's signature, for a move to an older version, and to say anew that it was one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub signature: Option<String>,
 }

@@ -33,7 +33,7 @@ struct Wish {
     from: Option<ManifestId>,
     percent: Option<u8>,
     paused: Option<bool>,
-    /// The publisher's signature, for a move to an older version.
+    /// The publisher's signature, for a move to an older version, and to say anew that it was one.
     signature: Option<String>,
 }
 
@@ -127,11 +127,14 @@ async fn check(
     }
     let paused = wish.paused.or(same.map(|same| same.paused)).unwrap_or(false);
     let mut to = ChannelMove { version: version.row, percent, paused, rollback: None };
-    if present.is_some_and(|present| version.sequence < present.version.sequence) {
-        if percent < 100 || paused {
-            let message = "a channel goes back to an older version at once: leave `percent` and `paused` out";
-            return Err(ApiError::BadRequest(message.to_owned()));
-        }
+    let is_back = present.is_some_and(|present| version.sequence < present.version.sequence);
+    if is_back && (percent < 100 || paused) {
+        let message = "a channel goes back to an older version at once: leave `percent` and `paused` out";
+        return Err(ApiError::BadRequest(message.to_owned()));
+    }
+    // Each newer version makes the word void for those that have seen it: it is given anew where the channel is.
+    let is_said_anew = wish.signature.is_some() && same.is_some_and(|same| same.rollback.is_some());
+    if is_back || is_said_anew {
         to.rollback = Some(signed_rollback(connection, series, channel, version, wish).await?);
     }
     Ok(to)

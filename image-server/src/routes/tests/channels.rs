@@ -93,6 +93,37 @@ async fn a_move_back_is_the_publishers_word() {
 }
 
 #[tokio::test]
+async fn the_word_for_a_move_back_is_given_anew_while_the_channel_stays() {
+    let fixture = Fixture::new().await;
+    let ids = publish(&fixture, 3).await;
+    let stay = |newest: u64, key: u8| {
+        let signature = back_signature(&ids[0], newest, key);
+        json!({"version": ids[0], "from": ids[0], "signature": signature})
+    };
+    // A channel that was not taken back has no word to renew.
+    assert_eq!(put(&fixture, stay(3, 1)).await.done(200).json()["rollback"], json!(null));
+    put(&fixture, json!({"version": ids[2]})).await.done(200);
+    let first = back_signature(&ids[0], 3, 1);
+    put(&fixture, json!({"version": ids[0], "signature": first})).await.done(200);
+
+    let third = testing::next(&fixture.image.manifest, "version 2");
+    let third = testing::next(&third, "version 3");
+    let path = "/v1/images/debian/versions?channel=testing";
+    let fourth = testing::next(&third, "version 4");
+    fixture.commit(path, &fixture.tokens.publisher, &fourth, 1).await.done(201);
+    // Without a word, the one there is stays.
+    let same = put(&fixture, json!({"version": ids[0], "from": ids[0]})).await.done(200).json();
+    assert_eq!(same["rollback"], json!({"newest": 3, "signature": first}));
+    put(&fixture, stay(3, 1)).await.refused(422, "damaged");
+    put(&fixture, stay(4, 9)).await.refused(403, "publisher_key");
+    let anew = put(&fixture, stay(4, 1)).await.done(200).json();
+    let word = json!({"newest": 4, "signature": back_signature(&ids[0], 4, 1)});
+    assert_eq!((&anew["rollback"], &anew["version"]["sequence"]), (&word, &json!(1)));
+    assert_eq!((&anew["previous"], &anew["percent"]), (&json!(null), &json!(100)));
+    assert_eq!(rollout(&fixture).await["rollback"], word);
+}
+
+#[tokio::test]
 async fn a_move_names_a_version_of_the_image_and_the_channel_as_it_is() {
     let fixture = Fixture::new().await;
     let ids = publish(&fixture, 2).await;

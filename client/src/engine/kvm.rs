@@ -19,7 +19,7 @@ const PASST: &str = "passt";
 pub const EXIT_RESET: i32 = 3;
 /// The exit status when nothing on the disk can be booted by this machine.
 pub const EXIT_NO_BOOT: i32 = 4;
-/// It cannot be made: no guest has run.
+/// It cannot be made, or its disk cannot be read: no guest has run.
 pub const EXIT_NOT_STARTED: i32 = 5;
 /// It does not know what it was told.
 pub const EXIT_USAGE: i32 = 2;

@@ -44,7 +44,7 @@ pub enum Ended {
         /// Why.
         said: String,
     },
-    /// It could not be made, and no guest has run.
+    /// It could not be made, or its disk could not be read, and no guest has run.
     NotStarted {
         /// Why.
         said: String,

@@ -74,9 +74,12 @@ pub enum BootError {
 }
 
 impl BootError {
-    /// What a person can do about it.
-    pub fn hint(&self) -> &'static str {
-        "`--engine qemu` boots the disk by its firmware"
+    /// What a person can do about it, when that is known.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            BootError::Disk(_) => None,
+            _ => Some("`--engine qemu` boots the disk by its firmware"),
+        }
     }
 }
 
@@ -87,10 +90,12 @@ fn seen(places: &[String]) -> String {
 /// Finds what a disk boots: the kernel its own boot loader would start when nobody touches the keyboard.
 ///
 /// # Errors
-/// There is nothing that can be started.
+/// There is nothing that can be started, or the disk cannot be read where it was looked into: another kernel than the one it
+/// would boot is no answer.
 pub fn find(disk: Arc<dyn ReadDisk + Send + Sync>) -> Result<BootPlan, BootError> {
     match bounded::run(disk, |disk| search::search(&disk)) {
         Ok(found) => found,
+        Err(GivenUp::Disk(error)) => Err(BootError::Disk(error)),
         Err(GivenUp::Endless) => Err(BootError::Endless),
         Err(GivenUp::Thread(error)) => Err(BootError::Thread(error)),
     }

@@ -9,15 +9,16 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
-use satchel_vmm::boot::{self, BootError};
+use satchel_vmm::boot;
 use satchel_vmm::control::server::Socket;
 use satchel_vmm::event::Event;
-use satchel_vmm::launch::{self, DiskConfig, LaunchConfig, LaunchError, NetBackend, NetConfig, VsockConfig};
+use satchel_vmm::launch::{self, DiskConfig, LaunchConfig, NetBackend, NetConfig, VsockConfig};
 use satchel_vmm::machine::End;
 use satchel_vmm::machine::cpuid::CpuModel;
 use satchel_vmm::sandbox::{self, Mode};
 use satchel_vmm::virtio::console::{Peer, Port};
 
+mod exit;
 mod terminal;
 
 /// Boot a Linux disk in a KVM machine. `satchel run` starts this program; by hand it is for tests and repairs
@@ -35,7 +36,8 @@ enum Action {
 }
 
 /// Run a machine until it is switched off. Exits with 0 when it was, with 3 when it wants to be started again, with 4 when the
-/// disk boots nothing this machine can start, with 5 when it cannot be made and no guest has run, else with 1
+/// disk boots nothing this machine can start, with 5 when it cannot be made or the disk cannot be read and no guest has run, else
+/// with 1
 #[derive(Args)]
 struct RunArgs {
     /// A disk: PATH, or a list of path=PATH or fd=N, id=NAME, read-only; the first one boots
@@ -192,37 +194,9 @@ fn main() -> ExitCode {
         Action::BootInfo(args) => boot_info(&args),
     };
     done.unwrap_or_else(|error| {
-        report(&error);
-        match error.downcast_ref::<LaunchError>() {
-            _ if boot_error(&error).is_some() => ExitCode::from(EXIT_NO_BOOT),
-            Some(_) => ExitCode::from(EXIT_NOT_STARTED),
-            None => ExitCode::FAILURE,
-        }
+        exit::report(&error);
+        exit::status_of(&error).into()
     })
-}
-
-/// The guest wants its machine started again.
-const EXIT_RESET: u8 = 3;
-/// Nothing on the disk can be booted by this machine.
-const EXIT_NO_BOOT: u8 = 4;
-/// The machine cannot be made, and no guest has run.
-const EXIT_NOT_STARTED: u8 = 5;
-
-fn boot_error(error: &anyhow::Error) -> Option<&BootError> {
-    error.chain().find_map(|cause| match cause.downcast_ref::<LaunchError>() {
-        Some(LaunchError::Boot(boot)) => Some(boot),
-        _ => cause.downcast_ref::<BootError>(),
-    })
-}
-
-/// Prints an error, its causes and, when we know one, a hint.
-#[expect(clippy::print_stderr, reason = "the one place where errors are printed")]
-fn report(error: &anyhow::Error) {
-    eprintln!("satchel-vmm: {error:#}");
-    let boot = boot_error(error);
-    if let Some(boot) = boot {
-        eprintln!("{}", boot.hint());
-    }
 }
 
 fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
@@ -320,7 +294,7 @@ fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     drop(terminal);
     Ok(match ended? {
         End::PoweredOff | End::Forced => ExitCode::SUCCESS,
-        End::Reset => ExitCode::from(EXIT_RESET),
+        End::Reset => ExitCode::from(exit::RESET),
         End::TripleFault { processor } => {
             bail!(
                 "the guest drove processor {processor} into a state it does not get out of (a triple fault)"

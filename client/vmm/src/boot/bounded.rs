@@ -8,7 +8,7 @@
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::disk::ReadDisk;
@@ -26,6 +26,9 @@ pub(super) type SharedDisk = Arc<dyn ReadDisk + Send + Sync>;
 /// The work was given up.
 #[derive(Debug)]
 pub(super) enum GivenUp {
+    /// The disk cannot be read. What the work makes of that is not to be used: a file that cannot be read is not one that is
+    /// not there.
+    Disk(io::Error),
     /// It asked for more reads than a disk in order needs, or does without an end.
     Endless,
     /// There is no thread to be had, or it ended too early.
@@ -37,6 +40,8 @@ struct Counted {
     disk: SharedDisk,
     budget: AtomicU64,
     is_exhausted: AtomicBool,
+    /// What the disk said when it could not be read; it is not asked again.
+    failed: Mutex<Option<io::Error>>,
     /// When the last read ended; `None` within one.
     last_read: Mutex<Option<Instant>>,
 }
@@ -50,6 +55,16 @@ impl Counted {
         let last = *self.last_read.lock().unwrap_or_else(PoisonError::into_inner);
         last.map_or(Duration::ZERO, |last| last.elapsed())
     }
+
+    fn failed(&self) -> MutexGuard<'_, Option<io::Error>> {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Why nothing that the work has found counts.
+    fn given_up(&self) -> Option<GivenUp> {
+        let failed = self.failed().take().map(GivenUp::Disk);
+        failed.or_else(|| self.is_exhausted.load(Ordering::Relaxed).then_some(GivenUp::Endless))
+    }
 }
 
 impl ReadDisk for Counted {
@@ -58,6 +73,9 @@ impl ReadDisk for Counted {
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        if self.failed().is_some() {
+            return Err(io::Error::other("this disk cannot be read"));
+        }
         let cost = (buf.len() as u64).max(MIN_READ_BYTES);
         let paid =
             self.budget.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(cost));
@@ -68,7 +86,11 @@ impl ReadDisk for Counted {
         self.set_last_read(None);
         let done = self.disk.read_at(buf, offset);
         self.set_last_read(Some(Instant::now()));
-        done
+        done.map_err(|error| {
+            let kind = error.kind();
+            self.failed().get_or_insert(error);
+            kind.into()
+        })
     }
 }
 
@@ -91,6 +113,7 @@ fn run_with<T: Send + 'static>(
         disk,
         budget: AtomicU64::new(budget),
         is_exhausted: AtomicBool::new(false),
+        failed: Mutex::new(None),
         last_read: Mutex::new(Some(Instant::now())),
     });
     let (sender, receiver) = channel();
@@ -102,8 +125,7 @@ fn run_with<T: Send + 'static>(
     std::thread::Builder::new().name("boot".to_owned()).spawn(body).map_err(GivenUp::Thread)?;
     loop {
         match receiver.recv_timeout(silence / 4) {
-            Ok(_) if counted.is_exhausted.load(Ordering::Relaxed) => return Err(GivenUp::Endless),
-            Ok(done) => return Ok(done),
+            Ok(done) => return counted.given_up().map_or(Ok(done), Err),
             Err(RecvTimeoutError::Disconnected) => {
                 return Err(GivenUp::Thread(io::Error::other(
                     "the thread that looks into the disk has died",
@@ -111,7 +133,7 @@ fn run_with<T: Send + 'static>(
             }
             Err(RecvTimeoutError::Timeout) if counted.silence() > silence => {
                 counted.budget.store(0, Ordering::Relaxed);
-                return Err(GivenUp::Endless);
+                return Err(counted.given_up().unwrap_or(GivenUp::Endless));
             }
             Err(RecvTimeoutError::Timeout) => {}
         }
@@ -137,6 +159,24 @@ mod tests {
         let disk: SharedDisk = Arc::new(vec![7_u8; 1024]);
         let endless = |disk: SharedDisk| while disk.read_at(&mut [0; 8], 0).is_ok() {};
         assert!(matches!(run_with(disk, 1 << 20, MAX_SILENCE, endless), Err(GivenUp::Endless)));
+    }
+
+    #[test]
+    fn work_on_a_disk_that_fails_is_given_up_with_what_it_said_first_and_reads_no_more() {
+        struct Failing(AtomicU64);
+        impl ReadDisk for Failing {
+            fn size_bytes(&self) -> u64 {
+                1024
+            }
+            fn read_at(&self, _: &mut [u8], _: u64) -> io::Result<()> {
+                Err(io::Error::other(format!("failure {}", self.0.fetch_add(1, Ordering::Relaxed))))
+            }
+        }
+        let disk = Arc::new(Failing(AtomicU64::new(0)));
+        let unmoved = |disk: SharedDisk| [0, 512].map(|at| disk.read_at(&mut [0; 8], at).is_ok());
+        let Err(GivenUp::Disk(error)) = run(Arc::clone(&disk) as SharedDisk, unmoved) else { panic!() };
+        assert_eq!(error.to_string(), "failure 0");
+        assert_eq!(disk.0.load(Ordering::Relaxed), 1);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::fs;
+use std::ops::Range;
 use std::path::Path;
 use std::process::Command;
 
@@ -172,7 +173,7 @@ fn a_first_choice_that_cannot_be_started_is_told_about() {
     let source = error.source().unwrap();
     assert_eq!(source.to_string(), "/boot/vmlinuz-6.1.0-18-amd64 is not for this machine");
     assert_eq!(source.source().unwrap().to_string(), "it is no Linux kernel (bzImage)");
-    assert!(error.hint().contains("--engine qemu"));
+    assert!(error.hint().unwrap().contains("--engine qemu"));
 
     // An older kernel that can be started is, even if no configuration names it.
     let old = fake("6.1.0-17-amd64");
@@ -208,6 +209,45 @@ fn a_journal_that_claims_to_have_writes_does_not_keep_a_disk_from_booting() {
     // The journal's inode is none.
     root[1024 + 0xe0..1024 + 0xe4].fill(0xff);
     assert_eq!(find_in(root).unwrap().kernel, kernel);
+}
+
+/// A disk of which some bytes cannot be read.
+struct Damaged {
+    disk: Vec<u8>,
+    bad: Range<u64>,
+}
+
+impl ReadDisk for Damaged {
+    fn size_bytes(&self) -> u64 {
+        self.disk.size_bytes()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        if offset < self.bad.end && self.bad.start < offset + buf.len() as u64 {
+            return Err(rustix::io::Errno::IO.into());
+        }
+        self.disk.read_at(buf, offset)
+    }
+}
+
+#[test]
+fn a_disk_that_cannot_be_read_does_not_boot_another_kernel() {
+    let (kernel, old) = (fake("6.1.0-18-amd64"), fake("6.1.0-17-amd64"));
+    let mut files = debian_files(&kernel);
+    files.push(("/boot/vmlinuz-6.1.0-17-amd64", &old));
+    let Some(mut root) = ext4(&["-t", "ext4", "-J", "size=1"], &files) else { return };
+    // `needs_recovery`: the journal is read, too.
+    root[1024 + 0x60] |= 4;
+    let journal: &[u8] = b"\xc0\x3b\x39\x98";
+    for lost in [&kernel[..2048], &DEBIAN.as_bytes()[..1024], b"initrd", journal] {
+        let at = root.windows(lost.len()).position(|bytes| bytes == lost).unwrap() as u64;
+        let disk = Damaged { disk: root.clone(), bad: at..at + 1 };
+        let Err(BootError::Disk(error)) = find(Arc::new(disk)) else { panic!("byte {at} does not matter") };
+        assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::IO.raw_os_error()));
+    }
+    // What nobody asks for may be lost.
+    let disk = Damaged { bad: root.len() as u64 - 1..root.len() as u64, disk: root };
+    assert_eq!(find(Arc::new(disk)).unwrap().kernel, kernel);
 }
 
 #[test]

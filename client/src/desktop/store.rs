@@ -375,10 +375,38 @@ impl DesktopStore {
     /// # Errors
     /// `Io`, `Overlay`.
     pub fn move_to(&self, head: &Version, base: &Version) -> Result<(), DesktopError> {
-        let mut record = self.lock();
+        let record = self.lock();
+        let (id, publisher) = (record.id, record.publisher);
+        self.stand_on(record, id, publisher, head, base)
+    }
+
+    /// Moves to a version of another desktop that has this one's name: it was made on a server that knew this one no more.
+    /// As [`move_to`](Self::move_to); what names the desktop by its id, as the cache, is begun anew.
+    ///
+    /// # Errors
+    /// As `move_to`.
+    pub fn move_to_another(
+        &self,
+        id: ManifestId,
+        head: &Version,
+        base: &Version,
+    ) -> Result<(), DesktopError> {
+        self.stand_on(self.lock(), id, base.signature.key, head, base)
+    }
+
+    fn stand_on(
+        &self,
+        mut record: MutexGuard<'_, DesktopRecord>,
+        id: ManifestId,
+        publisher: PublicKey,
+        head: &Version,
+        base: &Version,
+    ) -> Result<(), DesktopError> {
         store_version(&*self.volume, head)?;
         store_version(&*self.volume, base)?;
         let next = DesktopRecord {
+            id,
+            publisher,
             head: head.id,
             base: base.id,
             generations: Vec::new(),

@@ -263,7 +263,8 @@ impl Opening<'_> {
         here: &Version,
     ) -> Result<bool, RemoteError> {
         let (subject, sequence) = (&here.manifest.subject, here.manifest.sequence);
-        if info.id != record.id {
+        // A fork has a history of its own, whatever became of the desktop it began on.
+        if *subject == self.subject() && info.id != record.id {
             return Ok(false);
         }
         let listing = Listing { limit: 1, before: Some(sequence.saturating_add(1)), pruned: true };
@@ -283,7 +284,11 @@ impl Opening<'_> {
     ) -> Result<(), SessionError> {
         let (head, base) = self.fetch(info).await?;
         lease::note_standing(self.remote, self.desktop, &holder.key, head.id).await;
-        store.move_to(&head, &base).map_err(|source| self.failed(source))
+        let moved = match info.id == store.record().id {
+            true => store.move_to(&head, &base),
+            false => store.move_to_another(info.id, &head, &base),
+        };
+        moved.map_err(|source| self.failed(source))
     }
 
     /// Fetches a version of the desktop, signed as its listing says, and the golden version below it, signed by the

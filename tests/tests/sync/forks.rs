@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use satchel_tests::{Client, Publication, Rng, require};
+use satchel_tests::{Client, Model, Publication, Rng, require};
 use serde_json::Value;
 
 use super::story::{Disks, IMAGE_BYTES, sync, versions};
@@ -287,6 +287,28 @@ fn a_server_that_was_set_back_to_before_a_desktop_gets_its_work_as_a_fork() {
     sync(&laptop);
     assert_holds(&published, &fork, &disks);
     assert_eq!(sync(&laptop)["version"], Value::Null, "it is sent once");
+
+    // Where it is made anew, the laptop goes over to that one, and its fork stays as it is.
+    let other = published.machine("other");
+    other.create("work", "golden", Some("24M"));
+    let mut anew = Disks { home: Model::zeros(24 << 20), ..Disks::new(&published) };
+    let mount = other.mount("work");
+    anew.change(&mount, 10, &mut rng);
+    mount.unmount();
+    sync(&other);
+    let sent = laptop.history(&fork);
+    let mut mount = laptop.mount("work");
+    let said = mount.process().stderr();
+    assert!(said.contains(&format!("what was done here before is desktop {fork} now")), "{said}");
+    anew.assert_in(&mount);
+    anew.change(&mount, 10, &mut rng);
+    mount.unmount();
+    assert_eq!(sync(&laptop)["fork"], Value::Null);
+    let mount = laptop.mount("work");
+    anew.assert_in(&mount);
+    mount.unmount();
+    assert_holds(&published, "work", &anew);
+    assert_eq!(laptop.history(&fork), sent);
     published.server.verify();
 }
 

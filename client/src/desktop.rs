@@ -13,9 +13,11 @@
 
 mod open;
 mod record;
+mod room;
 mod store;
 
 pub(crate) use open::layouts;
 pub use open::{OpenDesktop, Origins};
 pub use record::{DesktopRecord, Pending, Version};
+pub(crate) use room::with_room;
 pub use store::{DesktopError, DesktopStore, DiskLayout, NewDesktop};

@@ -28,7 +28,7 @@ use crate::overlay::{
 use readahead::Readahead;
 
 /// Space asked of the cache when the overlay's disk is full, bytes.
-const SPACE_STEP_BYTES: u64 = 64 << 20;
+pub(crate) const SPACE_STEP_BYTES: u64 = 64 << 20;
 
 /// Why a disk could not be read or written.
 #[derive(Debug, thiserror::Error)]

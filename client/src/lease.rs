@@ -122,10 +122,17 @@ impl LeaseRecord {
     ///
     /// # Errors
     /// What the file system says.
-    pub fn store(&self, volume: &dyn Volume) -> io::Result<()> {
+    fn store(&self, volume: &dyn Volume) -> io::Result<()> {
         let mut bytes = serde_json::to_vec_pretty(self).map_err(io::Error::other)?;
         bytes.push(b'\n');
         volume.replace(FILE_NAME, &bytes)
+    }
+
+    /// Writes it into a desktop's directory; what cannot be written is no reason not to work: a lease is courtesy.
+    pub fn note(&self, volume: &dyn Volume) {
+        if let Err(error) = self.store(volume) {
+            tracing::warn!(%error, "what is known of the lease was not written down");
+        }
     }
 
     /// What holds after the lease was given back at this time.

@@ -354,7 +354,7 @@ impl Session {
         let wish = self.holder.wish(version, false, refusal);
         let asked = lease::ask(&self.remote, name, &wish).await?;
         if let Asked::Held(answer) = &asked {
-            self.note(&LeaseRecord::heard(answer, true, now_ms));
+            LeaseRecord::heard(answer, true, now_ms).note(self.desktop.store().volume());
         }
         Ok(asked)
     }
@@ -364,7 +364,7 @@ impl Session {
         let Some(name) = self.name() else { return };
         // A clock that is set back while the desktop is closed gives no more time.
         if let Some(record) = LeaseRecord::load(self.desktop.store().volume()) {
-            self.note(&record.seen(now_ms));
+            record.seen(now_ms).note(self.desktop.store().volume());
         }
         if self.offline || self.desktop.is_read_only() || self.desktop.has_changes() {
             return;
@@ -372,17 +372,11 @@ impl Session {
         match self.remote.release_lease(name, &self.holder.key).await {
             Ok(()) => {
                 if let Some(record) = LeaseRecord::load(self.desktop.store().volume()) {
-                    self.note(&record.given_back(now_ms));
+                    record.given_back(now_ms).note(self.desktop.store().volume());
                 }
             }
             // It runs out by itself.
             Err(error) => tracing::info!(%error, "the lease was not given back"),
-        }
-    }
-
-    fn note(&self, record: &LeaseRecord) {
-        if let Err(error) = record.store(self.desktop.store().volume()) {
-            tracing::warn!(%error, "what is known of the lease was not written down");
         }
     }
 }

@@ -20,7 +20,7 @@ use chunk_format::{
 use tokio::runtime::Handle;
 
 use crate::cache::Cache;
-use crate::desktop::{DesktopError, OpenDesktop, Pending, Version};
+use crate::desktop::{DesktopError, OpenDesktop, Pending, Version, with_room};
 use crate::disk::{BaseSegment, Disk, View};
 use crate::fetch::FetchError;
 use crate::fetch::Fetcher;
@@ -173,7 +173,9 @@ impl Syncer {
         match self.commit_or_fork(desktop, &head, version, pending.through_generation, report).await {
             Ok((version, committed)) => fold(desktop, &version, &[], committed),
             // Uploaded anew below.
-            Err(error) if error.is_of_lost_objects() => Ok(desktop.store.clear_pending()?),
+            Err(error) if error.is_of_lost_objects() => {
+                Ok(with_room(&desktop.cache, || desktop.store.clear_pending())?)
+            }
             Err(error) => Err(error),
         }
     }
@@ -194,7 +196,7 @@ impl Syncer {
         head.manifest.check_writable()?;
         let frozen: Vec<View> =
             desktop.disks.iter().map(|disk| frozen_view(desktop, disk, through_generation)).collect();
-        flush(&frozen).await?;
+        flush(&desktop.cache, &frozen).await?;
         let frozen = Frozen { head, views: frozen, through_generation };
         let work = self.plan(desktop, &frozen).await?;
         report.dirty_chunks +=
@@ -235,7 +237,7 @@ impl Syncer {
         }
         let bytes = manifest.encode()?;
         let version = Version::decode(bytes.clone(), self.key.sign(&bytes))?;
-        desktop.store.set_pending(&version, through_generation)?;
+        with_room(&desktop.cache, || desktop.store.set_pending(&version, through_generation))?;
         let (version, committed) =
             self.commit_or_fork(desktop, head, version, through_generation, report).await?;
         let loaded: Vec<BaseSegment> = done
@@ -396,7 +398,7 @@ impl Syncer {
                         && candidate.manifest.parent != Some(head.id) =>
                 {
                     version = self.after_renewal(&version, head.id)?;
-                    desktop.store.set_pending(&version, through_generation)?;
+                    with_room(&desktop.cache, || desktop.store.set_pending(&version, through_generation))?;
                     candidate = version.clone();
                     continue;
                 }
@@ -415,7 +417,7 @@ impl Syncer {
                 return Err(SyncError::NotForked { reason: reason.clone() });
             };
             candidate = forked(&version, digits, &self.key)?;
-            desktop.store.set_pending(&candidate, through_generation)?;
+            with_room(&desktop.cache, || desktop.store.set_pending(&candidate, through_generation))?;
         }
     }
 
@@ -498,7 +500,7 @@ fn fold(
     committed: Pending,
 ) -> Result<(), SyncError> {
     // Durable first: from here on a crash finds the version below and the overlays gone.
-    desktop.store.fold(committed)?;
+    with_room(&desktop.cache, || desktop.store.fold(committed))?;
     let disks = version.manifest.disks.iter();
     desktop.fetcher.retain_segments(&disks.flat_map(|disk| disk.segments.iter().copied()).collect());
     desktop.stand_on(version, loaded, committed.through_generation);
@@ -507,12 +509,12 @@ fn fold(
 
 /// Makes frozen overlays durable before they are read for upload: after a power cut this machine must hold what the
 /// server holds, or folding would change the disk under a guest that has started again.
-async fn flush(frozen: &[View]) -> Result<(), SyncError> {
+async fn flush(cache: &Arc<Cache>, frozen: &[View]) -> Result<(), SyncError> {
     let overlays: Vec<Arc<Overlay>> = frozen.iter().flat_map(|view| view.overlays.iter().cloned()).collect();
-    let flushed =
-        tokio::task::spawn_blocking(move || overlays.iter().try_for_each(|overlay| overlay.flush())).await;
-    match flushed {
-        Ok(flushed) => flushed.map_err(|error| DesktopError::from(error).into()),
+    let cache = Arc::clone(cache);
+    let flush = move || overlays.iter().try_for_each(|overlay| with_room(&cache, || Ok(overlay.flush()?)));
+    match tokio::task::spawn_blocking(flush).await {
+        Ok(flushed) => Ok(flushed?),
         // It is not known what was made durable.
         Err(_) => Err(UploadError::Stopped.into()),
     }

@@ -13,6 +13,7 @@ use futures_util::stream::{StreamExt, TryStreamExt};
 use tokio::runtime::Handle;
 
 use super::record::Version;
+use super::room::with_room;
 use super::store::{DesktopError, DesktopStore, DiskLayout};
 use crate::cache::{Cache, Look};
 use crate::disk::{Base, BaseSegment, Disk, DiskError, View};
@@ -110,11 +111,11 @@ impl OpenDesktop {
         let head = store.version(record.head)?;
         let base = store.version(record.base)?;
         let origins = Origins::new(&head.manifest, &base.manifest);
-        let is_system_volatile = begin_volatile(&store, &head.manifest)?;
+        let is_system_volatile = with_room(&cache, || begin_volatile(&store, &head.manifest))?;
         if record.generations.is_empty() {
             let mut layouts = layouts(&head.manifest);
             layouts.retain(|disk| !(is_system_volatile && disk.role == DiskRole::System));
-            store.add_generation(&layouts)?;
+            with_room(&cache, || store.add_generation(&layouts))?;
         }
         let disks = head
             .manifest
@@ -345,7 +346,7 @@ impl OpenDesktop {
         let layouts: Vec<DiskLayout> =
             disks.iter().map(|disk| DiskLayout { role: disk.role(), size: disk.size() }).collect();
         // Durable and named by the record before the first write can reach it.
-        let overlays = self.store.add_generation(&layouts)?;
+        let overlays = with_room(&self.cache, || self.store.add_generation(&layouts))?;
         Ok(Freezing { disks: disks.into_iter().zip(overlays).collect() })
     }
 

@@ -87,6 +87,19 @@ pub enum DesktopError {
     },
 }
 
+impl DesktopError {
+    /// Whether there was no space on the disk.
+    pub(super) fn is_full(&self) -> bool {
+        match self {
+            Self::Overlay(OverlayError::Full { .. }) => true,
+            Self::Io { source, .. } => {
+                matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+            }
+            _ => false,
+        }
+    }
+}
+
 /// A disk for which overlays are made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DiskLayout {

@@ -69,11 +69,7 @@ impl Opening<'_> {
         match asked {
             Ok(Asked::Held(answer)) => {
                 notices.extend(taken_from.map(|machine| Notice::Taken { machine }));
-                let record = LeaseRecord::heard(&answer, true, now_ms);
-                record.store(&volume).map_err(|source| SessionError::Lock {
-                    path: self.directory.join("lease.json"),
-                    source,
-                })?;
+                LeaseRecord::heard(&answer, true, now_ms).note(&volume);
                 let info = match answer.head.id == info.head.id {
                     true => info,
                     false => match self.remote.desktop(self.desktop).await {
@@ -115,9 +111,7 @@ impl Opening<'_> {
         };
         let standing = record.standing(now_ms);
         let (is_held, lease_ms) = (record.is_held, record.lease_ms);
-        if let Err(error) = record.seen(now_ms).store(volume) {
-            tracing::warn!(%error, "what is known of the lease was not written down");
-        }
+        record.seen(now_ms).note(volume);
         match standing {
             Standing::Expired { .. } if options.claim == Claim::IfFree => Ok(false),
             Standing::Expired { after: AfterExpiry::ReadOnly } => {

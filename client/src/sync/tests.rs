@@ -579,6 +579,27 @@ async fn a_freeze_that_fails_when_its_record_is_written_loses_nothing() {
     }
 }
 
+/// The cache holds what can be fetched again, and a sync what frees space.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sync_that_finds_the_disk_full_has_the_cache_give_space_back() {
+    for nth in 1.. {
+        let mut world = World::new(vec![1], SystemMode::Own);
+        let chunk = [7; CHUNK];
+        world.desktop().cache.insert(ChunkId::of_chunk(&chunk), &chunk).unwrap();
+        world.apply(&Op::Write { home: true, sector: 0, len: 8 }).await.unwrap();
+        world.candidates.push([world.synced_system(), world.expected[1].now()]);
+        world.volume.be_full_once_at(nth);
+        let synced = syncer(&world.server).sync(world.desktop(), None).await;
+        synced.unwrap_or_else(|error| panic!("no space at write {nth}: {error}"));
+        world.desktop().fetcher.stop();
+        if world.volume.is_yet_to_be_full() {
+            assert!(nth > 5, "a sync freezes, notes and folds");
+            return;
+        }
+        assert_eq!(world.check_head().await.unwrap()[1], world.expected[1].now());
+    }
+}
+
 /// Its chunk is in the head, and the server has lost it with the head.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_written_over_with_what_the_server_has_lost_is_sent_again() {

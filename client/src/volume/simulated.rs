@@ -40,6 +40,8 @@ struct State {
     failing_sync: Option<u64>,
     full_after_bytes: Option<u64>,
     written_bytes: u64,
+    /// Writes and replacements up to the one that finds no space.
+    full_in: Option<u64>,
 }
 
 #[derive(Clone)]
@@ -70,6 +72,7 @@ impl SimulatedVolume {
                 failing_sync: None,
                 full_after_bytes: None,
                 written_bytes: 0,
+                full_in: None,
             })),
         }
     }
@@ -103,6 +106,16 @@ impl SimulatedVolume {
     pub fn limit_writes(&self, bytes: Option<u64>) {
         let mut state = self.lock();
         state.full_after_bytes = bytes.map(|bytes| state.written_bytes + bytes);
+    }
+
+    /// Lets the nth write or replacement from now fail with `StorageFull`, counted from 1; those after it find space again.
+    pub fn be_full_once_at(&self, nth: u64) {
+        self.lock().full_in = Some(nth);
+    }
+
+    /// Whether [`SimulatedVolume::be_full_once_at`] has its write still before it.
+    pub fn is_yet_to_be_full(&self) -> bool {
+        self.lock().full_in.is_some()
     }
 
     /// What a reboot finds: a new volume with power, where everything not synced survived or not as `choose` says.
@@ -147,6 +160,18 @@ impl State {
         if self.failing_sync == Some(self.syncs) {
             return Err(io::Error::other("the disk failed"));
         }
+        Ok(())
+    }
+
+    /// Counts a write or replacement, or has it find no space.
+    fn take_space(&mut self) -> io::Result<()> {
+        self.full_in = match self.full_in {
+            Some(..=1) => {
+                self.full_in = None;
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            left => left.map(|left| left - 1),
+        };
         Ok(())
     }
 
@@ -218,6 +243,7 @@ impl Volume for SimulatedVolume {
 
     fn replace(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
         let mut state = self.powered()?;
+        state.take_space()?;
         state.sync()?;
         let at = state.files.len();
         let mut content = Content::new(bytes.len());
@@ -266,6 +292,7 @@ impl VolumeFile for SimulatedFile {
 
     fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
         let mut state = self.volume.powered()?;
+        state.take_space()?;
         state.written_bytes += buf.len() as u64;
         if state.full_after_bytes.is_some_and(|limit| state.written_bytes > limit) {
             state.written_bytes -= buf.len() as u64;

@@ -105,6 +105,30 @@ fn a_full_disk_under_a_desktop_loses_nothing_and_says_so() {
     other.unmount();
 }
 
+/// Something else takes the space, and the cache has some that it can give.
+#[test]
+fn a_desktop_on_a_full_disk_is_opened_and_synced() {
+    require!(root, fuse);
+    let published = Publication::new(34, 4 << 20);
+    let small = SmallDisk::new(16 << 20);
+    let laptop = Client::with_state("laptop", &small.join("state"));
+    laptop.login(&published.access());
+    laptop.create("work", "golden", Some("16M"));
+    let mount = laptop.mount("work");
+    published.content.assert_in(&mount.system());
+    let mut model = Model::zeros(16 << 20);
+    let disk = open_for_writing(&mount.home());
+    model.write(&disk, 0, &[3; 1 << 20]);
+    disk.sync_all().expect("there is room");
+    drop(disk);
+    mount.unmount();
+    fill(&small.join("filler"));
+    let _ = laptop.sync("work");
+    let other = published.machine("other").mount_with("work", &["--read-only"]);
+    model.assert_in(&other.home());
+    other.unmount();
+}
+
 #[test]
 fn a_disk_too_full_to_open_a_desktop_says_so() {
     require!(root, fuse);

@@ -157,6 +157,8 @@ pub async fn serve(
             return Err(error);
         }
     };
+    // Not before: what was fetched ahead for a renewal is needed until that was made.
+    session.desktop.let_go_of_old();
     let starting = Arc::clone(&session);
     tokio::spawn(async move {
         if starting.offline {

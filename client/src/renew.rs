@@ -371,6 +371,7 @@ impl Renewer<'_> {
         if now.head.manifest.disks.iter().any(|disk| disk.chunk_size != system.chunk_size) {
             return Err(unfit("its chunks have another size"));
         }
+        session.desktop.set_awaited(golden);
         let head = self.settle(session).await?;
         let next = next_manifest(&head, &now.base, golden, system, (self.syncer.now_ms)(), note);
         let committed = self.commit(session, next, golden).await?;

@@ -501,8 +501,7 @@ fn fold(
 ) -> Result<(), SyncError> {
     // Durable first: from here on a crash finds the version below and the overlays gone.
     with_room(&desktop.cache, || desktop.store.fold(committed))?;
-    let disks = version.manifest.disks.iter();
-    desktop.fetcher.retain_segments(&disks.flat_map(|disk| disk.segments.iter().copied()).collect());
+    desktop.let_go_of_old();
     desktop.stand_on(version, loaded, committed.through_generation);
     Ok(())
 }

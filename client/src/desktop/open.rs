@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use chunk_format::{
     ChunkSize, Disk as ManifestDisk, DiskRole, Manifest, Namespace, Profile, SegmentId, SegmentIndex,
@@ -51,6 +51,8 @@ pub struct OpenDesktop {
     /// One sync at a time.
     pub(crate) syncing: tokio::sync::Mutex<()>,
     filling: Filling,
+    /// The golden version that is taken up next, once it is known.
+    awaited: Mutex<Option<Version>>,
     /// Whether what is written is thrown away at the end.
     is_read_only: bool,
     /// Whether the server does not have the version below any more.
@@ -140,6 +142,7 @@ impl OpenDesktop {
             profile: OnceLock::new(),
             syncing: tokio::sync::Mutex::default(),
             filling: Filling::default(),
+            awaited: Mutex::default(),
             is_read_only: record.discard_from.is_some(),
             is_head_lost: AtomicBool::new(false),
             is_system_volatile,
@@ -256,6 +259,43 @@ impl OpenDesktop {
             recorded.push(base);
         }
         Ok(BootPlan { profile, namespace: self.origins.image.clone(), recorded, now })
+    }
+
+    /// Keeps what comes here of a golden version that is taken up next.
+    pub(crate) fn set_awaited(&self, golden: &Version) {
+        *self.lock_awaited() = Some(golden.clone());
+    }
+
+    /// Lets go of the segments and profiles here that no version needs: not the one below, nor one that is about to be
+    /// committed, nor the golden one that is taken up next. Worth nothing but a fetch: what cannot be told stays.
+    pub(crate) fn let_go_of_old(&self) {
+        let record = self.store.record();
+        let awaited = self.lock_awaited();
+        let mut profiles = HashSet::from([record.base]);
+        let mut segments = HashSet::new();
+        let mut keep = |manifest: &Manifest| {
+            segments.extend(manifest.disks.iter().flat_map(|disk| disk.segments.iter().copied()));
+        };
+        let pending = record.pending.map(|pending| pending.manifest);
+        for id in [Some(record.head), pending].into_iter().flatten() {
+            match self.store.version(id) {
+                Ok(version) => keep(&version.manifest),
+                Err(error) => {
+                    tracing::info!(error = &error as &dyn std::error::Error, "no segments are let go");
+                    return;
+                }
+            }
+        }
+        if let Some(golden) = &*awaited {
+            keep(&golden.manifest);
+            profiles.insert(golden.id);
+        }
+        self.fetcher.retain_segments(&segments);
+        self.profiles.retain(&profiles);
+    }
+
+    fn lock_awaited(&self) -> MutexGuard<'_, Option<Version>> {
+        self.awaited.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Fetches everything that is not here, as far as it is looked, in the background of everything else, and keeps it.

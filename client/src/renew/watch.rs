@@ -74,6 +74,7 @@ async fn look(
     let golden = fetch_version(&session.remote, &now.image(), id, &now.publisher).await?;
     let only_if_told = now.mode == SystemMode::Own;
     if !only_if_told {
+        session.desktop.set_awaited(&golden);
         let came = ahead::fetch_ahead(&session.desktop, &golden).await.map_err(|error| {
             RenewError::Nowhere(format!("the next version cannot be fetched yet: {error}"))
         })?;

@@ -1,6 +1,5 @@
 //! What opening a desktop takes: the lease, the newest version, its sources, its disks.
 
-use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -9,7 +8,9 @@ use tokio::runtime::Handle;
 
 use super::{Holder, Notice, SessionError, SessionOptions, has_changes};
 use crate::cache::{Cache, CacheConfig};
-use crate::desktop::{DesktopError, DesktopRecord, DesktopStore, NewDesktop, OpenDesktop, Version, layouts};
+use crate::desktop::{
+    DesktopError, DesktopRecord, DesktopStore, NewDesktop, OpenDesktop, Version, layouts, with_room,
+};
 use crate::fetch::{Fetcher, SegmentStore};
 use crate::lease::{self, Asked, Claim, LeaseRecord, Standing};
 use crate::profile::ProfileStore;
@@ -366,19 +367,12 @@ impl Opening<'_> {
             CacheConfig { chunk_size, limit_bytes: options.cache_bytes, owner: *record.id.as_bytes() };
         let cache = Arc::new(Cache::open(&self.directory.join("cache"), &config)?);
         let segments = SegmentStore::new(self.directory.join("segments"));
-        let mut wanted = vec![head];
-        if let Some(pending) = record.pending {
-            wanted.push(store.version(pending.manifest).map_err(|source| self.failed(source))?);
-        }
-        let disks = wanted.iter().flat_map(|version| version.manifest.disks.iter());
-        segments.retain(&disks.flat_map(|disk| disk.segments.iter().copied()).collect());
         let fetcher =
             Fetcher::new(runtime, self.sources(options)?, Arc::clone(&cache), segments, options.on_missing);
         let profiles = ProfileStore::new(self.directory.join("profiles"));
-        profiles.retain(&HashSet::from([store.record().base]));
         if is_read_only {
-            let head = store.version(record.head).map_err(|source| self.failed(source))?;
-            store.add_discarded_generation(&layouts(&head.manifest)).map_err(|source| self.failed(source))?;
+            with_room(&cache, || store.add_discarded_generation(&layouts(&head.manifest)))
+                .map_err(|source| self.failed(source))?;
         }
         OpenDesktop::assemble(store, cache, fetcher, profiles, runtime.clone())
             .map_err(|source| self.failed(source))

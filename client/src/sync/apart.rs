@@ -132,7 +132,7 @@ impl World {
         std::fs::create_dir_all(&dir).unwrap();
         self.turn += 1;
         let (cache, fetcher) = fetcher(&self.server, &dir, OnMissing::Wait);
-        let profiles = ProfileStore::new(dir);
+        let profiles = ProfileStore::new(dir.join("profiles"));
         let opened = OpenDesktop::assemble(store, cache, fetcher, profiles, Handle::current());
         machine.desktop = Some(opened.expect("a crash must never make a desktop unreadable"));
     }

@@ -184,7 +184,7 @@ impl World {
             SegmentStore::new(dir.clone()),
             OnMissing::Wait,
         );
-        let profiles = ProfileStore::new(dir);
+        let profiles = ProfileStore::new(dir.join("profiles"));
         self.desktop = Some(
             OpenDesktop::assemble(store, cache, fetcher, profiles, runtime)
                 .expect("a crash must never make a desktop unreadable"),

@@ -6,7 +6,7 @@ use std::path::Path;
 use satchel_tests::disk::Content;
 use satchel_tests::model::open_for_writing;
 use satchel_tests::wait::{self, PATIENCE};
-use satchel_tests::{Client, Model, Mount, Publication, require};
+use satchel_tests::{Class, Client, FaultyHttps, Model, Mount, Publication, require};
 
 use super::story::{HOME_BYTES, IMAGE_BYTES};
 
@@ -279,7 +279,9 @@ fn a_push_reaches_a_mounted_desktop_and_waits_for_its_next_start() {
     require!(fuse);
     let published = Publication::new(69, IMAGE_BYTES);
     let (first, home) = (Model::of(published.content, IMAGE_BYTES), Model::zeros(HOME_BYTES));
+    let proxy = FaultyHttps::start(&published.server.url(), published.server.fingerprint());
     let laptop = published.machine("laptop");
+    laptop.login(&published.access().through_faulty(&proxy));
     create(&laptop, "work", "keep");
     let mut mount = laptop.mount_with("work", &["--ask-every", "1"]);
     first.assert_in(&mount.system());
@@ -290,11 +292,22 @@ fn a_push_reaches_a_mounted_desktop_and_waits_for_its_next_start() {
     first.assert_in(&mount.system());
     assert_eq!(laptop.status("work")["channel_version"]["version"]["sequence"], 2);
     let fetched = |machine: &Client| machine.status("work")["live"]["fetched_chunks"].as_u64();
+    // A sync of what this version brings lets go of older things only.
+    let mut home = home;
+    write(&mut home, &mount.home(), 5000);
+    let _ = laptop.sync("work");
     mount.unmount();
+    let before = proxy.exchanges().len();
     // Of what was read before, all that was stored at all is here already: zeros that became data are not foreseen.
     let mount = laptop.mount("work");
     second.assert_in(&mount.system());
     assert!(fetched(&laptop) < Some(32), "{:?} of 64 chunks", fetched(&laptop));
     home.assert_in(&mount.home());
     mount.unmount();
+    let exchanges = proxy.exchanges().split_off(before);
+    let again: Vec<_> = exchanges
+        .iter()
+        .filter(|exchange| exchange.class == Class::Segments && exchange.method == "GET")
+        .collect();
+    assert!(again.is_empty(), "{again:?}");
 }

@@ -2,7 +2,10 @@
 //! overwritten: both histories only grow, and adopting again undoes it.
 //!
 //! The desktop's version is committed first. Should the second commit not happen, the desktop's old disks are its last
-//! version but one, and adopting again goes on there.
+//! version but one, and adopting again goes on there. Should the second answer not come, this machine knows by a note that the
+//! adoption may be done: adopting again then finds that it is, once, and undoes nothing.
+
+mod unheard;
 
 use std::sync::Arc;
 
@@ -12,8 +15,9 @@ use serde::Serialize;
 use crate::desktop::Version;
 use crate::remote::{DesktopInfo, Remote, RemoteError};
 use crate::state::StateDir;
-use crate::succeed::{InUseError, SucceedError, Unused, commit_successor, keep_unused};
+use crate::succeed::{InUseError, SucceedError, Unused, commit, keep_unused, successor};
 use crate::versions::{VersionError, fetch_version};
+use unheard::Unheard;
 
 /// Why a fork was not adopted.
 #[derive(Debug, thiserror::Error)]
@@ -98,18 +102,29 @@ impl Adopter<'_> {
         let (unused, unused_fork) = (keep_unused(self.state, &desktop)?, keep_unused(self.state, fork)?);
         let info = self.remote.desktop(&desktop).await?;
         let (fork_head, head) = tokio::try_join!(self.head(&fork_info), self.head(&info))?;
+        let directory = self.state.path();
+        if let Some(done) = Unheard::load(directory).filter(|noted| noted.fork_version == fork_head.id) {
+            unused_fork.note_standing(&self.remote, fork, &self.key).await;
+            Unheard::forget(directory);
+            let (version, fork_version) = (done.version, fork_head.manifest.sequence);
+            return Ok(Adopted { desktop, version, fork: fork.clone(), fork_version });
+        }
         let (version, earlier) = match has_content_of(&head, &fork_head) {
             // An adoption was interrupted after its first step.
             true => (head.manifest.sequence, self.parent(&desktop, &head).await?),
             false => {
                 let note = format!("adopted {fork}, version {}", fork_head.manifest.sequence);
-                let version = self.succeed(&desktop, &unused, &head, &fork_head.manifest, note).await?;
-                (version.manifest.sequence, head)
+                let next = self.successor(&desktop, &head, &fork_head.manifest, note)?;
+                self.commit(&desktop, &unused, &next).await?;
+                (next.manifest.sequence, head)
             }
         };
         let note = format!("{desktop} as it was before version {version}");
-        let fork_version = self.succeed(fork, &unused_fork, &fork_head, &earlier.manifest, note).await?;
-        Ok(Adopted { desktop, version, fork: fork.clone(), fork_version: fork_version.manifest.sequence })
+        let last = self.successor(fork, &fork_head, &earlier.manifest, note)?;
+        Unheard { version, fork_version: last.id }.note(directory);
+        self.commit(fork, &unused_fork, &last).await?;
+        Unheard::forget(directory);
+        Ok(Adopted { desktop, version, fork: fork.clone(), fork_version: last.manifest.sequence })
     }
 
     fn subject(&self, desktop: &Name) -> Subject {
@@ -130,21 +145,24 @@ impl Adopter<'_> {
         }
     }
 
-    /// Commits a version of a desktop on its head, with the content of another.
-    async fn succeed(
+    /// The version of a desktop after its head, with the content of another.
+    fn successor(
         &self,
         desktop: &Name,
-        unused: &Unused,
         head: &Version,
         content: &Manifest,
         note: String,
     ) -> Result<Version, AdoptError> {
         let change = Manifest { note: Some(note), created_ms: (self.now_ms)(), ..content.clone() };
-        let committed = commit_successor(&self.remote, &self.key, &self.machine, head, change).await;
-        let committed =
-            committed.map_err(|source| AdoptError::Commit { desktop: desktop.clone(), source })?;
+        successor(&self.key, &self.machine, head, change)
+            .map_err(|source| AdoptError::Commit { desktop: desktop.clone(), source })
+    }
+
+    async fn commit(&self, desktop: &Name, unused: &Unused, version: &Version) -> Result<(), AdoptError> {
+        let committed = commit(&self.remote, version).await;
+        committed.map_err(|source| AdoptError::Commit { desktop: desktop.clone(), source })?;
         unused.note_standing(&self.remote, desktop, &self.key).await;
-        Ok(committed)
+        Ok(())
     }
 }
 

@@ -115,6 +115,21 @@ pub async fn commit_successor(
     head: &Version,
     change: Manifest,
 ) -> Result<Version, SucceedError> {
+    let version = successor(key, machine, head, change)?;
+    commit(remote, &version).await?;
+    Ok(version)
+}
+
+/// The version that [`commit_successor`] commits.
+///
+/// # Errors
+/// `NotWritable`, `Format`.
+pub(crate) fn successor(
+    key: &SecretKey,
+    machine: &str,
+    head: &Version,
+    change: Manifest,
+) -> Result<Version, SucceedError> {
     let sequence = head.manifest.sequence;
     head.manifest.check_writable().map_err(|source| SucceedError::NotWritable { sequence, source })?;
     let manifest = Manifest {
@@ -126,11 +141,18 @@ pub async fn commit_successor(
         ..change
     };
     let bytes = manifest.encode()?;
-    let version = Version::decode(bytes.clone(), key.sign(&bytes))?;
+    Ok(Version::decode(bytes.clone(), key.sign(&bytes))?)
+}
+
+/// Commits a version on the head that it names.
+///
+/// # Errors
+/// `Commit`.
+pub(crate) async fn commit(remote: &Remote, version: &Version) -> Result<(), SucceedError> {
     let commit = || {
         let subject = &version.manifest.subject;
         Upstream::commit(remote, subject, Placing::default(), version.bytes.clone(), &version.signature)
     };
     Patience::DEFAULT.retry(commit).await?;
-    Ok(version)
+    Ok(())
 }

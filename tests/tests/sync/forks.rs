@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use satchel_tests::{Client, Model, Publication, Rng, require};
+use satchel_tests::{Class, Client, Fault, FaultyHttps, Model, Publication, Rng, Rule, require};
 use serde_json::Value;
 
 use super::story::{Disks, IMAGE_BYTES, sync, versions};
@@ -105,6 +105,28 @@ fn work_that_comes_second_becomes_a_fork_that_can_be_adopted() {
     apart.assert_both_are_kept(&apart.on_other, &apart.on_laptop);
     let refused = apart.laptop.satchel(["adopt", "work"]).exited(1);
     assert!(refused.stderr.contains("desktop work is no fork"), "{}", refused.stderr);
+}
+
+/// The second answer is lost: it is done, and a person who repeats it does not want it undone.
+#[test]
+fn an_adoption_that_is_repeated_because_its_end_was_not_heard_is_not_undone() {
+    require!(fuse);
+    let apart = Apart::new(95);
+    sync(&apart.other);
+    sync(&apart.laptop);
+    let fork = apart.assert_both_are_kept(&apart.on_other, &apart.on_laptop);
+    let proxy = FaultyHttps::start(&apart.published.server.url(), apart.published.server.fingerprint());
+    apart.laptop.login(&apart.published.access().through_faulty(&proxy));
+    proxy.inject(Rule::new(Fault::LoseAnswer).on(Class::Commit).skip(1));
+    let failed = apart.laptop.satchel(["adopt", fork.as_str()]).exited(1);
+    assert!(failed.stderr.contains("cannot commit a version of desktop work."), "{}", failed.stderr);
+    proxy.heal();
+    let adopted = apart.laptop.satchel(["--json", "adopt", fork.as_str()]).ok().json();
+    assert_eq!((&adopted["version"], &adopted["fork"]), (&3.into(), &fork.as_str().into()), "{adopted}");
+    apart.assert_both_are_kept(&apart.on_laptop, &apart.on_other);
+    // Another one is meant to undo it.
+    let _ = apart.laptop.satchel(["adopt", fork.as_str()]).ok();
+    apart.assert_both_are_kept(&apart.on_other, &apart.on_laptop);
 }
 
 #[test]

@@ -59,3 +59,22 @@ fn is_ignored(kind: SignalKind) -> bool {
     let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
     ignored >> (kind.as_raw_value() - 1) & 1 == 1
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use rustix::process::{Signal, getpid, kill_process};
+
+    use super::*;
+
+    /// As between the end of a machine and its sync.
+    #[tokio::test]
+    async fn a_signal_that_comes_while_nobody_waits_is_heard_by_who_waits_next() {
+        let mut signals = EndSignals::watch().unwrap();
+        let nobody_sent = tokio::time::timeout(Duration::from_millis(1), signals.received()).await;
+        assert!(nobody_sent.is_err());
+        kill_process(getpid(), Signal::TERM).unwrap();
+        assert_eq!(signals.received().await, EndSignal::Terminate);
+    }
+}

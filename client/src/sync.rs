@@ -652,4 +652,4 @@ impl ReadChunk for FrozenDisks {
 #[cfg(test)]
 mod apart;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -61,6 +61,11 @@ impl Programs {
             find_program(PASST).ok_or(EngineError::NotInstalled { program: PASST, package: PASST })?;
         Ok(Programs { vmm, passt })
     }
+
+    #[cfg(test)]
+    pub(crate) fn at(vmm: PathBuf, passt: PathBuf) -> Programs {
+        Programs { vmm, passt }
+    }
 }
 
 /// The serial line of a machine, which stays when the machine is started again.

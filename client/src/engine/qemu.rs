@@ -200,6 +200,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn settings_that_were_cut_short_are_replaced_and_whole_ones_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        let (fresh, settings) = (dir.path().join("fresh"), dir.path().join("settings.fd"));
+        std::fs::write(&fresh, [7; 4096]).unwrap();
+        for cut in [&[][..], &[8; 4095]] {
+            std::fs::write(&settings, cut).unwrap();
+            prepare_settings(&fresh, &settings).unwrap();
+            assert_eq!(std::fs::read(&settings).unwrap(), [7; 4096]);
+        }
+        std::fs::write(&settings, [8; 4096]).unwrap();
+        prepare_settings(&fresh, &settings).unwrap();
+        assert_eq!(std::fs::read(&settings).unwrap(), [8; 4096]);
+    }
+
+    #[test]
     fn disks_stop_the_machine_rather_than_fail_and_odd_paths_are_quoted() {
         let machine = Machine {
             name: "work".to_owned(),

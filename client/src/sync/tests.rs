@@ -404,7 +404,7 @@ impl World {
 }
 
 /// A server with the first version of a desktop, a machine's files of it, and what its disks hold.
-pub(super) fn new_desktop(mode: SystemMode) -> (MemoryServer, SimulatedVolume, [Vec<Tag>; 2]) {
+pub(crate) fn new_desktop(mode: SystemMode) -> (MemoryServer, SimulatedVolume, [Vec<Tag>; 2]) {
     let server = MemoryServer::default();
     let content = [Expected::new(SYSTEM_SECTORS, 1000).now(), Expected::new(HOME_SECTORS, 0).now()];
     let (image, key) = (Namespace::Image(name("debian")), key());

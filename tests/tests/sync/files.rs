@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use satchel_tests::{Client, Mount, Signal, TestServer, require};
+use satchel_tests::{Client, Fault, FaultyHttps, Mount, Rule, Signal, TestServer, require};
 use serde_json::Value;
+
+use super::story::sync;
 
 const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -88,6 +90,39 @@ fn browse(machine: &Client, version: &str) -> Mount {
     let directory = machine.new_directory();
     let process = machine.start(["browse".as_ref(), version.as_ref(), directory.as_os_str()]);
     machine.mounted(version, &directory, process)
+}
+
+/// A message of success for what the next start throws away would be a loss.
+#[test]
+fn nothing_is_copied_to_where_it_would_not_be_kept() {
+    require!(fuse);
+    let story = Story::new();
+    story.publish(&[]);
+    let proxy = FaultyHttps::start(&story.server.url(), story.server.fingerprint());
+    let laptop = Client::new("laptop");
+    laptop.login(&story.server.access("alice", "user").through_faulty(&proxy));
+    let words = ["create", "work", "--image", "golden", "--home", "16M", "--mode", "renew"];
+    let _ = laptop.satchel(words).ok();
+    let mount = laptop.mount("work");
+    format(&laptop.new_directory(), &mount.home());
+    mount.unmount();
+    let copy =
+        |disk| laptop.satchel(["copy", "--disk", disk, "work:/lost+found", "work:/copied"]).exited(1).stderr;
+    let said = copy("system");
+    assert!(said.contains("the system disk of work is new at each start (mode renew)"), "{said}");
+    let _ = laptop.sync("work");
+
+    // As if the machine had not heard of the server for eight days, and cannot renew its lease now.
+    let path = laptop.desktop_directory("work").join("lease.json");
+    let mut lease: Value = serde_json::from_slice(&fs::read(&path).expect("a lease")).expect("JSON");
+    let week_ms = 8 * 24 * 3_600_000;
+    lease["heard_ms"] = (lease["heard_ms"].as_u64().expect("a time") - week_ms).into();
+    fs::write(&path, lease.to_string()).expect("a lease can be edited");
+    proxy.inject(Rule::new(Fault::Status(502)).method("PUT"));
+    let said = copy("home");
+    assert!(said.contains("desktop work can only be looked at now"), "{said}");
+    proxy.heal();
+    assert_eq!(sync(&laptop)["version"], Value::Null);
 }
 
 #[test]

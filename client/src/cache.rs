@@ -171,14 +171,15 @@ impl Cache {
             data.set_len(0).map_err(data_failed)?;
             index_file.set_len(0).map_err(index_failed)?;
         }
-        let found = stored_records(&index_file).map_err(index_failed)?;
+        let data_bytes = data.metadata().map_err(data_failed)?.len();
+        let found = stored_records(&index_file, data_bytes, config.chunk_size).map_err(index_failed)?;
         let slots = slots_for(config, found.len() as u64, pinned_end(&found));
         index_file
             .set_len((HEADER_BYTES + slots as usize * RECORD_BYTES) as u64)
             .and_then(|()| index_file.write_all_at(&header, 0))
             .map_err(index_failed)?;
         data.set_len(u64::from(slots) * config.chunk_size.bytes_u64()).map_err(data_failed)?;
-        Self::load_files(data, index_file, config.chunk_size, slots).map_err(index_failed)
+        Ok(Self::of_files(data, index_file, config.chunk_size, slots, &found))
     }
 
     /// Opens a cache that is there, to read what it holds: it keeps its size, whatever that is, and begins no other.
@@ -202,15 +203,21 @@ impl Cache {
         if index_file.read_exact_at(&mut found, 0).is_err() || found != encode_header(chunk_size, owner) {
             return Err(not_there());
         }
-        let records_bytes = index_file.metadata().map_err(failed)?.len().saturating_sub(HEADER_BYTES as u64);
         let data_bytes =
             data.metadata().map_err(|source| CacheError::Open { path: data_path, source })?.len();
-        let slots = (records_bytes / RECORD_BYTES as u64).min(data_bytes / chunk_size.bytes_u64());
-        let slots = u32::try_from(slots).unwrap_or(0);
-        Self::load_files(data, index_file, chunk_size, slots).map_err(failed)
+        let found = stored_records(&index_file, data_bytes, chunk_size).map_err(failed)?;
+        let slots = u32::try_from(found.len()).unwrap_or(0);
+        Ok(Self::of_files(data, index_file, chunk_size, slots, &found))
     }
 
-    fn load_files(data: File, index_file: File, chunk_size: ChunkSize, slots: u32) -> io::Result<Self> {
+    /// A cache of so many slots, with what the records say that they hold.
+    fn of_files(
+        data: File,
+        index_file: File,
+        chunk_size: ChunkSize,
+        slots: u32,
+        found: &[[u8; RECORD_BYTES]],
+    ) -> Self {
         let mut cache = Self {
             chunk_size,
             data,
@@ -232,15 +239,14 @@ impl Cache {
             foreseen: AtomicU64::new(0),
             wasted: AtomicU64::new(0),
         };
-        cache.load()?;
-        Ok(cache)
+        cache.load(found);
+        cache
     }
 
-    fn load(&mut self) -> io::Result<()> {
-        let found = stored_records(&self.index_file)?;
+    fn load(&mut self, found: &[[u8; RECORD_BYTES]]) {
         let index = self.index.get_mut().unwrap_or_else(PoisonError::into_inner);
         let mut newest = 0;
-        for (slot, stored) in (0u32..).zip(&found).take(self.slots.len()) {
+        for (slot, stored) in (0u32..).zip(found).take(self.slots.len()) {
             let Some(record) = Record::decode(stored, slot) else { continue };
             if index.by_id.contains_key(&record.chunk) {
                 continue;
@@ -254,7 +260,6 @@ impl Cache {
         let slots = u32::try_from(self.slots.len()).unwrap_or(u32::MAX);
         index.free = (0..slots).rev().filter(|slot| index.records[*slot as usize].chunk.is_zero()).collect();
         *self.tick.get_mut() = newest.wrapping_add(1);
-        Ok(())
     }
 
     /// Where a chunk is, if it is there.
@@ -570,13 +575,17 @@ impl Cache {
     }
 }
 
-/// The records of an index file, whatever they hold.
-fn stored_records(index_file: &File) -> io::Result<Vec<[u8; RECORD_BYTES]>> {
-    let len_bytes = index_file.metadata()?.len().saturating_sub(HEADER_BYTES as u64);
-    let count = usize::try_from(len_bytes / RECORD_BYTES as u64).map_err(io::Error::other)?;
-    let mut bytes = vec![0; count * RECORD_BYTES];
-    index_file.read_exact_at(&mut bytes, HEADER_BYTES as u64)?;
-    Ok(bytes.as_chunks::<RECORD_BYTES>().0.to_vec())
+/// The records of an index file, whatever they hold: as many as the data has slots for, however long the index is.
+fn stored_records(
+    index_file: &File,
+    data_bytes: u64,
+    chunk_size: ChunkSize,
+) -> io::Result<Vec<[u8; RECORD_BYTES]>> {
+    let records_bytes = index_file.metadata()?.len().saturating_sub(HEADER_BYTES as u64);
+    let count = (records_bytes / RECORD_BYTES as u64).min(data_bytes / chunk_size.bytes_u64());
+    let mut records = vec![[0; RECORD_BYTES]; usize::try_from(count).map_err(io::Error::other)?];
+    index_file.read_exact_at(records.as_flattened_mut(), HEADER_BYTES as u64)?;
+    Ok(records)
 }
 
 /// How many slots a cache gets that has `found` now, of which the first `pinned_end` must stay.

@@ -186,7 +186,7 @@ pub async fn serve(
                 );
             }
             // It was let go, or the mount ends.
-            Ok(()) | Err(FillError::Ended | FillError::Fetch(_)) => {}
+            Ok(_) | Err(FillError::Ended | FillError::Fetch(_)) => {}
         }
     });
     let asked = Arc::new(Notify::new());
@@ -464,7 +464,7 @@ async fn fill(session: &Session, limit_bytes_per_s: Option<u64>, connection: &mu
     }
     let filled =
         telling(session.desktop.fill(Look::Bytes), || fill_reply(&session.desktop), connection).await;
-    reply_to(filled.map(|()| fill_report(&session.desktop)))
+    reply_to(filled.map(|_| fill_report(&session.desktop)))
 }
 
 /// Does some work, and tells whoever asked for it how far it is. It waits for nobody who does not read that, nor ends when they

@@ -49,6 +49,21 @@ fn what_was_inserted_is_there_also_for_the_next_process() {
 }
 
 #[test]
+fn an_index_that_is_longer_than_the_data_makes_the_cache_no_larger() {
+    let dir = tempfile::tempdir().unwrap();
+    let unlimited = CacheConfig { limit_bytes: None, ..config(1) };
+    let cache = Cache::open(dir.path(), &unlimited).unwrap();
+    fill(&cache, 1..6);
+    let slots = cache.stats().slots;
+    drop(cache);
+    let index = OpenOptions::new().write(true).open(dir.path().join("cache.index")).unwrap();
+    index.set_len(HEADER_BYTES as u64 + 2 * slots * RECORD_BYTES as u64).unwrap();
+    let cache = Cache::open(dir.path(), &unlimited).unwrap();
+    assert_eq!(cache.stats().slots, slots);
+    assert!((1..6).all(|value| read(&cache, value) == CacheRead::Hit));
+}
+
+#[test]
 fn what_was_read_longest_ago_goes_first_and_pins_stay() {
     let dir = tempfile::tempdir().unwrap();
     let cache = Cache::open(dir.path(), &config(4)).unwrap();

@@ -298,17 +298,22 @@ impl OpenDesktop {
         self.awaited.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Fetches everything that is not here, as far as it is looked, in the background of everything else, and keeps it.
+    /// Fetches everything that is not here, as far as it is looked, in the background of everything else, and keeps it. Answers
+    /// how many chunks were not here. Looked at by the bytes, all of it is durable then.
     ///
     /// # Errors
     /// [`FillError`].
-    pub async fn fill(&self, look: Look) -> Result<(), FillError> {
+    pub async fn fill(&self, look: Look) -> Result<u64, FillError> {
         let bases = || self.disks.iter().map(|disk| Arc::clone(&disk.view().base)).collect();
-        self.filling.fill(&self.fetcher, look, bases).await?;
+        let lacked = self.filling.fill(&self.fetcher, look, bases).await?;
+        if lacked == 0 && look == Look::Index {
+            return Ok(lacked);
+        }
         // Who is told that it is here counts on it where nobody can be asked.
         let cache = Arc::clone(&self.cache);
         let synced = self.runtime.spawn_blocking(move || cache.sync()).await;
-        synced.unwrap_or_else(|error| Err(std::io::Error::other(error))).map_err(FillError::NotDurable)
+        synced.unwrap_or_else(|error| Err(std::io::Error::other(error))).map_err(FillError::NotDurable)?;
+        Ok(lacked)
     }
 
     /// How far the fill is.

@@ -60,7 +60,7 @@ pub struct Filling {
 
 impl Filling {
     /// Fetches every chunk of these disks that is not here, and pins all of them; `disks` are those of the time when it is its
-    /// turn.
+    /// turn. Answers how many chunks were not here.
     ///
     /// # Errors
     /// [`FillError`].
@@ -69,7 +69,7 @@ impl Filling {
         fetcher: &Fetcher,
         look: Look,
         disks: impl FnOnce() -> Vec<Arc<Base>>,
-    ) -> Result<(), FillError> {
+    ) -> Result<u64, FillError> {
         let end = self.lock_end().clone();
         let filled = async {
             let _turn = self.turn.lock().await;
@@ -100,7 +100,7 @@ impl Filling {
 
 impl Fetcher {
     /// Fetches every chunk of these disks that is not here, as far as it is looked, and pins them and nothing else in the cache.
-    /// Goes on for as long as it takes; what arrived stays when it is dropped.
+    /// Goes on for as long as it takes; what arrived stays when it is dropped. Answers how many chunks were not here.
     ///
     /// # Errors
     /// [`FillError`].
@@ -109,7 +109,7 @@ impl Fetcher {
         disks: &[Arc<Base>],
         look: Look,
         progress: &FillProgress,
-    ) -> Result<(), FillError> {
+    ) -> Result<u64, FillError> {
         let stopped = |error| FillError::Fetch(Arc::new(error));
         let mut stored: Vec<Vec<(ChunkIndex, ChunkId)>> = Vec::with_capacity(disks.len());
         for disk in disks {
@@ -126,7 +126,7 @@ impl Fetcher {
         }
         let total = stored.iter().map(Vec::len).sum::<usize>() as u64;
         progress.total_chunks.store(total, Ordering::Relaxed);
-        let mut local = 0;
+        let (mut local, mut lacked) = (0, 0);
         for (disk, chunks) in disks.iter().zip(&stored) {
             let mut before: Vec<(ChunkIndex, Arc<Flight>)> = Vec::new();
             for batch in chunks.chunks(BATCH) {
@@ -139,6 +139,7 @@ impl Fetcher {
                 // The next batch waits in the queue while this one comes, so that the link never waits.
                 let mut landing = std::mem::replace(&mut before, flights.collect());
                 local += (batch.len() - missing.len()) as u64;
+                lacked += missing.len() as u64;
                 self.land_all(disk, &mut landing, &mut local, progress).await?;
                 cache.set_pinned(batch.iter().map(|(_, id)| *id), true);
             }
@@ -151,7 +152,7 @@ impl Fetcher {
         }
         let (kept, total) = (cache.set_pinned(distinct.iter().copied(), true), distinct.len() as u64);
         match kept == total {
-            true => Ok(()),
+            true => Ok(lacked),
             false => Err(FillError::NoRoom { kept, stored: total }),
         }
     }

@@ -295,6 +295,10 @@ fn of_renewal(error: &RenewError) -> Option<String> {
             "the desktop stays as it is; tell the image's publisher, or name another version: `satchel rebase DESKTOP \
              --to VERSION`"
         }
+        RenewError::Stranded { .. } => {
+            "what was changed here is kept on this machine. Ask the server's operator for a newer backup, or copy what you need out \
+             of the mounted desktop (`satchel mount DESKTOP DIR`) into another one"
+        }
         RenewError::Nowhere(_) => {
             "see `satchel status DESKTOP` for where it is, and `satchel history --image IMAGE` for where it can go"
         }

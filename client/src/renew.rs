@@ -9,6 +9,7 @@
 mod ahead;
 mod decide;
 mod heard;
+mod stranded;
 mod watch;
 
 use std::path::Path;
@@ -72,6 +73,17 @@ pub enum RenewError {
         /// Why.
         reason: &'static str,
     },
+    /// The server does not know the golden version below, and only a desktop that renews its system disk can go over to another
+    /// with what it holds.
+    #[error(
+        "the server does not know version {sequence} of image {image}, which the system disk of this desktop was written on"
+    )]
+    Stranded {
+        /// The image.
+        image: Name,
+        /// The golden version's number.
+        sequence: u64,
+    },
     /// The server did not answer in time.
     #[error("the server does not say what the channel names")]
     NoAnswer,
@@ -91,8 +103,11 @@ pub struct Renewed {
     pub to: NamedVersion,
     /// Whether the one before did not start.
     pub reverted: bool,
-    /// The desktop's version that holds it.
+    /// The version that holds it.
     pub version: VersionInfo,
+    /// The fork that version is of: the server did not know the golden version before, nor therefore what stood on it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fork: Option<Name>,
 }
 
 /// A desktop that has another mode.
@@ -372,12 +387,24 @@ impl Renewer<'_> {
             return Err(unfit("its chunks have another size"));
         }
         session.desktop.set_awaited(golden);
-        let head = self.settle(session).await?;
-        let next = next_manifest(&head, &now.base, golden, system, (self.syncer.now_ms)(), note);
-        let committed = self.commit(session, next, golden).await?;
+        let (committed, fork) = if session.is_base_unknown() {
+            let (committed, fork) = self.go_over(session, &now, golden, system, note).await?;
+            (committed, Some(fork))
+        } else {
+            let head = self.settle(session).await?;
+            let next = next_manifest(&head, &now.base, golden, system, (self.syncer.now_ms)(), note);
+            (self.commit(session, next, golden).await?, None)
+        };
         let to = NamedVersion { id: golden.id, sequence };
         unless_noted(starts::note_moved(self.directory, to));
-        Ok(Renewed { image: now.base.image, from: now.golden.sequence, to, reverted, version: committed })
+        Ok(Renewed {
+            image: now.base.image,
+            from: now.golden.sequence,
+            to,
+            reverted,
+            version: committed,
+            fork,
+        })
     }
 
     /// Commits what was written here; answers the head that the next version stands on.

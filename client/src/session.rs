@@ -171,6 +171,13 @@ pub enum Notice {
         /// The version here.
         here: u64,
     },
+    /// Nor does it know the golden version below it, on which therefore nothing can be committed.
+    BaseUnknown {
+        /// The image.
+        image: Name,
+        /// The golden version's number.
+        sequence: u64,
+    },
     /// The server does not know the desktop any more.
     GoneFromServer,
     /// What was done here before is a fork, and synced; this is the desktop's own newest version.
@@ -333,6 +340,11 @@ impl Session {
                     | Notice::HeadUnknown { .. }
             )
         })
+    }
+
+    /// Whether the server does not know the golden version that the desktop stands on.
+    pub(crate) fn is_base_unknown(&self) -> bool {
+        self.notices.iter().any(|notice| matches!(notice, Notice::BaseUnknown { .. }))
     }
 
     /// How often the operator wants the desktop synced by itself while it is in use; zero for never, none when that was never

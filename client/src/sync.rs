@@ -7,6 +7,7 @@
 //! of every durable step is in `docs/semantics.md`.
 
 pub mod guest;
+mod stranded;
 mod thorough;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -14,8 +15,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use chunk_format::{
-    ChunkId, ChunkIndex, Features, FormatError, Manifest, ManifestId, Name, SecretKey, Segment, SegmentId,
-    SegmentIndex, Subject,
+    ChunkId, ChunkIndex, DiskRole, Features, FormatError, Manifest, ManifestId, Name, SecretKey, Segment,
+    SegmentId, SegmentIndex, Subject,
 };
 use tokio::runtime::Handle;
 
@@ -75,7 +76,7 @@ pub enum SyncError {
 }
 
 /// Digits of a version's id in the name of a fork: more of them as long as the name is taken.
-const FORK_DIGITS: [usize; 4] = [4, 8, 16, 24];
+pub(crate) const FORK_DIGITS: [usize; 4] = [4, 8, 16, 24];
 
 /// What a sync needs.
 #[derive(Clone)]
@@ -197,7 +198,7 @@ impl Syncer {
         let frozen: Vec<View> =
             desktop.disks.iter().map(|disk| frozen_view(desktop, disk, through_generation)).collect();
         flush(&desktop.cache, &frozen).await?;
-        let frozen = Frozen { head, views: frozen, through_generation };
+        let frozen = Frozen { head, views: frozen, through_generation, without_system: false };
         let work = self.plan(desktop, &frozen).await?;
         report.dirty_chunks +=
             work.iter().map(|work| (work.positions.len() + work.zeroed.len()) as u64).sum::<u64>();
@@ -284,7 +285,7 @@ impl Syncer {
                 found => return Ok(found?),
             };
             // The last word may be a mirror's, which has what it likes: the server's own counts, and that it answers.
-            let missing = self.missing_segments(desktop, &[segment.id]).await?;
+            let missing = self.missing_segments(desktop, frozen, &[segment.id]).await?;
             if missing.contains(&true) || matches!(kind, FailureKind::NotFound | FailureKind::Damaged) {
                 let sequence = frozen.head.manifest.sequence;
                 return Err(SyncError::Lost { what: format!("segment {}", segment.id), sequence });
@@ -296,9 +297,10 @@ impl Syncer {
     async fn missing_segments(
         &self,
         desktop: &OpenDesktop,
+        frozen: &Frozen,
         ids: &[SegmentId],
     ) -> Result<Vec<bool>, RemoteError> {
-        let (place, elsewhere) = (place(desktop), desktop.origins.segments_of_image());
+        let (place, elsewhere) = (place(desktop), frozen.segments_elsewhere(desktop));
         let looked_for = LookedFor { place: &place, elsewhere: &elsewhere };
         looked_for.missing(&*self.upstream, self.patience, ids).await
     }
@@ -321,7 +323,7 @@ impl Syncer {
             place: place(desktop),
             chunk_size: desktop.cache.chunk_size(),
             known_segments: Arc::new(known),
-            segments_elsewhere: desktop.origins.segments_of_image(),
+            segments_elsewhere: frozen.segments_elsewhere(desktop),
             progress: Arc::clone(&self.progress),
             threads: self.threads,
             patience: self.patience,
@@ -461,6 +463,23 @@ struct Frozen {
     head: Version,
     views: Vec<View>,
     through_generation: u64,
+    /// Only for the other disks: the system disk of another golden version takes the place of this one.
+    without_system: bool,
+}
+
+impl Frozen {
+    /// Whether nothing of a disk is sent.
+    fn leaves_out(&self, role: DiskRole) -> bool {
+        self.without_system && role == DiskRole::System
+    }
+
+    /// Segments that count as there when only the image has them: readers know them by the golden version below.
+    fn segments_elsewhere(&self, desktop: &OpenDesktop) -> Arc<HashSet<SegmentId>> {
+        match self.without_system {
+            true => Arc::default(),
+            false => desktop.origins.segments_of_image(),
+        }
+    }
 }
 
 /// What a server is believed to have.

@@ -6,7 +6,7 @@ use chunk_format::{
 };
 
 use crate::desktop::Version;
-use crate::remote::{ImageInfo, Remote, RemoteError, Rollout, VersionInfo};
+use crate::remote::{ImageInfo, Listing, NamedVersion, Remote, RemoteError, Rollout, VersionInfo};
 use crate::source::{HttpSource, Object, ObjectPath, SourceError, get_whole};
 use crate::state::{Pin, StateDir, StateError};
 
@@ -163,6 +163,21 @@ pub async fn fetch_version(
     signer: &PublicKey,
 ) -> Result<Version, VersionError> {
     fetch_unjudged(remote, subject, id).await?.judge(subject, signer)
+}
+
+/// Whether a server still has a version in its history: where its content may be pruned, or only where it is not.
+pub(crate) async fn is_listed(
+    remote: &Remote,
+    subject: &Subject,
+    version: NamedVersion,
+    pruned: bool,
+) -> Result<bool, RemoteError> {
+    let listing = Listing { limit: 1, before: Some(version.sequence.saturating_add(1)), pruned };
+    match remote.list_versions(subject, listing).await {
+        Ok(listed) => Ok(listed.first().is_some_and(|found| found.id == version.id)),
+        Err(error) if error.code() == Some("not_found") => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// A version's bytes as they came.

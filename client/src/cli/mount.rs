@@ -213,6 +213,11 @@ pub(crate) async fn open(
                 "the server does not know version {here}, which this machine has: was the server restored from an older \
                  backup? What this machine has is kept"
             )),
+            Notice::BaseUnknown { image, sequence } => context.printer.warning(&format!(
+                "nor does it know version {sequence} of {image}, on which {desktop} stands: what is written is kept on this \
+                 machine, and can only be synced on a version that the server knows. A desktop in mode renew goes over to the \
+                 next one that is published, or at once to an older one: `satchel rebase {desktop} --to VERSION`"
+            )),
             Notice::GoneFromServer => context.printer.warning(
                 "the server does not know this desktop any more; opening what this machine has of it",
             ),
@@ -281,7 +286,15 @@ async fn renewed(
 
 /// What a renewal did, in a line.
 pub(crate) fn say_renewed(desktop: &Name, renewed: &Renewed) -> String {
-    let Renewed { image, from, to, reverted, version } = renewed;
+    let Renewed { image, from, to, reverted, version, fork } = renewed;
+    if let Some(fork) = fork {
+        return format!(
+            "version {from} of {image}, which the server does not know, is left for version {}: the home of {desktop} is kept in \
+             the fork {fork}, version {}\n\
+             `satchel adopt {fork}` makes it {desktop}, `satchel forks` lists all",
+            to.sequence, version.sequence
+        );
+    }
     match reverted {
         true => format!(
             "version {from} of {image} did not start three times in a row: {desktop} is back on version {}, with its home as it \

@@ -14,10 +14,10 @@ use crate::desktop::{
 use crate::fetch::{Fetcher, SegmentStore};
 use crate::lease::{self, Asked, Claim, LeaseRecord, Standing};
 use crate::profile::ProfileStore;
-use crate::remote::{AfterExpiry, DesktopInfo, Listing, Remote, RemoteError};
+use crate::remote::{AfterExpiry, DesktopInfo, NamedVersion, Remote, RemoteError};
 use crate::source::{ChunkSource, HttpSource, ImagesOnly, NoSource, SourceAddress, SourceList};
 use crate::state::Login;
-use crate::versions::{VersionError, fetch_unjudged, fetch_version};
+use crate::versions::{VersionError, fetch_unjudged, fetch_version, is_listed};
 use crate::volume::{DirVolume, Volume};
 
 /// A desktop on its way to being open.
@@ -165,6 +165,7 @@ impl Opening<'_> {
             Ok(None) => notices.push(Notice::GoneFromServer),
             Ok(Some(info)) => self.catch_up(&store, &info, holder, notices).await?,
         }
+        self.look_at_base(&store, notices).await?;
         Ok(store)
     }
 
@@ -257,17 +258,43 @@ impl Opening<'_> {
         record: &DesktopRecord,
         here: &Version,
     ) -> Result<bool, RemoteError> {
-        let (subject, sequence) = (&here.manifest.subject, here.manifest.sequence);
+        let subject = &here.manifest.subject;
         // A fork has a history of its own, whatever became of the desktop it began on.
         if *subject == self.subject() && info.id != record.id {
             return Ok(false);
         }
-        let listing = Listing { limit: 1, before: Some(sequence.saturating_add(1)), pruned: true };
-        match self.remote.list_versions(subject, listing).await {
-            Ok(listed) => Ok(listed.first().is_some_and(|version| version.id == record.head)),
-            Err(error) if error.code() == Some("not_found") => Ok(false),
-            Err(error) => Err(error),
+        let version = NamedVersion { id: record.head, sequence: here.manifest.sequence };
+        is_listed(self.remote, subject, version, true).await
+    }
+
+    /// Looks whether a server that does not know the version here knows the golden one below it: nothing can be committed on
+    /// one that it does not know.
+    async fn look_at_base(
+        &self,
+        store: &DesktopStore,
+        notices: &mut Vec<Notice>,
+    ) -> Result<(), SessionError> {
+        let is_lost = |notice: &Notice| {
+            matches!(
+                notice,
+                Notice::ServerIsBehind { .. } | Notice::HeadUnknown { .. } | Notice::GoneFromServer
+            )
+        };
+        if !notices.iter().any(is_lost) {
+            return Ok(());
         }
+        let golden = store.version(store.record().base).map_err(|source| self.failed(source))?;
+        let Subject::Image { image } = &golden.manifest.subject else { return Ok(()) };
+        let version = NamedVersion { id: golden.id, sequence: golden.manifest.sequence };
+        match is_listed(self.remote, &golden.manifest.subject, version, false).await {
+            Ok(true) => {}
+            Ok(false) => {
+                let (image, sequence) = (image.clone(), version.sequence);
+                notices.push(Notice::BaseUnknown { image, sequence });
+            }
+            Err(error) => notices.push(Notice::Offline { reason: error.to_string() }),
+        }
+        Ok(())
     }
 
     /// Has the files here stand on the desktop's newest version, of which the server is told first: it keeps that then.

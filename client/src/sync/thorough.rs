@@ -52,6 +52,9 @@ impl Syncer {
         let lacking = self.lacking_segments(desktop, frozen).await?;
         let mut plan = Vec::new();
         for (disk, view) in frozen.views.iter().enumerate() {
+            if desktop.disks.get(disk).is_none_or(|disk| frozen.leaves_out(disk.role())) {
+                continue;
+            }
             for (index, segment) in (0..).map(SegmentIndex).zip(view.base.segments()) {
                 let change = changed.remove(&(disk, index));
                 if change.is_none() && !lacking.contains(&segment.id) {
@@ -112,13 +115,14 @@ impl Syncer {
             .manifest
             .disks
             .iter()
+            .filter(|disk| !frozen.leaves_out(disk.role))
             .flat_map(|disk| &disk.segments)
             .filter(|id| !id.is_zero())
             .copied()
             .collect();
         ids.sort_unstable();
         ids.dedup();
-        let missing = self.missing_segments(desktop, &ids).await?;
+        let missing = self.missing_segments(desktop, frozen, &ids).await?;
         Ok(ids.into_iter().zip(missing).filter_map(|(id, missing)| missing.then_some(id)).collect())
     }
 

@@ -274,6 +274,68 @@ fn a_version_that_does_not_start_is_left_and_what_comes_next_is_taken_up() {
     assert_eq!(notes(&laptop, "work")[0], "renewed to golden@4");
 }
 
+/// Nothing can be committed on a version that the server does not know. What is on a home goes over to one that it knows.
+#[test]
+fn a_home_on_a_version_that_a_set_back_server_does_not_know_reaches_it_on_another() {
+    require!(fuse);
+    let mut published = Publication::new(76, IMAGE_BYTES);
+    let first = Model::of(published.content, IMAGE_BYTES);
+    let laptop = published.machine("laptop");
+    let desktops = [("told", "renew"), ("waits", "renew"), ("keeps", "keep")];
+    for (desktop, mode) in desktops {
+        create(&laptop, desktop, mode);
+    }
+    let backup = published.server.back_up();
+    let second = push(&published, 77, &[]);
+    let mut home = Model::zeros(HOME_BYTES);
+    for at in [5000, 90_000] {
+        let before = home.clone();
+        home.wrote(at, WRITTEN);
+        for (desktop, _) in desktops {
+            visit(&laptop, desktop, (&second, &before), |mount| {
+                write(&mut before.clone(), &mount.home(), at)
+            });
+            let _ = laptop.sync(desktop);
+        }
+    }
+    published.server.restore(&backup);
+
+    // What is written goes on to be kept here, and a person is told.
+    for (desktop, _) in desktops {
+        let before = home.clone();
+        let said = visit(&laptop, desktop, (&second, &before), |mount| {
+            write(&mut before.clone(), &mount.home(), 200_000);
+        });
+        assert!(said.contains("nor does it know version 2 of golden"), "{said}");
+        let _ = laptop.satchel(["sync", desktop]).exited(1);
+    }
+    home.wrote(200_000, WRITTEN);
+    let fork_of = |desktop: &str| {
+        let forks = laptop.satchel(["--json", "forks", desktop]).ok().json();
+        forks[0]["desktop"].as_str().map(str::to_owned)
+    };
+    let other = published.machine("other");
+    let refused = laptop.satchel(["rebase", "keeps", "--to", "1"]).exited(1);
+    assert!(refused.stderr.contains("does not know version 2 of image golden"), "{}", refused.stderr);
+    visit(&laptop, "keeps", (&second, &home), nothing);
+    assert_eq!(fork_of("keeps"), None);
+
+    // Back to what the server knows goes only who says so.
+    visit(&laptop, "told", (&second, &home), nothing);
+    let _ = laptop.satchel(["rebase", "told", "--to", "1"]).ok();
+    visit(&other, &fork_of("told").expect("a fork"), (&first, &home), nothing);
+    visit(&laptop, "told", (&first, &Model::zeros(HOME_BYTES)), nothing);
+
+    // What is published next is taken up as ever.
+    let third = push(&published, 78, &[]);
+    let said = visit(&laptop, "waits", (&third, &home), nothing);
+    assert!(said.contains("the home of waits is kept in the fork"), "{said}");
+    visit(&other, &fork_of("waits").expect("a fork"), (&third, &home), nothing);
+    let _ = laptop.satchel(["adopt", &fork_of("waits").expect("a fork")]).ok();
+    visit(&laptop, "waits", (&third, &home), nothing);
+    published.server.verify();
+}
+
 #[test]
 fn a_push_reaches_a_mounted_desktop_and_waits_for_its_next_start() {
     require!(fuse);

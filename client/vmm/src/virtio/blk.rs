@@ -30,7 +30,7 @@ mod tests;
 
 use guard::Timer;
 use request::{Geometry, MAX_RANGE_SECTORS, MAX_RANGES, MAX_ZERO_RANGES, SECTOR_BYTES};
-use serve::{Server, THREADS};
+use serve::{FIRST_THREADS, Server, THREADS};
 
 const QUEUE_SIZE: u16 = 256;
 /// Buffers of one request besides header and status.
@@ -189,7 +189,7 @@ impl VirtioDevice for Blk {
         }
         let (disk, stopping) = (Arc::clone(&self.disk), Arc::clone(&self.stopping));
         let server = Server::new(disk, activation.memory, queues, activation.features, stopping);
-        let crew = Crew::start(Role::Block, THREADS, move |crew| server.serve(crew));
+        let crew = Crew::start(Role::Block, FIRST_THREADS, THREADS, move |crew| server.serve(crew));
         self.crew = Some(crew.map_err(ActivateError::Thread)?);
         Ok(())
     }

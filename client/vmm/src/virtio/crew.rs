@@ -1,6 +1,7 @@
 //! Threads that do the same work, started one by one as they are needed.
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -19,6 +20,8 @@ struct Shared {
     stop: Event,
     body: Box<Body>,
     members: Mutex<Members>,
+    /// Whether there are fewer threads, those that were ordered included, than there may be.
+    may_grow: AtomicBool,
     /// A thread that was ordered is there, or is not to be had.
     came: Condvar,
 }
@@ -31,13 +34,20 @@ struct Members {
     is_ending: bool,
 }
 
+impl Shared {
+    fn note(&self, members: &Members) {
+        self.may_grow.store(members.threads.len() + members.ordered < self.most, Ordering::Relaxed);
+    }
+}
+
 impl Crew {
-    /// Starts the first of at most `most` threads. Each runs `body`, which returns soon after [`Crew::stop`] is signalled.
+    /// Starts the `first` of at most `most` threads. Each runs `body`, which returns soon after [`Crew::stop`] is signalled.
     ///
     /// # Errors
-    /// No thread or descriptor is to be had.
+    /// One of these threads, or a descriptor, is not to be had.
     pub(super) fn start(
         role: Role,
+        first: usize,
         most: usize,
         body: impl Fn(&Crew) + Send + Sync + 'static,
     ) -> io::Result<Crew> {
@@ -47,10 +57,18 @@ impl Crew {
             stop: Event::new()?,
             body: Box::new(body),
             members: Mutex::default(),
+            may_grow: AtomicBool::new(first < most),
             came: Condvar::new(),
         }));
-        let thread = start_thread(role, crew.thread())?;
-        crew.members().threads.push(thread);
+        for _ in 0..first {
+            match start_thread(role, crew.thread()) {
+                Ok(thread) => crew.members().threads.push(thread),
+                Err(error) => {
+                    crew.end();
+                    return Err(error);
+                }
+            }
+        }
         Ok(crew)
     }
 
@@ -59,8 +77,13 @@ impl Crew {
         &self.0.stop
     }
 
+    /// Whether one more thread may be asked for.
+    pub(super) fn may_grow(&self) -> bool {
+        self.0.may_grow.load(Ordering::Relaxed)
+    }
+
     /// Has one more thread started, unless there are as many as may be. Waits for nothing: the thread is there some time
-    /// later, or, when none is to be had, is not.
+    /// later, or, when none is to be had, is not, and may be asked for once more.
     pub(super) fn grow(&self) {
         {
             let mut members = self.members();
@@ -68,6 +91,7 @@ impl Crew {
                 return;
             }
             members.ordered += 1;
+            self.0.note(&members);
         }
         let crew = self.clone();
         order_thread(self.0.role, self.thread(), move |started| {
@@ -79,6 +103,7 @@ impl Crew {
                     tracing::warn!(role = crew.0.role.name(), %error, "one more thread is not to be had");
                 }
             }
+            crew.0.note(&members);
             drop(members);
             crew.0.came.notify_all();
         });
@@ -113,7 +138,7 @@ impl Crew {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicUsize;
 
     use super::*;
     use crate::virtio::worker::wait_readable;
@@ -125,7 +150,7 @@ mod tests {
             assert!(wait_readable::<0>(crew.stop(), []).is_none());
             running.fetch_sub(1, Ordering::SeqCst);
         };
-        Crew::start(Role::Random, most, body).unwrap()
+        Crew::start(Role::Random, 2, most, body).unwrap()
     }
 
     fn wait_for(running: &AtomicUsize, count: usize) {
@@ -138,12 +163,14 @@ mod tests {
     fn a_crew_grows_when_it_is_told_to_and_no_larger_than_it_may() {
         let running = Arc::default();
         let crew = crew(3, &running);
-        wait_for(&running, 1);
+        wait_for(&running, 2);
+        assert!(crew.may_grow());
         for _ in 0..5 {
             crew.grow();
         }
         wait_for(&running, 3);
         assert_eq!(crew.members().threads.len(), 3);
+        assert!(!crew.may_grow());
         crew.end();
         assert_eq!(running.load(Ordering::SeqCst), 0);
     }

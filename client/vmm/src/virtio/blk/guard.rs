@@ -6,17 +6,17 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
 };
 
-/// After this time without an answer whoever works alone is taken to wait.
+/// After this time without a request taken whoever works alone is taken to wait.
 const PATIENCE_NS: i64 = 4_000_000;
 /// For so many requests after one that waited it is taken for granted that they wait.
 const EXPECTED_FOR: u32 = 64;
-/// Of the requests a thread does in a row, the first and every one of so many is looked at.
+/// Of the requests a thread does in a row the first ones, so many, and every one of so many after them is looked at.
 const LOOKED_AT: u32 = 8;
 
 /// A timer that goes off once after it was set.
@@ -61,9 +61,6 @@ pub(super) struct Guard {
     expected_for: AtomicU32,
     /// The timer is set, and has not been taken since.
     is_set: AtomicBool,
-    /// Requests answered: by now, and when the timer was set.
-    answered: AtomicU64,
-    answered_before: AtomicU64,
 }
 
 impl Guard {
@@ -84,25 +81,18 @@ impl Guard {
         self.expected_for.store(EXPECTED_FOR, Ordering::Relaxed);
     }
 
-    /// A request was answered.
-    pub(super) fn answered(&self) {
-        self.answered.fetch_add(1, Ordering::Relaxed);
-    }
-
     /// Has the timer go off, unless it does soon. To be called with the queue locked of which something is left undone or untold,
     /// so that whoever takes the timer sees that.
     pub(super) fn watch(&self, timer: &Timer) {
         if !self.is_set.swap(true, Ordering::SeqCst) {
-            self.answered_before.store(self.answered.load(Ordering::Relaxed), Ordering::Relaxed);
             timer.set();
         }
     }
 
-    /// Takes the timer; whether nothing was answered since it was set. From here on [`Guard::watch`] sets it again.
-    pub(super) fn take(&self, timer: &Timer) -> bool {
+    /// Takes the timer. From here on [`Guard::watch`] sets it again.
+    pub(super) fn take(&self, timer: &Timer) {
         timer.take();
         self.is_set.store(false, Ordering::SeqCst);
-        self.answered.load(Ordering::Relaxed) == self.answered_before.load(Ordering::Relaxed)
     }
 }
 
@@ -122,7 +112,7 @@ impl Sampler {
 
     /// A request was done; whether it, or one since it was last looked, had the thread wait.
     pub(super) fn end(&mut self) -> bool {
-        let is_due = self.done.is_multiple_of(LOOKED_AT);
+        let is_due = self.done < LOOKED_AT || self.done.is_multiple_of(LOOKED_AT);
         self.done = self.done.wrapping_add(1);
         if !is_due {
             return false;
@@ -161,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_that_waited_is_seen_at_once_when_it_is_the_first_and_soon_when_it_is_not() {
+    fn requests_that_wait_are_seen_at_once_at_first_and_soon_after_others_that_did_not() {
         let mut sampler = Sampler::default();
         let mut waits = |wait: bool| {
             sampler.begin();
@@ -171,9 +161,10 @@ mod tests {
             sampler.end()
         };
         assert!(waits(true));
-        assert!(!waits(true), "it is not looked at each");
+        assert!((2..=LOOKED_AT).all(|_| !waits(false)));
+        assert!(!waits(false), "the one after those is looked at as well");
+        assert!(!waits(true), "not each is looked at any more");
         assert!((0..LOOKED_AT).any(|_| waits(false)));
-        assert!((0..2 * LOOKED_AT).all(|_| !waits(false)));
     }
 
     #[test]
@@ -191,20 +182,18 @@ mod tests {
     }
 
     #[test]
-    fn the_timer_tells_whether_anything_was_answered_since_it_was_set() {
+    fn the_timer_goes_off_once_after_it_was_set_and_can_be_set_again() {
         let (guard, timer) = (Guard::default(), Timer::new().unwrap());
-        let goes_off = || {
+        let goes_off = |patience: Option<&Timespec>| {
             let mut polled = [rustix::event::PollFd::new(&timer, rustix::event::PollFlags::IN)];
-            rustix::event::poll(&mut polled, None).unwrap();
+            rustix::event::poll(&mut polled, patience).unwrap() == 1
         };
-        guard.watch(&timer);
-        goes_off();
-        assert!(guard.take(&timer));
-        guard.watch(&timer);
-        guard.answered();
-        // Set already: from when it counts stays.
-        guard.watch(&timer);
-        goes_off();
-        assert!(!guard.take(&timer));
+        for _ in 0..2 {
+            guard.watch(&timer);
+            guard.watch(&timer);
+            assert!(goes_off(None));
+            guard.take(&timer);
+            assert!(!goes_off(Some(&Timespec { tv_sec: 0, tv_nsec: 2 * PATIENCE_NS })));
+        }
     }
 }

@@ -3,7 +3,7 @@
 //! Whoever is rung takes the requests of a queue one by one and does them. While requests have their thread wait, it rings for
 //! another thread whenever there is one more, so that many are under way at once; while they do not, it goes on alone, tells
 //! the driver of what it answered together, and is looked after by a timer ([`Guard`]): should a request wait after all, the next
-//! thread tells what was answered and goes on with the rest. One thread is always idle until there are as many as may be.
+//! thread tells what was answered and goes on with the rest. Once none is idle one more is started, until there are as many as may be.
 //!
 //! Reads may wait for long, so they never have the last threads: writes and flushes go on whatever reads wait for.
 
@@ -29,6 +29,8 @@ use crate::virtio::{Chain, DeviceQueue, GuestMemory};
 /// Threads of a disk, and how many of them may read at once.
 pub(super) const THREADS: usize = 16;
 const READING_THREADS: usize = THREADS - 2;
+/// Threads there are from the beginning: one that may wait in a read, one for a write or a flush, one to look after them.
+pub(super) const FIRST_THREADS: usize = 3;
 /// Answers the driver is told of together at most, each of fewer bytes than this.
 const TOLD_TOGETHER: usize = 32;
 const TOLD_TOGETHER_BYTES: u64 = 64 << 10;
@@ -47,10 +49,14 @@ pub(super) struct Server {
     stopping: Arc<AtomicBool>,
 }
 
-/// A queue, and how many answers in it the driver was not told of.
+/// A queue, and what was done with it.
 struct Served {
     queue: DeviceQueue,
+    /// Answers the driver was not told of.
     untold: usize,
+    /// Requests taken: by now, and when the timer went off last. They come round.
+    taken: u32,
+    taken_before: u32,
 }
 
 impl Served {
@@ -85,7 +91,10 @@ impl Server {
         Server {
             disk,
             memory,
-            queues: queues.into_iter().map(|queue| Mutex::new(Served { queue, untold: 0 })).collect(),
+            queues: queues
+                .into_iter()
+                .map(|queue| Mutex::new(Served { queue, untold: 0, taken: 0, taken_before: 0 }))
+                .collect(),
             reads: Mutex::default(),
             guard: Guard::default(),
             idle: AtomicUsize::new(0),
@@ -143,7 +152,7 @@ impl Server {
                 TIMER => self.look_after(),
                 queue => {
                     let known = usize::try_from(queue).ok().filter(|queue| *queue < self.queues.len());
-                    if known.is_some_and(|queue| self.take_turn(queue).is_none()) {
+                    if known.is_some_and(|queue| self.take_turn(queue, crew).is_none()) {
                         return Ok(());
                     }
                 }
@@ -153,13 +162,17 @@ impl Server {
     }
 
     /// Does requests until there are none. `None` when the device is to stop.
-    fn take_turn(&self, queue: usize) -> Option<()> {
+    fn take_turn(&self, queue: usize, crew: &Crew) -> Option<()> {
         let mut is_rung = true;
         let mut sampler = Sampler::default();
         while !self.stopping.load(Ordering::SeqCst)
             && let Some((chain, is_alone)) = self.next(queue, is_rung)
         {
             is_rung = !is_alone;
+            // One that was not to be had before may be by now.
+            if crew.may_grow() && self.idle.load(Ordering::SeqCst) == 0 {
+                crew.grow();
+            }
             if !is_alone {
                 self.take_on(queue, chain)?;
                 sampler = Sampler::default();
@@ -182,6 +195,7 @@ impl Server {
         }
         let expects_waiting = self.guard.expects_waiting();
         let chain = served.queue.pop();
+        served.taken = served.taken.wrapping_add(1);
         // While there is more, somebody looks again in any case: the driver need not ring for every request.
         let has_more = served.queue.has_more();
         if !has_more {
@@ -198,25 +212,24 @@ impl Server {
         Some((chain?, has_more && !expects_waiting))
     }
 
-    /// The timer went off: goes on for whoever waits, tells what they did not, and has the timer go off again for the rest.
+    /// The timer went off: tells what whoever is alone did not, goes on for those who wait, and has the timer go off again where
+    /// there is more.
     fn look_after(&self) {
-        let is_waiting = self.guard.take(&self.disk.timer);
-        if is_waiting {
-            self.guard.waited();
-        }
+        self.guard.take(&self.disk.timer);
         for queue in &self.queues {
             let mut served = queue.lock().unwrap_or_else(PoisonError::into_inner);
-            let has_more = served.queue.has_more();
-            if is_waiting {
-                if served.untold > 0 {
-                    served.tell();
-                }
-                if has_more {
+            if served.untold > 0 {
+                served.tell();
+            }
+            if served.queue.has_more() {
+                // Of this queue: that others go on helps it nothing.
+                if served.taken == served.taken_before {
+                    self.guard.waited();
                     served.queue.ring();
                 }
-            } else if has_more || served.untold > 0 {
                 self.guard.watch(&self.disk.timer);
             }
+            served.taken_before = served.taken;
         }
     }
 
@@ -281,7 +294,6 @@ impl Server {
 
     /// Gives a request back that moved so many bytes.
     fn finish(&self, queue: usize, chain: &Chain, written: u32, moved_bytes: u64) {
-        self.guard.answered();
         let mut served = self.queue(queue);
         served.queue.push(chain.head_index(), written);
         served.untold += 1;

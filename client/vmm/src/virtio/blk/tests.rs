@@ -260,6 +260,19 @@ fn one_that_waits_unexpectedly_keeps_neither_answers_nor_requests_back() {
 }
 
 #[test]
+fn a_queue_is_looked_after_whatever_another_does() {
+    let mut rig = Rig::with(false, 2);
+    rig.file.set_len(4096).unwrap();
+    rig.read_together([0, 100, 1]);
+    let mut answered = 0;
+    while answered < 2 {
+        assert_eq!(rig.driver.ask(1, &[&header(0, 0)], &[512, 1]).1, 513);
+        answered += usize::from(rig.driver.try_used(0).is_some());
+    }
+    assert_eq!(rig.faults.list().len(), 1);
+}
+
+#[test]
 fn a_failing_file_is_waited_for_and_the_guest_learns_nothing_of_it() {
     let mut rig = Rig::new();
     // Shorter than it was: a read past its end fails.

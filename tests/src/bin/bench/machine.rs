@@ -18,6 +18,8 @@ use crate::report::{Report, Table};
 
 const MEMORY_MIB: u64 = 256;
 const DISK_BYTES: u64 = 256 << 20;
+/// Starts of each machine in a round besides the one whose disk is measured: where everything is imitated, each takes another time.
+const MORE_STARTS: usize = 3;
 /// How long all of it may take where everything is imitated twice over.
 const LAB_LIMIT: Duration = Duration::from_secs(3600);
 /// How long one machine may take there.
@@ -53,6 +55,10 @@ struct Measured {
     job: String,
     requests_per_s: f64,
 }
+
+/// What the guest is to do once it is up (`tests/lab/guest-init`).
+const MEASURE: &str = "task=measure";
+const NOTHING: &str = "task=off";
 
 const UP: &str = "up";
 const OWN_MEMORY: &str = "own memory";
@@ -116,7 +122,7 @@ pub(crate) fn beside_microvm(report: &mut Report) {
     };
     let text = format!(
         "{place} One processor, {MEMORY_MIB} MiB; Debian's cloud kernel and an initial RAM disk, virtio over mmio, a second disk of {} MiB in memory that \
-         is measured past the guest's page cache; by turns, the median of {} rounds. QEMU has `cache=writeback,aio=io_uring`.\n\n{table}\n```\n\
+         is measured past the guest's page cache; by turns, the median of {} rounds, with {MORE_STARTS} more starts in each. QEMU has `cache=writeback,aio=io_uring`.\n\n{table}\n```\n\
          bench machine\n```",
         DISK_BYTES >> 20,
         report.rounds
@@ -136,11 +142,12 @@ fn measure(task: &str) -> String {
     let scratch = tempfile::tempdir().expect("a temporary directory can be made");
     let disk = scratch.path().join("disk");
     let mut lines = String::new();
-    for _ in 0..task.rounds {
+    let jobs = [&[MEASURE][..], &[NOTHING; MORE_STARTS]].concat();
+    for job in jobs.repeat(task.rounds) {
         for of in [Contender::Satchel, Contender::Microvm] {
             let made = File::create(&disk).and_then(|file| file.set_len(DISK_BYTES));
             made.expect("a file of our own can be made");
-            for (what, value) in observe(of, &task, &disk) {
+            for (what, value) in observe(of, &task, &disk, job) {
                 let finding = Finding { of, what, value };
                 let line = serde_json::to_string(&finding).expect("plain data");
                 println!("{line}");
@@ -153,8 +160,8 @@ fn measure(task: &str) -> String {
 }
 
 /// Starts a machine and listens to its guest until that is done.
-fn observe(of: Contender, task: &Task, disk: &Path) -> Vec<(String, f64)> {
-    let mut command = command(of, task, disk);
+fn observe(of: Contender, task: &Task, disk: &Path, job: &str) -> Vec<(String, f64)> {
+    let mut command = command(of, task, disk, job);
     let began = Instant::now();
     let mut machine =
         command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("the machine can be started");
@@ -193,13 +200,12 @@ fn own_program() -> PathBuf {
     std::env::current_exe().expect("a program has a file").with_file_name("satchel-vmm")
 }
 
-fn command(of: Contender, task: &Task, disk: &Path) -> Command {
+fn command(of: Contender, task: &Task, disk: &Path, job: &str) -> Command {
     let (system, disk) = (task.disk.display(), disk.display());
-    let words = "task=measure";
     match of {
         Contender::Satchel => {
             let mut command = Command::new(own_program());
-            command.args(["run", "--memory", &MEMORY_MIB.to_string(), "--append", words]);
+            command.args(["run", "--memory", &MEMORY_MIB.to_string(), "--append", job]);
             command.args(["--disk", &format!("path={system},read-only"), "--disk", &format!("path={disk}")]);
             command
         }
@@ -209,7 +215,7 @@ fn command(of: Contender, task: &Task, disk: &Path) -> Command {
             command.args(["-machine", "microvm,pit=off,pic=off,rtc=on", "-accel", "kvm", "-cpu", "host"]);
             command.args(["-m", &MEMORY_MIB.to_string(), "-serial", "stdio"]);
             command.arg("-kernel").arg(&task.kernel).arg("-initrd").arg(&task.initrd);
-            command.args(["-append", &format!("console=ttyS0 quiet loglevel=1 panic=-1 {words}")]);
+            command.args(["-append", &format!("console=ttyS0 quiet loglevel=1 panic=-1 {job}")]);
             let disks = [("system", system, ",read-only=on"), ("disk", disk, "")];
             for (id, path, more) in disks {
                 let drive =

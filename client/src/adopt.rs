@@ -34,6 +34,18 @@ pub enum AdoptError {
         /// The desktop.
         desktop: Name,
     },
+    /// An adoption that this machine did not hear the end of came to it, and the desktop has gone on since.
+    #[error(
+        "desktop {desktop} was given the disks of {fork} already, as version {version}, and has gone on since"
+    )]
+    DoneBefore {
+        /// The desktop.
+        desktop: Name,
+        /// The fork.
+        fork: Name,
+        /// The number of the desktop's version with the fork's disks.
+        version: u64,
+    },
     /// A version does not hold.
     #[error("{0}")]
     Version(#[from] VersionError),
@@ -107,6 +119,9 @@ impl Adopter<'_> {
             unused_fork.note_standing(&self.remote, fork, &self.key).await;
             Unheard::forget(directory);
             let (version, fork_version) = (done.version, fork_head.manifest.sequence);
+            if head.manifest.sequence > version {
+                return Err(AdoptError::DoneBefore { desktop, fork: fork.clone(), version });
+            }
             return Ok(Adopted { desktop, version, fork: fork.clone(), fork_version });
         }
         let (version, earlier) = match has_content_of(&head, &fork_head) {

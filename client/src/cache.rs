@@ -10,7 +10,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use chunk_format::{ChunkId, ChunkSize};
@@ -134,6 +134,8 @@ pub struct Cache {
     refused: AtomicU64,
     foreseen: AtomicU64,
     wasted: AtomicU64,
+    /// What is here may be the only copy there is.
+    is_sole: AtomicBool,
 }
 
 struct Index {
@@ -238,6 +240,7 @@ impl Cache {
             refused: AtomicU64::new(0),
             foreseen: AtomicU64::new(0),
             wasted: AtomicU64::new(0),
+            is_sole: AtomicBool::new(false),
         };
         cache.load(found);
         cache
@@ -425,8 +428,16 @@ impl Cache {
         ids.iter().filter(|id| index.by_id.contains_key(*id)).count() as u64
     }
 
+    /// Says whether what is here may be the only copy there is: disk space is not given back then.
+    pub fn set_sole(&self, is_sole: bool) {
+        self.is_sole.store(is_sole, Ordering::SeqCst);
+    }
+
     /// Gives up to this many bytes of disk space back, of the chunks read longest ago; returns how many.
     pub fn give_back(&self, bytes: u64) -> u64 {
+        if self.is_sole.load(Ordering::SeqCst) {
+            return 0;
+        }
         let wanted = usize::try_from(bytes.div_ceil(self.chunk_size.bytes_u64())).unwrap_or(usize::MAX);
         let mut index = self.lock();
         index.tight = true;

@@ -90,6 +90,11 @@ fn hint_of(error: &(dyn Error + 'static)) -> Option<String> {
     if let Some(AdoptError::NoDesktop { .. } | AdoptError::NoFork { .. }) = error.downcast_ref() {
         return Some("`satchel forks` lists the forks there are".to_owned());
     }
+    if let Some(AdoptError::DoneBefore { desktop, .. }) = error.downcast_ref() {
+        return Some(format!(
+            "`satchel history {desktop}` shows it; to put the disks of before back, give the same command once more"
+        ));
+    }
     if let Some(error) = error.downcast_ref::<RenewError>() {
         return of_renewal(error);
     }

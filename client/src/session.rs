@@ -286,20 +286,18 @@ impl Session {
             tracing::debug!(heard = told.is_ok(), "the server was told what this machine stands on");
         }
         let runtime = Handle::current();
-        let desktop = opening.assemble(store, options, &runtime, is_read_only)?;
         // Of a desktop that the server does not know, what this machine has is sent once: as a fork, on which it stands then.
         let subject = opening.subject();
-        let on = desktop
-            .store()
-            .version(desktop.store().record().head)
-            .map_err(|source| opening.failed(source))?;
+        let on = store.version(head).map_err(|source| opening.failed(source))?;
         let is_on_fork = on.manifest.subject != subject;
         let is_lost = |notice: &Notice| match notice {
             Notice::ServerIsBehind { .. } | Notice::HeadUnknown { .. } => true,
             Notice::GoneFromServer => !is_on_fork,
             _ => false,
         };
-        desktop.set_head_lost(notices.iter().any(is_lost));
+        let is_head_lost = notices.iter().any(is_lost);
+        let desktop = opening.assemble(store, options, &runtime, is_read_only, is_head_lost)?;
+        desktop.set_head_lost(is_head_lost);
         Ok(Self {
             desktop,
             subject,

@@ -149,6 +149,9 @@ fn it_shrinks_grows_and_gives_space_back() {
     let dir = tempfile::tempdir().unwrap();
     let cache = Cache::open(dir.path(), &config(64)).unwrap();
     fill(&cache, 0..64);
+    cache.set_sole(true);
+    assert_eq!(cache.give_back(10 * SIZE as u64), 0, "it may be the only copy");
+    cache.set_sole(false);
     assert_eq!(cache.give_back(10 * SIZE as u64 - 1), 10 * SIZE as u64);
     assert_eq!(cache.stats().occupied, 54);
     drop(cache);

@@ -216,7 +216,7 @@ pub(crate) async fn open(
             Notice::BaseUnknown { image, sequence } => context.printer.warning(&format!(
                 "nor does it know version {sequence} of {image}, on which {desktop} stands: what is written is kept on this \
                  machine, and can only be synced on a version that the server knows. A desktop in mode renew goes over to the \
-                 next one that is published, or at once to an older one: `satchel rebase {desktop} --to VERSION`"
+                 next one that is published as version {sequence} or higher, or at once to another: `satchel rebase {desktop} --to VERSION`"
             )),
             Notice::GoneFromServer => context.printer.warning(
                 "the server does not know this desktop any more; opening what this machine has of it",

@@ -332,8 +332,9 @@ impl OpenDesktop {
         self.is_head_lost.load(Ordering::Relaxed)
     }
 
-    /// Notes whether the server has the version below.
+    /// Notes whether the server has the version below. Where it has not, what is in the cache is kept whatever the disk lacks.
     pub(crate) fn set_head_lost(&self, is_lost: bool) {
+        self.cache.set_sole(is_lost);
         self.is_head_lost.store(is_lost, Ordering::Relaxed);
     }
 

@@ -386,6 +386,7 @@ impl Opening<'_> {
         options: &SessionOptions,
         runtime: &Handle,
         is_read_only: bool,
+        is_head_lost: bool,
     ) -> Result<OpenDesktop, SessionError> {
         let record = store.record();
         let head = store.version(record.head).map_err(|source| self.failed(source))?;
@@ -393,6 +394,7 @@ impl Opening<'_> {
         let config =
             CacheConfig { chunk_size, limit_bytes: options.cache_bytes, owner: *record.id.as_bytes() };
         let cache = Arc::new(Cache::open(&self.directory.join("cache"), &config)?);
+        cache.set_sole(is_head_lost);
         let segments = SegmentStore::new(self.directory.join("segments"));
         let fetcher =
             Fetcher::new(runtime, self.sources(options)?, Arc::clone(&cache), segments, options.on_missing);

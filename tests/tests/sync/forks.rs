@@ -108,10 +108,9 @@ fn work_that_comes_second_becomes_a_fork_that_can_be_adopted() {
 }
 
 /// The second answer is lost: it is done, and a person who repeats it does not want it undone.
-#[test]
-fn an_adoption_that_is_repeated_because_its_end_was_not_heard_is_not_undone() {
-    require!(fuse);
-    let apart = Apart::new(95);
+/// The laptop has adopted its own fork, and the last answer was lost.
+fn adopted_unheard(seed: u64) -> (Apart, String) {
+    let apart = Apart::new(seed);
     sync(&apart.other);
     sync(&apart.laptop);
     let fork = apart.assert_both_are_kept(&apart.on_other, &apart.on_laptop);
@@ -120,13 +119,36 @@ fn an_adoption_that_is_repeated_because_its_end_was_not_heard_is_not_undone() {
     proxy.inject(Rule::new(Fault::LoseAnswer).on(Class::Commit).skip(1));
     let failed = apart.laptop.satchel(["adopt", fork.as_str()]).exited(1);
     assert!(failed.stderr.contains("cannot commit a version of desktop work."), "{}", failed.stderr);
-    proxy.heal();
+    apart.laptop.login(&apart.published.access());
+    (apart, fork)
+}
+
+#[test]
+fn an_adoption_that_is_repeated_because_its_end_was_not_heard_is_not_undone() {
+    require!(fuse);
+    let (apart, fork) = adopted_unheard(95);
     let adopted = apart.laptop.satchel(["--json", "adopt", fork.as_str()]).ok().json();
     assert_eq!((&adopted["version"], &adopted["fork"]), (&3.into(), &fork.as_str().into()), "{adopted}");
     apart.assert_both_are_kept(&apart.on_laptop, &apart.on_other);
     // Another one is meant to undo it.
     let _ = apart.laptop.satchel(["adopt", fork.as_str()]).ok();
     apart.assert_both_are_kept(&apart.on_other, &apart.on_laptop);
+}
+
+#[test]
+fn an_adoption_whose_end_was_not_heard_is_told_where_the_desktop_has_gone_on_since() {
+    require!(fuse);
+    let (mut apart, fork) = adopted_unheard(96);
+    let mount = apart.other.mount("work");
+    apart.on_laptop.assert_in(&mount);
+    apart.on_laptop.change(&mount, 5, &mut Rng::new(97));
+    mount.unmount();
+    sync(&apart.other);
+    let told = apart.laptop.satchel(["adopt", fork.as_str()]).exited(1);
+    assert!(told.stderr.contains("as version 3, and has gone on since"), "{}", told.stderr);
+    // Who gives it once more means it.
+    let adopted = apart.laptop.satchel(["--json", "adopt", fork.as_str()]).ok().json();
+    assert_eq!(adopted["version"], 5, "{adopted}");
 }
 
 #[test]

@@ -6,11 +6,52 @@ SHELL := /bin/bash
 
 SKIP_LOG := $(CURDIR)/target/skipped-tests
 FUZZ_SECONDS ?= 60
+# Where things are installed, and below what when that is to be packed. PROGRAMS is where they were built: that needs no root, so
+# that `install` builds nothing.
+PREFIX ?= /usr/local
+DESTDIR ?=
+PROGRAMS ?= $(CURDIR)/target/release
+INSTALLED := $(DESTDIR)$(PREFIX)
+SHARED := $(INSTALLED)/share
+BASH_COMPLETIONS := $(SHARED)/bash-completion/completions
+ZSH_COMPLETIONS := $(SHARED)/zsh/site-functions
+FISH_COMPLETIONS := $(SHARED)/fish/vendor_completions.d
 KILLS ?= 1
 
 .PHONY: help
 help: ## Show what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 8
+
+.PHONY: build
+build: ## Build the programs for use
+	@tests/install-packages build
+	cargo build --release --locked -p satchel -p satchel-vmm -p image-server
+
+.PHONY: install
+install: ## Put what `make build` has built below PREFIX (/usr/local), with manual pages, completions and the server's unit
+	@for program in satchel satchel-vmm satchel-server; do \
+	  [ -x "$(PROGRAMS)/$$program" ] || { echo "$(PROGRAMS)/$$program is not built: run make build first" >&2; exit 1; }; \
+	done
+	install -D -t "$(INSTALLED)/bin" "$(PROGRAMS)"/{satchel,satchel-vmm,satchel-server}
+	@pages=$$(mktemp -d); trap 'rm -rf "$$pages"' EXIT; \
+	put() { install -D -m 644 "$$@"; }; \
+	for program in satchel satchel-server; do \
+	  "$(INSTALLED)/bin/$$program" man "$$pages"; \
+	  "$(INSTALLED)/bin/$$program" completions bash | put /dev/stdin "$(BASH_COMPLETIONS)/$$program"; \
+	  "$(INSTALLED)/bin/$$program" completions zsh | put /dev/stdin "$(ZSH_COMPLETIONS)/_$$program"; \
+	  "$(INSTALLED)/bin/$$program" completions fish | put /dev/stdin "$(FISH_COMPLETIONS)/$$program.fish"; \
+	done; \
+	put -t "$(SHARED)/man/man1" "$$pages"/*; \
+	put -t "$(INSTALLED)/lib/sysusers.d" image-server/systemd/satchel-server.conf; \
+	sed 's,/usr/local/bin/,$(PREFIX)/bin/,' image-server/systemd/satchel-server.service | \
+	  put /dev/stdin "$(INSTALLED)/lib/systemd/system/satchel-server.service"
+
+.PHONY: uninstall
+uninstall: ## Take away what `make install` has put there
+	rm -f "$(INSTALLED)"/bin/{satchel,satchel-vmm,satchel-server} "$(SHARED)"/man/man1/satchel{,-*}.1 \
+	  "$(BASH_COMPLETIONS)"/satchel{,-server} "$(ZSH_COMPLETIONS)"/_satchel{,-server} \
+	  "$(FISH_COMPLETIONS)"/satchel{,-server}.fish "$(INSTALLED)"/lib/sysusers.d/satchel-server.conf \
+	  "$(INSTALLED)"/lib/systemd/system/satchel-server.service
 
 .PHONY: test
 test: lint ## Check format and lints, build, run every test, list what was skipped and why

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use satchel_client::hint;
 use satchel_client::state::StateDir;
 
@@ -21,6 +21,7 @@ mod export;
 mod forks;
 mod history;
 mod images;
+mod install;
 mod login;
 mod mount;
 mod open;
@@ -116,11 +117,16 @@ enum Command {
     /// Record or show what a start of an image touches, so that clients fetch it ahead
     #[command(subcommand)]
     Profile(profile::ProfileCommand),
+    /// Print what lets a shell complete commands and options
+    Completions(install::CompletionsArgs),
+    /// Write the manual pages, one a command
+    Man(install::ManArgs),
 }
 
 /// What every command gets.
 struct Context {
-    state_path: PathBuf,
+    /// What `--state` says.
+    given_state: Option<PathBuf>,
     printer: Printer,
     json: bool,
     verbose: u8,
@@ -128,7 +134,21 @@ struct Context {
 
 impl Context {
     fn state(&self) -> anyhow::Result<StateDir> {
-        Ok(StateDir::open(&self.state_path)?)
+        Ok(StateDir::open(&self.state_path()?)?)
+    }
+
+    /// `--state`, `$SATCHEL_STATE`, `$XDG_STATE_HOME/satchel`, `~/.local/state/satchel`: the first there is.
+    fn state_path(&self) -> anyhow::Result<PathBuf> {
+        if let Some(path) = &self.given_state {
+            return Ok(std::path::absolute(path)?);
+        }
+        let from =
+            |variable: &str| std::env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from);
+        from("XDG_STATE_HOME")
+            .filter(|path| path.is_absolute())
+            .or_else(|| from("HOME").map(|home| home.join(".local/state")))
+            .map(|path| path.join("satchel"))
+            .context("neither HOME nor XDG_STATE_HOME is set: say where to keep state with --state DIR")
     }
 }
 
@@ -147,8 +167,7 @@ pub(crate) fn main() -> ExitCode {
 }
 
 fn run(cli: Cli, printer: Printer) -> anyhow::Result<()> {
-    let context =
-        Context { state_path: state_path(cli.state)?, printer, json: cli.json, verbose: cli.verbose };
+    let context = Context { given_state: cli.state, printer, json: cli.json, verbose: cli.verbose };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start")?;
     let outcome = runtime.block_on(async {
         match cli.command {
@@ -185,6 +204,8 @@ fn run(cli: Cli, printer: Printer) -> anyhow::Result<()> {
             Command::Profile(profile::ProfileCommand::Show(args)) => {
                 interruptible(profile::show(&context, args)).await
             }
+            Command::Completions(args) => install::completions(Cli::command(), &args),
+            Command::Man(args) => install::man(Cli::command(), &args),
         }
     });
     // Threads may still wait for a server or a terminal; nothing they do matters any more.
@@ -200,20 +221,6 @@ async fn interruptible(work: impl Future<Output = anyhow::Result<()>>) -> anyhow
             anyhow::bail!("interrupted; the same command continues where this one stopped")
         }
     }
-}
-
-/// `--state`, `$SATCHEL_STATE`, `$XDG_STATE_HOME/satchel`, `~/.local/state/satchel`: the first there is.
-fn state_path(given: Option<PathBuf>) -> anyhow::Result<PathBuf> {
-    if let Some(path) = given {
-        return Ok(std::path::absolute(path)?);
-    }
-    let from =
-        |variable: &str| std::env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from);
-    from("XDG_STATE_HOME")
-        .filter(|path| path.is_absolute())
-        .or_else(|| from("HOME").map(|home| home.join(".local/state")))
-        .map(|path| path.join("satchel"))
-        .context("neither HOME nor XDG_STATE_HOME is set: say where to keep state with --state DIR")
 }
 
 fn start_log(verbose: u8) {
@@ -261,8 +268,6 @@ fn worker_threads() -> usize {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod gc;
 mod init;
+mod install;
 mod mirror;
 pub(crate) mod output;
 mod policy;
@@ -14,7 +15,7 @@ mod verify;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use tokio::runtime::Runtime;
 
 /// Threads for disk access and decoding. Each serves one file operation at a time; more would only wait for the disk.
@@ -38,6 +39,8 @@ enum Command {
     Gc(gc::Gc),
     Verify(verify::Verify),
     Policy(policy::Policy),
+    Completions(install::Completions),
+    Man(install::Man),
 }
 
 /// Runs one command; what it prints is its own affair.
@@ -53,6 +56,8 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             Command::Gc(command) => command.run().await,
             Command::Verify(command) => command.run().await,
             Command::Policy(command) => command.run().await,
+            Command::Completions(command) => command.run(Arguments::command()),
+            Command::Man(command) => command.run(Arguments::command()),
         }
     })
 }

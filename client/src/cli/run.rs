@@ -122,7 +122,7 @@ pub(crate) async fn run(context: &Context, args: RunArgs) -> anyhow::Result<()> 
 fn mount_command(context: &Context, args: &RunArgs) -> anyhow::Result<Vec<OsString>> {
     let program = std::env::current_exe().context("cannot find this program's own file")?;
     let mut command: Vec<OsString> = vec![program.into()];
-    command.extend(["--state".into(), context.state_path.clone().into()]);
+    command.extend(["--state".into(), context.state_path()?.into()]);
     command.extend((0..context.verbose).map(|_| "--verbose".into()));
     command.push("mount".into());
     if let Some(size) = args.open.cache_size {

@@ -4,6 +4,7 @@ mod damage;
 mod directories;
 mod files;
 mod full;
+mod installed;
 mod interface;
 mod login;
 mod names;

@@ -13,8 +13,20 @@ use satchel_tests::{Client, Event, Link, Publication, Shape, Signal, require};
 
 use super::{IMAGE_BYTES, assert_refused};
 
-const COMMANDS: [&str; 10] =
-    ["login", "publish", "images", "desktops", "create", "mount", "run", "sync", "status", "history"];
+const COMMANDS: [&str; 12] = [
+    "login",
+    "publish",
+    "images",
+    "desktops",
+    "create",
+    "mount",
+    "run",
+    "sync",
+    "status",
+    "history",
+    "completions",
+    "man",
+];
 
 #[test]
 fn every_command_explains_itself() {

@@ -428,6 +428,11 @@ impl Cache {
         ids.iter().filter(|id| index.by_id.contains_key(*id)).count() as u64
     }
 
+    /// Whether what is here may be the only copy there is.
+    pub fn is_sole(&self) -> bool {
+        self.is_sole.load(Ordering::SeqCst)
+    }
+
     /// Says whether what is here may be the only copy there is: disk space is not given back then.
     pub fn set_sole(&self, is_sole: bool) {
         self.is_sole.store(is_sole, Ordering::SeqCst);
@@ -435,7 +440,7 @@ impl Cache {
 
     /// Gives up to this many bytes of disk space back, of the chunks read longest ago; returns how many.
     pub fn give_back(&self, bytes: u64) -> u64 {
-        if self.is_sole.load(Ordering::SeqCst) {
+        if self.is_sole() {
             return 0;
         }
         let wanted = usize::try_from(bytes.div_ceil(self.chunk_size.bytes_u64())).unwrap_or(usize::MAX);

@@ -297,7 +297,6 @@ impl Session {
         };
         let is_head_lost = notices.iter().any(is_lost);
         let desktop = opening.assemble(store, options, &runtime, is_read_only, is_head_lost)?;
-        desktop.set_head_lost(is_head_lost);
         Ok(Self {
             desktop,
             subject,

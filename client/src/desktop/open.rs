@@ -1,7 +1,6 @@
 //! An open desktop: its record and its disks, put together.
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use chunk_format::{
@@ -55,8 +54,6 @@ pub struct OpenDesktop {
     awaited: Mutex<Option<Version>>,
     /// Whether what is written is thrown away at the end.
     is_read_only: bool,
-    /// Whether the server does not have the version below any more.
-    is_head_lost: AtomicBool,
     /// Whether what is written to the system disk is dropped at the next start.
     is_system_volatile: bool,
 }
@@ -144,7 +141,6 @@ impl OpenDesktop {
             filling: Filling::default(),
             awaited: Mutex::default(),
             is_read_only: record.discard_from.is_some(),
-            is_head_lost: AtomicBool::new(false),
             is_system_volatile,
         })
     }
@@ -329,13 +325,12 @@ impl OpenDesktop {
 
     /// Whether the server does not have the version below any more: it was set back to an older state.
     pub(crate) fn is_head_lost(&self) -> bool {
-        self.is_head_lost.load(Ordering::Relaxed)
+        self.cache.is_sole()
     }
 
     /// Notes whether the server has the version below. Where it has not, what is in the cache is kept whatever the disk lacks.
     pub(crate) fn set_head_lost(&self, is_lost: bool) {
         self.cache.set_sole(is_lost);
-        self.is_head_lost.store(is_lost, Ordering::Relaxed);
     }
 
     /// Whether what is written is thrown away at the end.

@@ -394,6 +394,7 @@ impl Opening<'_> {
         let config =
             CacheConfig { chunk_size, limit_bytes: options.cache_bytes, owner: *record.id.as_bytes() };
         let cache = Arc::new(Cache::open(&self.directory.join("cache"), &config)?);
+        // Before anything is written down that would have the cache give space.
         cache.set_sole(is_head_lost);
         let segments = SegmentStore::new(self.directory.join("segments"));
         let fetcher =

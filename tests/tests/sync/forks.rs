@@ -271,16 +271,11 @@ fn a_server_that_was_set_back_gets_the_work_again_as_a_fork() {
     let laptop = published.machine_with_desktop("laptop");
     let mut disks = Disks::new(&published);
     let mut rng = Rng::new(71);
-    let change = |disks: &mut Disks, rng: &mut Rng| {
-        let mount = laptop.mount("work");
-        disks.change(&mount, 10, rng);
-        mount.unmount();
-    };
-    change(&mut disks, &mut rng);
+    disks.change_on(&laptop, 10, &mut rng);
     sync(&laptop);
     let backed_up = disks.clone();
     let backup = published.server.back_up();
-    change(&mut disks, &mut rng);
+    disks.change_on(&laptop, 10, &mut rng);
     sync(&laptop);
     published.server.restore(&backup);
     // Nothing was changed since, and yet the server gets all of it again.
@@ -293,9 +288,9 @@ fn a_server_that_was_set_back_gets_the_work_again_as_a_fork() {
 
     // The same with changes, and with `sync`.
     let _ = laptop.satchel(["adopt", forks(&laptop)[0].as_str()]).ok();
-    change(&mut disks, &mut rng);
+    disks.change_on(&laptop, 10, &mut rng);
     sync(&laptop);
-    change(&mut disks, &mut rng);
+    disks.change_on(&laptop, 10, &mut rng);
     published.server.restore(&backup);
     let report = sync(&laptop);
     assert_eq!(report["fork"]["of"], "work", "{report}");
@@ -314,12 +309,7 @@ fn a_server_that_was_set_back_to_before_a_desktop_gets_its_work_as_a_fork() {
     laptop.create("work", "golden", Some("16M"));
     let mut disks = Disks::new(&published);
     let mut rng = Rng::new(73);
-    let change = |disks: &mut Disks, rng: &mut Rng| {
-        let mount = laptop.mount("work");
-        disks.change(&mount, 10, rng);
-        mount.unmount();
-    };
-    change(&mut disks, &mut rng);
+    disks.change_on(&laptop, 10, &mut rng);
     sync(&laptop);
     published.server.restore(&backup);
     // Nothing was changed since, and yet the server gets all of it.
@@ -327,7 +317,7 @@ fn a_server_that_was_set_back_to_before_a_desktop_gets_its_work_as_a_fork() {
     assert_eq!(report["fork"]["of"], "work", "{report}");
     let fork = report["fork"]["fork"].as_str().expect("a name").to_owned();
     assert_holds(&published, &fork, &disks);
-    change(&mut disks, &mut rng);
+    disks.change_on(&laptop, 10, &mut rng);
     sync(&laptop);
     assert_holds(&published, &fork, &disks);
     assert_eq!(sync(&laptop)["version"], Value::Null, "it is sent once");

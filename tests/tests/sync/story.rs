@@ -42,6 +42,14 @@ impl Disks {
         holds(&self.home, mount.home()) && holds(&self.system, mount.system())
     }
 
+    /// Changes the desktop on a machine, which mounts it for that.
+    #[track_caller]
+    pub(crate) fn change_on(&mut self, machine: &Client, writes: u64, rng: &mut Rng) {
+        let mount = machine.mount("work");
+        self.change(&mount, writes, rng);
+        mount.unmount();
+    }
+
     /// Changes both disks here and there, and flushes them.
     #[track_caller]
     pub(crate) fn change(&mut self, mount: &Mount, writes: u64, rng: &mut Rng) {

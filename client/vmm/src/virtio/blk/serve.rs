@@ -195,7 +195,7 @@ impl Server {
         }
         let expects_waiting = self.guard.expects_waiting();
         let chain = served.queue.pop();
-        served.taken = served.taken.wrapping_add(1);
+        served.taken = served.taken.wrapping_add(chain.is_some().into());
         // While there is more, somebody looks again in any case: the driver need not ring for every request.
         let has_more = served.queue.has_more();
         if !has_more {

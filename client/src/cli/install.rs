@@ -15,7 +15,7 @@ pub(crate) struct CompletionsArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ManArgs {
-    /// Where to: a directory
+    /// Where to: a directory, which is made if it is not there
     directory: PathBuf,
 }
 
@@ -24,11 +24,11 @@ pub(crate) fn completions(mut command: clap::Command, args: &CompletionsArgs) ->
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut command, "satchel", &mut script);
     let mut stdout = io::stdout().lock();
-    stdout.write_all(&script)?;
-    Ok(stdout.flush()?)
+    stdout.write_all(&script).and_then(|()| stdout.flush()).context("cannot print the completions")
 }
 
 pub(crate) fn man(command: clap::Command, args: &ManArgs) -> anyhow::Result<()> {
-    clap_mangen::generate_to(command, &args.directory)
+    std::fs::create_dir_all(&args.directory)
+        .and_then(|()| clap_mangen::generate_to(command, &args.directory))
         .with_context(|| format!("cannot write manual pages to {}", args.directory.display()))
 }

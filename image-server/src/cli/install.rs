@@ -29,13 +29,14 @@ impl Completions {
 /// Write the manual pages, one a command
 #[derive(Args)]
 pub(crate) struct Man {
-    /// Where to: a directory
+    /// Where to: a directory, which is made if it is not there
     directory: PathBuf,
 }
 
 impl Man {
     pub(crate) fn run(self, command: clap::Command) -> anyhow::Result<ExitCode> {
-        clap_mangen::generate_to(command, &self.directory)
+        std::fs::create_dir_all(&self.directory)
+            .and_then(|()| clap_mangen::generate_to(command, &self.directory))
             .with_context(|| format!("cannot write manual pages to {}", self.directory.display()))?;
         Ok(ExitCode::SUCCESS)
     }

@@ -7,6 +7,7 @@ pub mod boot;
 pub mod control;
 pub mod event;
 pub mod faults;
+mod guest_memory;
 pub mod launch;
 pub mod machine;
 pub mod sandbox;

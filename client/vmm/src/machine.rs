@@ -218,7 +218,7 @@ impl Machine {
         let mut transports = Vec::new();
         for (number, device) in (0_u32..).zip(config.devices) {
             let transport =
-                MmioTransport::new(device, Arc::clone(&memory)).map_err(cannot("set up a device"))?;
+                MmioTransport::new(device, GuestMemory::clone(&memory)).map_err(cannot("set up a device"))?;
             connect_interrupt(&vm, transport.interrupt_event(), layout::VIRTIO_GSI + number)?;
             let registers = layout::VIRTIO + u64::from(number) * layout::VIRTIO_STRIDE;
             for (queue, notify) in (0_u32..).zip(transport.notify_events()) {

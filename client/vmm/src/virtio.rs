@@ -6,8 +6,6 @@
 use std::io;
 use std::sync::Arc;
 
-use vm_memory::GuestMemoryMmap;
-
 pub mod balloon;
 pub mod blk;
 mod buffers;
@@ -27,11 +25,9 @@ pub mod driver;
 #[cfg(any(test, feature = "driver"))]
 pub mod hostile;
 
+pub use crate::guest_memory::GuestMemory;
 pub use queue::{BadChain, Chain, DeviceQueue};
 pub use worker::{Interest, Ready, Role, Worker, start_threads_from_here, wait, wait_readable};
-
-/// The guest's memory. Clones share it.
-pub type GuestMemory = Arc<GuestMemoryMmap<()>>;
 
 /// `VIRTIO_F_VERSION_1`: every device is a modern one.
 pub const VERSION_1: u64 = 1 << virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;

@@ -184,7 +184,7 @@ fuzz_target!(|data: &[u8]| {
     let Some((kind, data)) = data.split_first() else { return };
     let memory = memory::allocate(MEMORY_BYTES).expect("memory");
     let faults = Arc::new(Faults::new(Event::new().expect("an event")));
-    let transport = MmioTransport::new(device(*kind, &faults), Arc::clone(&memory)).expect("a transport");
+    let transport = MmioTransport::new(device(*kind, &faults), GuestMemory::clone(&memory)).expect("a transport");
     let mut guest = Guest { transport, memory, data };
     for _ in 0..STEPS {
         if guest.step().is_none() {

@@ -1,12 +1,8 @@
 //! The guest's memory.
 
-use std::sync::Arc;
-
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
-use vm_memory::{
-    Address, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap, GuestMemoryRegion,
-};
+use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion};
 
 use super::layout;
 use crate::virtio::GuestMemory;
@@ -32,7 +28,7 @@ pub enum MemoryError {
         bytes: u64,
         /// What the kernel said.
         #[source]
-        source: vm_memory::mmap::FromRangesError,
+        source: std::io::Error,
     },
     /// KVM does not take it.
     #[error("KVM does not take the guest's memory at {address:#x}")]
@@ -68,9 +64,7 @@ pub fn allocate(bytes: u64) -> Result<GuestMemory, MemoryError> {
         .map(|(start, bytes)| Ok((GuestAddress(start), usize::try_from(bytes)?)))
         .collect::<Result<_, std::num::TryFromIntError>>()
         .map_err(|_| MemoryError::BadSize { bytes })?;
-    let memory =
-        GuestMemoryMmap::from_ranges(&ranges).map_err(|source| MemoryError::Allocate { bytes, source })?;
-    Ok(Arc::new(memory))
+    GuestMemory::anonymous(&ranges).map_err(|source| MemoryError::Allocate { bytes, source })
 }
 
 /// Gives memory to a virtual machine.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use virtio_queue::{Queue, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 
 use super::{Activation, DeviceQueue, GuestMemory, Interrupt, VERSION_1, VirtioDevice};
 use crate::event::Event;
@@ -109,7 +109,7 @@ impl Driver {
     /// The same with these features only.
     pub fn start_with(device: &mut dyn VirtioDevice, features: u64) -> Driver {
         let ranges = [(GuestAddress(0), usize::try_from(MEMORY_BYTES).expect("16 MiB"))];
-        let memory = Arc::new(GuestMemoryMmap::from_ranges(&ranges).expect("memory"));
+        let memory = GuestMemory::anonymous(&ranges).expect("memory");
         let interrupt = Arc::new(CountedInterrupt::default());
         let mut queues = Vec::new();
         let mut given = Vec::new();
@@ -127,13 +127,13 @@ impl Driver {
                 queue,
                 u16::try_from(index).expect("few queues"),
                 notify.try_clone().expect("an event"),
-                Arc::clone(&memory),
+                GuestMemory::clone(&memory),
                 Arc::clone(&interrupt) as Arc<dyn Interrupt>,
             )));
             queues.push(DriverQueue { size, notify, free: 0, available: 0, seen: 0 });
         }
         let activation = Activation {
-            memory: Arc::clone(&memory),
+            memory: GuestMemory::clone(&memory),
             features: features | VERSION_1,
             queues: given,
             interrupt: Arc::clone(&interrupt) as Arc<dyn Interrupt>,

@@ -248,7 +248,7 @@ impl MmioTransport {
         let activated = agreed
             && self.give_queues().is_some_and(|queues| {
                 let activation = Activation {
-                    memory: Arc::clone(&self.memory),
+                    memory: GuestMemory::clone(&self.memory),
                     features: self.driver_features,
                     queues,
                     interrupt: Arc::clone(&self.interrupt) as Arc<dyn Interrupt>,
@@ -285,7 +285,13 @@ impl MmioTransport {
             }
             let notify = slot.notify.try_clone().ok()?;
             let interrupt = Arc::clone(&self.interrupt) as Arc<dyn Interrupt>;
-            given.push(Some(DeviceQueue::new(queue, index, notify, Arc::clone(&self.memory), interrupt)));
+            given.push(Some(DeviceQueue::new(
+                queue,
+                index,
+                notify,
+                GuestMemory::clone(&self.memory),
+                interrupt,
+            )));
         }
         Some(given)
     }

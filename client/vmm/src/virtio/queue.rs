@@ -74,7 +74,7 @@ impl DeviceQueue {
         if self.is_broken {
             return None;
         }
-        let available = self.queue.iter(Arc::clone(&self.memory)).map(|mut chains| chains.next());
+        let available = self.queue.iter(GuestMemory::clone(&self.memory)).map(|mut chains| chains.next());
         let chain = available.unwrap_or_else(|error| {
             tracing::debug!(queue = self.index, %error, "a driver broke its queue");
             self.is_broken = true;

@@ -93,7 +93,6 @@ fn discard_one(region: &GuestRegionMmap<()>, begin: u64, length: u64) -> io::Res
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::MetadataExt;
-    use std::sync::Arc;
 
     use proptest::prelude::*;
     use vm_memory::{Bytes, FileOffset, GuestMemoryMmap};
@@ -106,7 +105,7 @@ mod tests {
     fn memory() -> GuestMemory {
         let length = usize::try_from(REGION).unwrap();
         let starts = [0, REGION, REGION * 4];
-        Arc::new(GuestMemoryMmap::from_ranges(&starts.map(|start| (GuestAddress(start), length))).unwrap())
+        GuestMemory::anonymous(&starts.map(|start| (GuestAddress(start), length))).unwrap()
     }
 
     #[test]
@@ -138,7 +137,7 @@ mod tests {
         let length = usize::try_from(REGION).unwrap();
         let backing = FileOffset::new(file.try_clone().unwrap(), REGION);
         let ranges = [(GuestAddress(0), length, Some(backing))];
-        let memory: GuestMemory = Arc::new(GuestMemoryMmap::from_ranges_with_files(ranges).unwrap());
+        let memory = GuestMemory::from(GuestMemoryMmap::from_ranges_with_files(ranges).unwrap());
         memory.write_slice(&vec![7; length], GuestAddress(0)).unwrap();
         file.sync_all().unwrap();
         let before = file.metadata().unwrap().blocks();

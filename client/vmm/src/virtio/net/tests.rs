@@ -328,7 +328,7 @@ fn a_queue_the_driver_left_out_is_said() {
     let mut other = self::net().0;
     let driver = Driver::start(&mut other);
     let activation = Activation {
-        memory: Arc::clone(&driver.memory),
+        memory: driver.memory.clone(),
         features: 0,
         queues: vec![None, None],
         interrupt: driver.interrupt.clone(),

@@ -197,6 +197,12 @@ fn rules(thread: Thread) -> Result<Rules, seccompiler::BackendError> {
     let filter = SeccompRule::new(vec![equals(0, libc::PR_SET_SECCOMP.unsigned_abs().into())?])?;
     let privileges = SeccompRule::new(vec![equals(0, libc::PR_SET_NO_NEW_PRIVS.unsigned_abs().into())?])?;
     rules.insert(libc::SYS_prctl, vec![name, memory_name, filter, privileges]);
+    if matches!(thread, Thread::Main | Thread::Device(Role::Block)) {
+        // Whether it waits its turn when it is woken; nothing that comes before other threads.
+        let policies = [libc::SCHED_OTHER, libc::SCHED_BATCH]
+            .map(|policy| SeccompRule::new(vec![equals(0, 0)?, equals(1, policy.unsigned_abs().into())?]));
+        rules.insert(libc::SYS_sched_setscheduler, policies.into_iter().collect::<Result<_, _>>()?);
+    }
     if thread == Thread::Main {
         // Threads, but no processes.
         let thread_flag = libc::CLONE_THREAD.unsigned_abs().into();

@@ -22,6 +22,7 @@ use super::{ActivateError, Activation, DeviceQueue, Role, VirtioDevice, read_con
 use crate::faults::Faults;
 
 mod file;
+mod gather;
 mod guard;
 mod request;
 mod serve;

@@ -12,6 +12,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use rustix::event::epoll;
 use virtio_bindings::virtio_blk::{
@@ -19,6 +20,7 @@ use virtio_bindings::virtio_blk::{
 };
 use vm_memory::Bytes;
 
+use super::gather::Gathering;
 use super::guard::{Guard, Sampler};
 use super::request::{Action, ID_BYTES, Request};
 use super::{Disk, file};
@@ -42,6 +44,7 @@ pub(super) struct Server {
     queues: Vec<Mutex<Served>>,
     reads: Mutex<Reads>,
     guard: Guard,
+    gathering: Gathering,
     /// Threads that wait for a ring.
     idle: AtomicUsize,
     /// Whether what was written is to last before it is answered.
@@ -97,6 +100,7 @@ impl Server {
                 .collect(),
             reads: Mutex::default(),
             guard: Guard::default(),
+            gathering: Gathering::new(Instant::now()),
             idle: AtomicUsize::new(0),
             // Virtio 1.2, section 5.2.6.2: a driver that knows no flush may rely on what was answered.
             writes_through: features & 1 << VIRTIO_BLK_F_FLUSH == 0,
@@ -136,7 +140,9 @@ impl Server {
         }
         let data = epoll::EventData::new_u64(0);
         let mut events = [epoll::Event { flags: epoll::EventFlags::empty(), data }];
+        let mut is_patient = false;
         while !self.stopping.load(Ordering::SeqCst) {
+            self.gathering.adopt(&mut is_patient);
             self.idle.fetch_add(1, Ordering::SeqCst);
             let woken = epoll::wait(&waiting, &mut events, None);
             if self.idle.fetch_sub(1, Ordering::SeqCst) == 1 {
@@ -164,11 +170,13 @@ impl Server {
     /// Does requests until there are none. `None` when the device is to stop.
     fn take_turn(&self, queue: usize, crew: &Crew) -> Option<()> {
         let mut is_rung = true;
+        let mut requests = 0;
         let mut sampler = Sampler::default();
         while !self.stopping.load(Ordering::SeqCst)
             && let Some((chain, is_alone)) = self.next(queue, is_rung)
         {
             is_rung = !is_alone;
+            requests = u32::saturating_add(requests, 1);
             // One that was not to be had before may be by now.
             if crew.may_grow() && self.idle.load(Ordering::SeqCst) == 0 {
                 crew.grow();
@@ -184,6 +192,7 @@ impl Server {
                 self.guard.waited();
             }
         }
+        self.gathering.took_turn(requests);
         Some(())
     }
 

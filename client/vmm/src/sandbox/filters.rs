@@ -107,7 +107,6 @@ const MAIN: &[c_long] = &[
     libc::SYS_newfstatat,
     libc::SYS_rt_sigaction,
     libc::SYS_sched_getparam,
-    libc::SYS_sched_getscheduler,
     libc::SYS_statx,
     libc::SYS_sysinfo,
 ];
@@ -202,6 +201,7 @@ fn rules(thread: Thread) -> Result<Rules, seccompiler::BackendError> {
         let policies = [libc::SCHED_OTHER, libc::SCHED_BATCH]
             .map(|policy| SeccompRule::new(vec![equals(0, 0)?, equals(1, policy.unsigned_abs().into())?]));
         rules.insert(libc::SYS_sched_setscheduler, policies.into_iter().collect::<Result<_, _>>()?);
+        rules.insert(libc::SYS_sched_getscheduler, Vec::new());
     }
     if thread == Thread::Main {
         // Threads, but no processes.

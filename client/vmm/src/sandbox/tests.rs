@@ -52,11 +52,22 @@ fn trespass(thread: Thread, what: &str) {
                 let _ = rustix::net::recv(io::stderr(), &mut [0_u8; 1], rustix::net::RecvFlags::empty());
             }
             "kvm" => drop(rustix::io::ioctl_fionread(io::stderr())),
+            "wait its turn" => schedule(libc::SCHED_BATCH),
+            "come before others" => schedule(libc::SCHED_FIFO),
             "nothing" => {}
             other => panic!("no such task: {other}"),
         }
     });
     trespassing.join().unwrap();
+}
+
+/// Has the calling thread scheduled so.
+fn schedule(policy: libc::c_int) {
+    let parameters = libc::sched_param { sched_priority: i32::from(policy == libc::SCHED_FIFO) };
+    // SAFETY: the kernel reads one `sched_param`, which outlives the call; 0 is the calling thread.
+    #[expect(unsafe_code, reason = "no safe wrapper of sched_setscheduler(2) is among the libraries")]
+    let set = unsafe { libc::syscall(libc::SYS_sched_setscheduler, 0, policy, &raw const parameters) };
+    assert_eq!(set, 0);
 }
 
 #[test]
@@ -132,7 +143,7 @@ fn no_thread_opens_a_file_makes_a_socket_starts_a_program_or_signals_another() {
     for thread in THREADS {
         let status = run(&format!("{thread} open"));
         assert!(status.success(), "{thread} open: {status}");
-        for what in ["socket", "fork", "kill", "kvm"] {
+        for what in ["socket", "fork", "kill", "kvm", "come before others"] {
             let status = run(&format!("{thread} {what}"));
             assert!(was_ended_by_a_filter(status), "{thread} {what}: {status}");
         }
@@ -143,6 +154,11 @@ fn no_thread_opens_a_file_makes_a_socket_starts_a_program_or_signals_another() {
 fn each_thread_is_kept_from_the_work_of_others() {
     for thread in ["processor", "network", "random", "console", "balloon", "vsock", "serial"] {
         let status = run(&format!("{thread} disk"));
+        assert!(was_ended_by_a_filter(status), "{thread}: {status}");
+    }
+    assert!(run("block wait its turn").success());
+    for thread in ["processor", "network", "random", "console", "balloon", "vsock", "serial"] {
+        let status = run(&format!("{thread} wait its turn"));
         assert!(was_ended_by_a_filter(status), "{thread}: {status}");
     }
     for thread in ["processor", "block", "random", "balloon", "serial"] {

@@ -6,22 +6,30 @@
 //! waits for its one request while others compute would wait for the end of their time each time.
 //!
 //! So it is tried. Every now and then the threads wait their turn for some requests, and go on so as long as that is quicker
-//! than what was measured before; where it is not, the next trial comes after a time beside which what the last one lost is little.
+//! than what was measured before; where it is not, the next trial comes after a time beside which what the last one lost is
+//! little. What was measured before is the quickest of some windows: in others the guest may have had nothing to ask for.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use libc::c_long;
+
 /// Requests that are measured together.
-const WINDOW: u32 = 128;
+const WINDOW: u32 = 64;
+/// Windows of which the quickest counts.
+const WINDOWS: usize = 4;
 /// After a trial that failed there is none for so many times as long as it took too long: two percent at most are lost.
 const PAUSES: u32 = 50;
-/// Windows after which the other way is measured again, while gathering is quicker.
-const GOOD_FOR: u32 = 128;
+/// Windows after which the other way is measured again, while gathering is quicker: at first, and at most.
+const FIRST_GOOD_FOR: u32 = 8;
+const LAST_GOOD_FOR: u32 = 256;
 /// Turns that found one request only, in a row, after which nothing is gathered.
 const LEAN_TURNS: u32 = 8;
 /// A window that takes longer is of a guest with little to ask for, whom a trial would not help.
 const BUSY: Duration = Duration::from_secs(1);
+/// No trial is taken to have lost more: no thread waits as long for a processor, and the rest was silence.
+const MOST_LOST: Duration = Duration::from_millis(50);
 
 /// What the threads of a disk share of it.
 #[derive(Debug)]
@@ -42,13 +50,28 @@ impl Gathering {
         self.is_on.store(state.trial.is_some(), Ordering::Relaxed);
     }
 
-    /// Has the calling thread, which `is_patient` or not by now, wait its turn or not from here on.
-    pub(super) fn adopt(&self, is_patient: &mut bool) {
+    /// Has the calling thread wait its turn, or not, from here on.
+    pub(super) fn adopt(&self, thread: &mut Scheduled) {
         let is_on = self.is_on.load(Ordering::Relaxed);
-        if *is_patient != is_on {
-            *is_patient = is_on;
+        if thread.is_ours && thread.is_patient != is_on {
+            thread.is_patient = is_on;
             set_policy(if is_on { libc::SCHED_BATCH } else { libc::SCHED_OTHER });
         }
+    }
+}
+
+/// How the thread that has it is scheduled.
+#[derive(Debug)]
+pub(super) struct Scheduled {
+    /// Nobody else chose another policy than the usual one, which it would lose.
+    is_ours: bool,
+    is_patient: bool,
+}
+
+impl Scheduled {
+    /// Of the calling thread, before it adopts anything.
+    pub(super) fn now() -> Scheduled {
+        Scheduled { is_ours: policy() == c_long::from(libc::SCHED_OTHER), is_patient: false }
     }
 }
 
@@ -71,15 +94,29 @@ struct State {
     /// Of the window under way.
     began: Instant,
     requests: u32,
-    /// How long a window took when the threads did not wait their turn.
-    at_once: Option<Duration>,
+    /// How long the last windows took when the threads did not wait their turn; the next one replaces the oldest.
+    at_once: [Duration; WINDOWS],
+    oldest: usize,
     /// The next trial is not to begin before.
     not_before: Instant,
+    /// Windows of the next trial.
+    good_for: u32,
+    /// Windows to measure before the next trial, whatever else.
+    to_measure: usize,
 }
 
 impl State {
     fn new(now: Instant) -> State {
-        State { trial: None, began: now, requests: 0, at_once: None, not_before: now }
+        State {
+            trial: None,
+            began: now,
+            requests: 0,
+            at_once: [Duration::MAX; WINDOWS],
+            oldest: 0,
+            not_before: now,
+            good_for: FIRST_GOOD_FOR,
+            to_measure: WINDOWS,
+        }
     }
 
     fn took_turn(&mut self, requests: u32, now: Instant) {
@@ -89,36 +126,57 @@ impl State {
         self.requests = self.requests.saturating_add(requests);
         let took = now.saturating_duration_since(self.began);
         let is_full = self.requests >= WINDOW;
-        let (Some(trial), Some(at_once)) = (&mut self.trial, self.at_once) else {
+        let at_once = self.at_once.into_iter().min().unwrap_or(Duration::MAX);
+        let Some(trial) = &mut self.trial else {
             if is_full {
-                self.at_once = Some(took * WINDOW / self.requests);
-                self.trial = (now >= self.not_before && took < BUSY).then(Trial::default);
-                self.begin(now);
+                self.measured(took.saturating_mul(WINDOW) / self.requests, now);
             }
             return;
         };
         trial.lean = if requests == 1 { trial.lean + 1 } else { 0 };
+        let would_take = |requests| at_once.saturating_mul(requests) / WINDOW;
         // By a third at least, so that chance decides little.
-        let is_quicker = took.saturating_mul(4) < at_once.saturating_mul(3);
-        if !is_quicker && trial.lean < LEAN_TURNS && trial.good > 0 && !trial.is_doubtful {
+        let is_quicker = took.saturating_mul(4) < would_take(self.requests.max(WINDOW)).saturating_mul(3);
+        let is_lean = trial.lean >= LEAN_TURNS;
+        if is_quicker && !is_lean {
+            if is_full {
+                trial.good += 1;
+                trial.is_doubtful = false;
+                trial.gained += would_take(self.requests).saturating_sub(took);
+                if trial.good >= self.good_for {
+                    // The other way is looked at again.
+                    self.good_for = self.good_for.saturating_mul(2).min(LAST_GOOD_FOR);
+                    self.trial = None;
+                    self.to_measure = 1;
+                }
+                self.begin(now);
+            }
+        } else if !is_lean && trial.good > 0 && !trial.is_doubtful {
             trial.is_doubtful = true;
             self.begin(now);
-        } else if trial.lean >= LEAN_TURNS || !is_quicker {
-            // Of a guest that fell silent, most of it was silence. One that lost nothing gained nothing, either.
-            let took = took.min(at_once);
-            let lost = took.saturating_sub(at_once * self.requests.min(WINDOW) / WINDOW).max(took / 8);
-            // The load is another one now, which what was gained before pays for.
+        } else {
+            // One that lost nothing gained nothing, either.
+            let lost = took.saturating_sub(would_take(self.requests)).max(took / 8).min(MOST_LOST);
+            // Where it gained before, the load is another one now.
             self.not_before = now + lost.saturating_sub(trial.gained) * PAUSES;
+            self.good_for = FIRST_GOOD_FOR;
             self.trial = None;
-            self.begin(now);
-        } else if is_full {
-            trial.good += 1;
-            trial.is_doubtful = false;
-            trial.gained = trial.gained.saturating_add(at_once - took);
-            // The other way is looked at again.
-            self.trial.take_if(|trial| trial.good >= GOOD_FOR);
+            self.to_measure = 1;
             self.begin(now);
         }
+    }
+
+    /// A window took so long without waiting.
+    fn measured(&mut self, took: Duration, now: Instant) {
+        if let Some(oldest) = self.at_once.get_mut(self.oldest) {
+            *oldest = took;
+        }
+        self.oldest = (self.oldest + 1) % WINDOWS;
+        self.to_measure = self.to_measure.saturating_sub(1);
+        if self.to_measure == 0 && now >= self.not_before && took < BUSY {
+            self.trial = Some(Trial::default());
+        }
+        self.begin(now);
     }
 
     fn begin(&mut self, now: Instant) {
@@ -139,6 +197,15 @@ fn set_policy(policy: libc::c_int) {
     }
 }
 
+/// How the calling thread is scheduled.
+fn policy() -> c_long {
+    // SAFETY: it reads nothing of this process; 0 is the calling thread.
+    #[expect(unsafe_code, reason = "no safe wrapper of sched_getscheduler(2) is among the libraries")]
+    unsafe {
+        libc::syscall(libc::SYS_sched_getscheduler, 0)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -147,33 +214,45 @@ mod tests {
     #[derive(Clone, Copy)]
     struct Turn(u32, Duration);
 
+    impl Turn {
+        fn of(self, requests: u32) -> Duration {
+            self.1 * requests / self.0
+        }
+    }
+
     struct Guest {
         state: State,
         now: Instant,
-    }
-
-    /// Of some requests.
-    struct Done {
-        took: Duration,
+        began: Instant,
         gathered: u32,
     }
 
     impl Guest {
         fn new() -> Guest {
             let now = Instant::now();
-            Guest { state: State::new(now), now }
+            Guest { state: State::new(now), now, began: now, gathered: 0 }
         }
 
-        fn ask_for(&mut self, requests: u32, at_once: Turn, in_turn: Turn) -> Done {
-            let (began, mut done, mut gathered) = (self.now, 0, 0);
+        fn asks_for(mut self, requests: u32, at_once: Turn, in_turn: Turn) -> Guest {
+            let mut done = 0;
             while done < requests {
                 let Turn(found, took) = if self.state.trial.is_some() { in_turn } else { at_once };
-                gathered += if self.state.trial.is_some() { found } else { 0 };
+                self.gathered += if self.state.trial.is_some() { found } else { 0 };
                 done += found;
                 self.now += took;
                 self.state.took_turn(found, self.now);
             }
-            Done { took: self.now - began, gathered }
+            self
+        }
+
+        fn is_silent(mut self, time: Duration) -> Guest {
+            self.now += time;
+            self
+        }
+
+        /// What passed beside this time, as a share of it.
+        fn lost(&self, of: Duration) -> f64 {
+            (self.now - self.began).as_secs_f64() / of.as_secs_f64() - 1.0
         }
     }
 
@@ -181,66 +260,112 @@ mod tests {
         Duration::from_micros(us)
     }
 
-    const ALONE: Turn = Turn(1, us(50));
+    const MANY: u32 = 400_000;
 
     #[test]
     fn where_gathering_is_quicker_nearly_all_is_gathered() {
-        let done = Guest::new().ask_for(200_000, Turn(1, us(1000)), Turn(21, us(6000)));
-        assert!(done.gathered > 190_000, "{}", done.gathered);
+        for (at_once, in_turn) in [
+            (Turn(1, us(1000)), Turn(21, us(6000))),
+            (Turn(1, us(1000)), Turn(100, us(60_000))),
+            (Turn(1, us(20)), Turn(32, us(300))),
+        ] {
+            let guest = Guest::new().asks_for(MANY, at_once, in_turn);
+            assert!(guest.gathered > MANY / 20 * 19, "{} of {MANY}", guest.gathered);
+        }
     }
 
     #[test]
-    fn a_guest_that_waits_for_its_one_request_loses_little_by_trials() {
-        let done = Guest::new().ask_for(200_000, ALONE, Turn(1, us(4000)));
-        assert!(done.gathered > 0, "it was tried");
-        assert!(done.took < us(50) * 200_000 * 103 / 100, "{:?}", done.took);
+    fn where_it_is_not_little_is_lost_by_trials() {
+        for (at_once, in_turn) in [
+            // A guest that waits for its one request, while others take all of their time.
+            (Turn(1, us(50)), Turn(1, us(4000))),
+            (Turn(1, us(50)), Turn(1, us(20_000))),
+            // One that asks for many meanwhile.
+            (Turn(1, us(50)), Turn(32, us(4000))),
+            (Turn(1, us(10)), Turn(64, us(4000))),
+            (Turn(1, us(10)), Turn(128, us(4000))),
+            (Turn(1, us(10)), Turn(256, us(5300))),
+            (Turn(1, us(5)), Turn(128, us(4000))),
+            (Turn(32, us(300)), Turn(128, us(6000))),
+        ] {
+            let guest = Guest::new().asks_for(MANY, at_once, in_turn);
+            let lost = guest.lost(at_once.of(MANY));
+            assert!(guest.gathered > 0, "it was tried");
+            assert!(lost < 0.03, "{lost} with {:?} in {:?}", in_turn.0, in_turn.1);
+        }
     }
 
     #[test]
-    fn nor_does_one_whose_others_take_all_of_their_time_before_many_requests_are_looked_at() {
-        let done = Guest::new().ask_for(200_000, ALONE, Turn(32, us(4000)));
-        assert!(done.gathered > 0, "it was tried");
-        assert!(done.took < us(50) * 200_000 * 103 / 100, "{:?}", done.took);
+    fn a_guest_that_asks_by_fits_and_starts_is_not_taken_for_a_slow_one() {
+        let at_once = Turn(2, us(100));
+        for (silence, burst, in_turn) in [
+            (us(500_000), 512, Turn(2, us(4000))),
+            (us(200_000), 512, Turn(4, us(4000))),
+            (us(500_000), 2048, Turn(2, us(4000))),
+            (us(50_000), 256, Turn(4, us(4000))),
+        ] {
+            let (mut guest, rounds) = (Guest::new(), 100);
+            for _ in 0..rounds {
+                guest = guest.is_silent(silence).asks_for(burst, at_once, in_turn);
+            }
+            let lost = guest.lost((silence + at_once.of(burst)) * rounds);
+            assert!(lost < 0.03, "{lost} with {burst} after {silence:?}");
+        }
+    }
+
+    #[test]
+    fn a_load_that_grows_is_not_measured_by_what_it_was() {
+        let guest = Guest::new().asks_for(10_000, Turn(1, us(5000)), Turn(1, us(5000)));
+        let before = guest.now - guest.began;
+        let at_once = Turn(2, us(100));
+        let guest = guest.asks_for(MANY, at_once, Turn(2, us(4000)));
+        let lost = guest.lost(before + at_once.of(MANY));
+        assert!(lost < 0.03, "{lost}");
     }
 
     #[test]
     fn where_there_is_no_difference_threads_go_on_as_they_began() {
-        let done = Guest::new().ask_for(200_000, Turn(8, us(100)), Turn(8, us(100)));
-        assert!(done.gathered < 30_000, "{}", done.gathered);
+        let guest = Guest::new().asks_for(MANY, Turn(8, us(100)), Turn(8, us(100)));
+        assert!(guest.gathered < MANY / 5, "{}", guest.gathered);
     }
 
     #[test]
-    fn gathering_ends_when_the_load_changes() {
-        let mut guest = Guest::new();
-        guest.ask_for(20_000, Turn(1, us(1000)), Turn(21, us(6000)));
+    fn gathering_goes_on_when_the_guest_is_silent_for_a_moment_and_ends_when_the_load_changes() {
+        let (at_once, in_turn) = (Turn(1, us(1000)), Turn(21, us(6000)));
+        let mut guest = Guest::new().asks_for(20_000, at_once, in_turn);
+        while guest.state.trial.as_ref().is_none_or(|trial| trial.good == 0) {
+            guest = guest.asks_for(1, at_once, in_turn);
+        }
+        let mut guest = guest.is_silent(us(400_000)).asks_for(1, at_once, in_turn);
         assert!(guest.state.trial.is_some());
-        let done = guest.ask_for(20_000, ALONE, Turn(1, us(4000)));
-        assert!(done.gathered <= 80 * LEAN_TURNS, "{}", done.gathered);
-        // And begins again soon.
-        let done = guest.ask_for(50_000, Turn(1, us(1000)), Turn(21, us(6000)));
-        assert!(done.gathered > 30_000, "{}", done.gathered);
+        guest.gathered = 0;
+        let mut guest = guest.asks_for(20_000, Turn(1, us(50)), Turn(1, us(4000)));
+        assert!(guest.gathered <= 8 * LEAN_TURNS, "{}", guest.gathered);
+        guest.gathered = 0;
+        let guest = guest.asks_for(50_000, at_once, in_turn);
+        assert!(guest.gathered > 30_000, "it begins again soon: {}", guest.gathered);
     }
 
     #[test]
     fn a_guest_that_asks_for_little_is_left_alone() {
-        let done = Guest::new().ask_for(10_000, Turn(1, us(20_000)), Turn(2, us(2000)));
-        assert_eq!(done.gathered, 0);
+        let guest = Guest::new().asks_for(10_000, Turn(1, us(20_000)), Turn(2, us(2000)));
+        assert_eq!(guest.gathered, 0);
     }
 
     #[test]
-    fn a_thread_is_scheduled_as_it_is_said() {
-        let policy = || {
-            // SAFETY: it reads nothing of this process; 0 is the calling thread.
-            #[expect(unsafe_code, reason = "no safe wrapper of sched_getscheduler(2) is among the libraries")]
-            unsafe {
-                libc::syscall(libc::SYS_sched_getscheduler, 0)
-            }
-        };
-        let (gathering, mut is_patient) = (Gathering::new(Instant::now()), false);
-        for (is_on, expected) in [(true, libc::SCHED_BATCH), (false, libc::SCHED_OTHER)] {
+    fn a_thread_is_scheduled_as_it_is_said_unless_somebody_chose_otherwise() {
+        let gathering = Gathering::new(Instant::now());
+        let adopt = |is_on, thread: &mut Scheduled| {
             gathering.is_on.store(is_on, Ordering::Relaxed);
-            gathering.adopt(&mut is_patient);
-            assert_eq!((policy(), is_patient), (expected.into(), is_on));
-        }
+            gathering.adopt(thread);
+            policy()
+        };
+        let mut thread = Scheduled::now();
+        assert_eq!(adopt(true, &mut thread), c_long::from(libc::SCHED_BATCH));
+        assert_eq!(adopt(false, &mut thread), c_long::from(libc::SCHED_OTHER));
+        set_policy(libc::SCHED_BATCH);
+        let mut thread = Scheduled::now();
+        assert_eq!(adopt(true, &mut thread), c_long::from(libc::SCHED_BATCH));
+        assert_eq!(adopt(false, &mut thread), c_long::from(libc::SCHED_BATCH));
     }
 }

@@ -20,7 +20,7 @@ use virtio_bindings::virtio_blk::{
 };
 use vm_memory::Bytes;
 
-use super::gather::Gathering;
+use super::gather::{Gathering, Scheduled};
 use super::guard::{Guard, Sampler};
 use super::request::{Action, ID_BYTES, Request};
 use super::{Disk, file};
@@ -140,9 +140,9 @@ impl Server {
         }
         let data = epoll::EventData::new_u64(0);
         let mut events = [epoll::Event { flags: epoll::EventFlags::empty(), data }];
-        let mut is_patient = false;
+        let mut scheduled = Scheduled::now();
         while !self.stopping.load(Ordering::SeqCst) {
-            self.gathering.adopt(&mut is_patient);
+            self.gathering.adopt(&mut scheduled);
             self.idle.fetch_add(1, Ordering::SeqCst);
             let woken = epoll::wait(&waiting, &mut events, None);
             if self.idle.fetch_sub(1, Ordering::SeqCst) == 1 {

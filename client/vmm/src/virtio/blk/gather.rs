@@ -245,7 +245,7 @@ mod tests {
             self
         }
 
-        fn is_silent(mut self, time: Duration) -> Guest {
+        fn rests(mut self, time: Duration) -> Guest {
             self.now += time;
             self
         }
@@ -306,7 +306,7 @@ mod tests {
         ] {
             let (mut guest, rounds) = (Guest::new(), 100);
             for _ in 0..rounds {
-                guest = guest.is_silent(silence).asks_for(burst, at_once, in_turn);
+                guest = guest.rests(silence).asks_for(burst, at_once, in_turn);
             }
             let lost = guest.lost((silence + at_once.of(burst)) * rounds);
             assert!(lost < 0.03, "{lost} with {burst} after {silence:?}");
@@ -336,7 +336,7 @@ mod tests {
         while guest.state.trial.as_ref().is_none_or(|trial| trial.good == 0) {
             guest = guest.asks_for(1, at_once, in_turn);
         }
-        let mut guest = guest.is_silent(us(400_000)).asks_for(1, at_once, in_turn);
+        let mut guest = guest.rests(us(400_000)).asks_for(1, at_once, in_turn);
         assert!(guest.state.trial.is_some());
         guest.gathered = 0;
         let mut guest = guest.asks_for(20_000, Turn(1, us(50)), Turn(1, us(4000)));

@@ -25,7 +25,7 @@ use crate::database::channels::{self, ChannelMove};
 use crate::database::chunks::{self, IdTable};
 use crate::database::namespaces::{self, NamespaceId};
 use crate::database::versions::{self, NewVersion, SeriesId, SeriesRow, VersionRow, VersionRowId};
-use crate::database::{Connection, commit as end_transaction, failed, leases, segments, standings};
+use crate::database::{Connection, commit as end_transaction, leases, segments, standings};
 use crate::http::auth::Caller;
 use crate::http::body::BodyReader;
 use crate::http::error::ApiError;
@@ -179,9 +179,10 @@ enum Standing {
 
 /// Stores the manifest and adds the version.
 async fn run(app: Arc<App>, caller: Caller, commit: Commit) -> Result<(StatusCode, VersionRow), ApiError> {
-    let mut reader = app.database.readers().acquire().await.map_err(failed("answer"))?;
-    let standing = stand(&mut reader, &commit).await?;
-    drop(reader);
+    // One state of the database: a repetition could else find itself not committed yet, and then in its own way as the head.
+    let mut snapshot = app.database.snapshot().await?;
+    let standing = stand(&mut snapshot, &commit).await?;
+    drop(snapshot);
     if let Standing::Done(version) = standing {
         return repeat(&app, &caller, &commit, *version).await;
     }

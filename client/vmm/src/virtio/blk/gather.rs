@@ -19,7 +19,7 @@ use libc::c_long;
 const WINDOW: u32 = 64;
 /// Windows of which the quickest counts.
 const WINDOWS: usize = 4;
-/// After a trial that failed there is none for so many times as long as it took too long: two percent at most are lost.
+/// After a trial that failed there is none for so many times as long as it took too long, so that about two percent are lost.
 const PAUSES: u32 = 50;
 /// Windows after which the other way is measured again, while gathering is quicker: at first, and at most.
 const FIRST_GOOD_FOR: u32 = 8;
@@ -94,15 +94,14 @@ struct State {
     /// Of the window under way.
     began: Instant,
     requests: u32,
-    /// How long the last windows took when the threads did not wait their turn; the next one replaces the oldest.
+    /// How long the last windows took when the threads did not wait their turn, `Duration::MAX` before there were as many; the
+    /// next one replaces the oldest.
     at_once: [Duration; WINDOWS],
     oldest: usize,
     /// The next trial is not to begin before.
     not_before: Instant,
     /// Windows of the next trial.
     good_for: u32,
-    /// Windows to measure before the next trial, whatever else.
-    to_measure: usize,
 }
 
 impl State {
@@ -115,7 +114,6 @@ impl State {
             oldest: 0,
             not_before: now,
             good_for: FIRST_GOOD_FOR,
-            to_measure: WINDOWS,
         }
     }
 
@@ -126,7 +124,6 @@ impl State {
         self.requests = self.requests.saturating_add(requests);
         let took = now.saturating_duration_since(self.began);
         let is_full = self.requests >= WINDOW;
-        let at_once = self.at_once.into_iter().min().unwrap_or(Duration::MAX);
         let Some(trial) = &mut self.trial else {
             if is_full {
                 self.measured(took.saturating_mul(WINDOW) / self.requests, now);
@@ -134,6 +131,7 @@ impl State {
             return;
         };
         trial.lean = if requests == 1 { trial.lean + 1 } else { 0 };
+        let at_once = self.at_once.into_iter().min().unwrap_or(Duration::MAX);
         let would_take = |requests| at_once.saturating_mul(requests) / WINDOW;
         // By a third at least, so that chance decides little.
         let is_quicker = took.saturating_mul(4) < would_take(self.requests.max(WINDOW)).saturating_mul(3);
@@ -147,7 +145,6 @@ impl State {
                     // The other way is looked at again.
                     self.good_for = self.good_for.saturating_mul(2).min(LAST_GOOD_FOR);
                     self.trial = None;
-                    self.to_measure = 1;
                 }
                 self.begin(now);
             }
@@ -161,7 +158,6 @@ impl State {
             self.not_before = now + lost.saturating_sub(trial.gained) * PAUSES;
             self.good_for = FIRST_GOOD_FOR;
             self.trial = None;
-            self.to_measure = 1;
             self.begin(now);
         }
     }
@@ -172,8 +168,8 @@ impl State {
             *oldest = took;
         }
         self.oldest = (self.oldest + 1) % WINDOWS;
-        self.to_measure = self.to_measure.saturating_sub(1);
-        if self.to_measure == 0 && now >= self.not_before && took < BUSY {
+        let is_known = !self.at_once.contains(&Duration::MAX);
+        if is_known && now >= self.not_before && took < BUSY {
             self.trial = Some(Trial::default());
         }
         self.begin(now);

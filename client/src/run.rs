@@ -39,8 +39,10 @@ const UNMOUNT_TIMEOUT_WHEN_FORCED: Duration = Duration::from_secs(3);
 const WAIT_FOR_MOUNT: &str = "wait for the process that serves the disks";
 /// How long what it said at its end may take to arrive.
 const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a machine that was switched off may take to end: a read that waits for the network holds it.
-const FORCED_OFF_PATIENCE: Duration = Duration::from_secs(15);
+/// How long a machine that was told to switch itself off may take, until it is killed; and how long a killed one: a read that
+/// waits for the network holds it.
+const SWITCH_OFF_PATIENCE: Duration = Duration::from_secs(5);
+const KILLED_PATIENCE: Duration = Duration::from_secs(10);
 /// How long a machine that is to be handed over may take to shut down.
 const HAND_OVER_PATIENCE: Duration = Duration::from_secs(180);
 /// How long after the power button was pressed it is pressed once more: what is pressed before the guest listens for it is
@@ -274,6 +276,7 @@ async fn run_machine(
             running,
             asked_to_stop,
             press_again_at: None,
+            kill_at: None,
             left_behind_at: None,
             is_forced: false,
             refuse_at: None,
@@ -348,6 +351,8 @@ struct Supervisor<'a, E: Fn(Event)> {
     asked_to_stop: bool,
     /// When the power button is pressed once more.
     press_again_at: Option<Instant>,
+    /// When a machine that was told to switch itself off is killed.
+    kill_at: Option<Instant>,
     /// When a machine that was switched off is left behind: it waits for its disks, which end next.
     left_behind_at: Option<Instant>,
     /// A person had it switched off.
@@ -376,13 +381,14 @@ impl<E: Fn(Event)> Supervisor<'_, E> {
         let mut is_wanted = false;
         let mut guest = GuestDesk::open(self.running.agent.take(), self.desktop_directory);
         loop {
-            let (left_behind_at, refuse_at) = (self.left_behind_at, self.refuse_at);
+            let (kill_at, left_behind_at, refuse_at) = (self.kill_at, self.left_behind_at, self.refuse_at);
             tokio::select! {
                 ended = self.running.ended() => return Ok(ended),
-                () = reached(left_behind_at) => {
+                () = reached(kill_at) => {
+                    self.kill_at = None;
                     self.running.kill();
-                    return Ok(Ended::Off);
                 }
+                () = reached(left_behind_at) => return Ok(Ended::Off),
                 () = reached(self.press_again_at) => {
                     self.press_again_at = Some(Instant::now() + PRESS_AGAIN_INTERVAL);
                     // A machine that does not take it is about to end.
@@ -456,8 +462,15 @@ impl<E: Fn(Event)> Supervisor<'_, E> {
         self.asked_to_stop = true;
         self.press_again_at = None;
         (self.events)(Event::ForcedOff);
-        self.left_behind_at.get_or_insert(Instant::now() + FORCED_OFF_PATIENCE);
-        self.running.force_off().await;
+        if self.left_behind_at.is_none() {
+            let kill_at = Instant::now() + SWITCH_OFF_PATIENCE;
+            self.kill_at = Some(kill_at);
+            self.left_behind_at = Some(kill_at + KILLED_PATIENCE);
+            self.running.force_off().await;
+        } else {
+            // Whoever asks once more does not want to wait for its answer.
+            self.running.kill();
+        }
     }
 
     fn take(&mut self, event: MachineEvent) {

@@ -13,6 +13,8 @@ use super::EngineError;
 
 /// The longest line anyone reads, bytes.
 const MAX_LINE_BYTES: u64 = 1 << 20;
+/// Given to commands whose answer nobody waits for; it comes back with that.
+const UNAWAITED: &str = "unawaited";
 
 /// Something the machine did.
 #[derive(Clone, Debug)]
@@ -38,6 +40,8 @@ struct Message {
     #[serde(rename = "return")]
     result: Option<Value>,
     error: Option<Failure>,
+    /// What the command was given, if anything.
+    id: Option<Value>,
 }
 
 #[derive(Deserialize)]
@@ -68,14 +72,22 @@ impl Qmp {
     /// # Errors
     /// `Connection`, `Refused`.
     pub async fn run(&mut self, command: &str, arguments: Value) -> Result<Value, EngineError> {
-        // Answers that came too late for whoever asked.
-        while self.answers.try_recv().is_ok() {}
-        let mut line = json!({"execute": command, "arguments": arguments}).to_string();
-        line.push('\n');
-        self.writer.write_all(line.as_bytes()).await.map_err(EngineError::Connection)?;
+        self.write(&json!({"execute": command, "arguments": arguments})).await?;
         let ended = || EngineError::Connection(io::ErrorKind::UnexpectedEof.into());
         let answer = self.answers.recv().await.ok_or_else(ended)?;
         answer.map_err(|reason| EngineError::Refused { command: command.to_owned(), reason })
+    }
+
+    /// Sends a command whose answer nobody waits for: a machine that answers nothing holds nobody up.
+    ///
+    /// # Errors
+    /// `Connection`.
+    pub async fn send(&mut self, command: &str) -> Result<(), EngineError> {
+        self.write(&json!({"execute": command, "id": UNAWAITED})).await
+    }
+
+    async fn write(&mut self, message: &Value) -> Result<(), EngineError> {
+        self.writer.write_all(format!("{message}\n").as_bytes()).await.map_err(EngineError::Connection)
     }
 }
 
@@ -94,6 +106,11 @@ async fn read_messages(
         let Ok(message) = serde_json::from_str::<Message>(&line) else { continue };
         let delivered = if let Some(name) = message.event {
             events.send(Event { name, data: message.data }).is_ok()
+        } else if message.id.is_some() {
+            if let Some(failure) = message.error {
+                tracing::warn!(reason = failure.desc, "QEMU does not do what it was told");
+            }
+            true
         } else if let Some(failure) = message.error {
             answers.send(Err(failure.desc)).await.is_ok()
         } else if let Some(result) = message.result {
@@ -124,11 +141,11 @@ mod tests {
             writer.write_all(b"{\"QMP\": {\"version\": {}}}\n").await.unwrap();
             assert!(lines.next_line().await.unwrap().unwrap().contains("qmp_capabilities"));
             writer.write_all(b"{\"return\": {}}\n").await.unwrap();
-            assert!(lines.next_line().await.unwrap().unwrap().contains("system_powerdown"));
-            writer
-                .write_all(b"{\"event\": \"POWERDOWN\", \"timestamp\": {}}\n{\"return\": {}}\n")
-                .await
-                .unwrap();
+            let sent: Value = serde_json::from_str(&lines.next_line().await.unwrap().unwrap()).unwrap();
+            assert_eq!(sent["execute"], "system_powerdown");
+            let event = r#"{"event": "POWERDOWN", "timestamp": {}}"#;
+            let answer = json!({"error": {"class": "X", "desc": "not now"}, "id": sent["id"]});
+            writer.write_all(format!("{event}\n{answer}\n").as_bytes()).await.unwrap();
             lines.next_line().await.unwrap();
             writer
                 .write_all(b"{\"error\": {\"class\": \"X\", \"desc\": \"no such command\"}}\n")
@@ -136,7 +153,7 @@ mod tests {
                 .unwrap();
         });
         let (mut qmp, mut events) = Qmp::open(ours).await.unwrap();
-        qmp.run("system_powerdown", json!({})).await.unwrap();
+        qmp.send("system_powerdown").await.unwrap();
         assert_eq!(events.recv().await.unwrap().name, "POWERDOWN");
         let error = qmp.run("nonsense", json!({})).await.unwrap_err();
         assert!(error.to_string().contains("no such command"), "{error}");

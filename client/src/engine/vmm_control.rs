@@ -1,6 +1,5 @@
 //! The control socket of Satchel's own machine: one JSON object a line, each way (docs/vmm.md).
 
-use std::io;
 use std::os::fd::OwnedFd;
 
 use serde::Deserialize;
@@ -20,7 +19,6 @@ const MAX_LINE_BYTES: u64 = 1 << 20;
 #[derive(Debug)]
 pub struct VmmControl {
     writer: OwnedWriteHalf,
-    answers: mpsc::Receiver<Value>,
     events: Option<mpsc::UnboundedReceiver<MachineEvent>>,
 }
 
@@ -49,10 +47,9 @@ impl VmmControl {
         stream.set_nonblocking(true).map_err(EngineError::Connection)?;
         let stream = UnixStream::from_std(stream).map_err(EngineError::Connection)?;
         let (reader, writer) = stream.into_split();
-        let (answer_sender, answers) = mpsc::channel(16);
         let (event_sender, events) = mpsc::unbounded_channel();
-        tokio::spawn(read_lines(BufReader::new(reader), answer_sender, event_sender));
-        Ok(VmmControl { writer, answers, events: Some(events) })
+        tokio::spawn(read_lines(BufReader::new(reader), event_sender));
+        Ok(VmmControl { writer, events: Some(events) })
     }
 
     /// What the machine says on its own; for the first who asks.
@@ -60,31 +57,17 @@ impl VmmControl {
         self.events.take().unwrap_or_else(|| mpsc::unbounded_channel().1)
     }
 
-    /// Asks something of the machine.
+    /// Tells the machine something. Its answer is not waited for: a machine that answers nothing holds nobody up.
     ///
     /// # Errors
-    /// `Connection`, `Refused`.
-    pub async fn ask(&mut self, command: &str) -> Result<Value, EngineError> {
-        // Answers that came too late for whoever asked.
-        while self.answers.try_recv().is_ok() {}
+    /// `Connection`.
+    pub async fn send(&mut self, command: &str) -> Result<(), EngineError> {
         let line = format!("{}\n", json!({ "command": command }));
-        self.writer.write_all(line.as_bytes()).await.map_err(EngineError::Connection)?;
-        let lost = || EngineError::Connection(io::ErrorKind::UnexpectedEof.into());
-        let answer = self.answers.recv().await.ok_or_else(lost)?;
-        match answer["error"].as_str() {
-            Some(reason) => {
-                Err(EngineError::Refused { command: command.to_owned(), reason: reason.to_owned() })
-            }
-            None => Ok(answer),
-        }
+        self.writer.write_all(line.as_bytes()).await.map_err(EngineError::Connection)
     }
 }
 
-async fn read_lines(
-    mut reader: BufReader<OwnedReadHalf>,
-    answers: mpsc::Sender<Value>,
-    events: mpsc::UnboundedSender<MachineEvent>,
-) {
+async fn read_lines(mut reader: BufReader<OwnedReadHalf>, events: mpsc::UnboundedSender<MachineEvent>) {
     loop {
         let mut line = String::new();
         match (&mut reader).take(MAX_LINE_BYTES).read_line(&mut line).await {
@@ -98,16 +81,17 @@ async fn read_lines(
             }
             continue;
         }
-        let delivered = match message["event"].is_string() {
-            true => match serde_json::from_value(message) {
-                Ok(Said::DiskFailed { fault }) => {
-                    let Fault { no_space, is_final } = fault;
-                    events.send(MachineEvent::DiskStopped { no_space, is_final }).is_ok()
-                }
-                Ok(Said::Panicked) => events.send(MachineEvent::Panicked).is_ok(),
-                Ok(Said::Ended {}) | Err(_) => true,
-            },
-            false => answers.send(message).await.is_ok(),
+        if let Some(reason) = message["error"].as_str() {
+            tracing::warn!(reason, "the machine does not do what it was told");
+            continue;
+        }
+        let delivered = match serde_json::from_value(message) {
+            Ok(Said::DiskFailed { fault: Fault { no_space, is_final } }) => {
+                events.send(MachineEvent::DiskStopped { no_space, is_final }).is_ok()
+            }
+            Ok(Said::Panicked) => events.send(MachineEvent::Panicked).is_ok(),
+            // Its end, which is seen by itself; the answer to a command; or what a later one says.
+            Ok(Said::Ended {}) | Err(_) => true,
         };
         if !delivered {
             return;
@@ -139,18 +123,17 @@ mod tests {
         let machine = tokio::spawn(async move {
             machine.write_all(said.as_bytes()).await.unwrap();
             let (reader, mut writer) = machine.split();
-            let mut asked = BufReader::new(reader).lines();
-            for answer in [r#"{"state":"running"}"#, r#"{"error":"no"}"#] {
-                asked.next_line().await.unwrap();
-                writer.write_all(format!("{answer}\n").as_bytes()).await.unwrap();
-            }
+            let mut told = BufReader::new(reader).lines();
+            assert_eq!(told.next_line().await.unwrap().unwrap(), r#"{"command":"power-button"}"#);
+            writer.write_all(b"{\"state\":\"running\"}\n{\"error\":\"no\"}\n").await.unwrap();
+            writer.write_all(b"{\"event\":\"panicked\"}\n").await.unwrap();
         });
-        assert_eq!(control.ask("status").await.unwrap()["state"], "running");
-        assert!(matches!(control.ask("fly").await, Err(EngineError::Refused { .. })));
+        control.send("power-button").await.unwrap();
         machine.await.unwrap();
         assert_eq!(events.recv().await, Some(MachineEvent::Panicked));
         let stopped = MachineEvent::DiskStopped { no_space: true, is_final: false };
         assert_eq!(events.recv().await, Some(stopped));
-        assert!(matches!(control.ask("status").await, Err(EngineError::Connection(_))));
+        assert_eq!(events.recv().await, Some(MachineEvent::Panicked));
+        assert!(matches!(control.send("power-button").await, Err(EngineError::Connection(_))));
     }
 }

@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use chunk_format::{
     Base as ManifestBase, DiskRole, Features, Manifest, Name, ProfileEntry, SecretKey, Subject,
 };
-use serde_json::json;
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 use tokio::runtime::Handle;
@@ -268,7 +267,7 @@ impl Recorder<'_> {
         let orders: Vec<_> = touches.iter().map(|touches| touches.order()).collect();
         listening.abort();
         // Its disks are thrown away: pulling the plug is as good as a shutdown, and touches nothing more.
-        if qmp.run("quit", json!({})).await.is_err()
+        if qmp.send("quit").await.is_err()
             || tokio::time::timeout(QUIT_TIMEOUT, running.process.wait()).await.is_err()
         {
             let _ = running.process.kill().await;

@@ -23,7 +23,7 @@ pub use decide::{Standing, due};
 pub use heard::Heard;
 pub use watch::{Ready, watch};
 
-use crate::desktop::{DesktopError, DesktopStore, Version};
+use crate::desktop::{DesktopError, OpenDesktop, Version, with_room};
 use crate::remote::{ImageInfo, NamedVersion, Placing, RemoteError, VersionInfo};
 use crate::session::{Notice, Session};
 use crate::starts::{self, Starts, StartsError};
@@ -430,7 +430,7 @@ impl Renewer<'_> {
     ) -> Result<VersionInfo, RenewError> {
         let bytes = Manifest { machine: self.syncer.machine.clone(), ..next }.encode()?;
         let version = Version::decode(bytes.clone(), self.syncer.key.sign(&bytes))?;
-        commit_renewal(self.syncer, session.desktop.store(), &version, golden).await
+        commit_renewal(self.syncer, &session.desktop, &version, golden).await
     }
 }
 
@@ -438,19 +438,20 @@ impl Renewer<'_> {
 /// where it was, and what is written there next is no fork of a version that this machine made itself.
 pub(crate) async fn commit_renewal(
     syncer: &Syncer,
-    store: &DesktopStore,
+    desktop: &OpenDesktop,
     version: &Version,
     golden: &Version,
 ) -> Result<VersionInfo, RenewError> {
+    let (store, cache) = (desktop.store(), desktop.cache());
     let before = store.record().renewal;
-    store.set_renewal(version.id)?;
+    with_room(cache, || store.set_renewal(version.id))?;
     let commit = || {
         let (subject, bytes) = (&version.manifest.subject, version.bytes.clone());
         syncer.upstream.commit(subject, Placing::default(), bytes, &version.signature)
     };
     match syncer.patience.retry(commit).await {
         Ok(committed) => {
-            store.move_to(version, golden)?;
+            with_room(cache, || store.move_to(version, golden))?;
             Ok(committed)
         }
         Err(error) => {
@@ -458,7 +459,7 @@ pub(crate) async fn commit_renewal(
             if let CommitError::HeadMoved { head } = &error
                 && before == Some(head.id)
             {
-                store.set_renewal(head.id)?;
+                with_room(cache, || store.set_renewal(head.id))?;
             }
             Err(error.into())
         }

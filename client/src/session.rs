@@ -270,14 +270,20 @@ impl Session {
             make_private_dir(path)?;
         }
         let lock = DesktopLock::take(&directory, desktop)?;
-        if let Ok(Some(info)) = &found {
-            opening.note_mirrors(&info.base.mirrors)?;
+        if let Ok(Some(info)) = &found
+            && let Err(error) = opening.note_mirrors(&info.base.mirrors)
+        {
+            // On a full disk, for example; the server and what was noted before are still there.
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "the mirrors the server names were not noted"
+            );
         }
         let mut notices = Vec::new();
         let holder = Holder { key: state.machine_key()?.public(), machine: options.machine.clone() };
         let (found, is_read_only) = opening.claim(options, &holder, found, &mut notices).await?;
         let stood_on = opening.stands_on();
-        let store = opening.bring_up_to_date(found, &holder, &mut notices).await?;
+        let store = opening.bring_up_to_date(found, options, &holder, &mut notices).await?;
         let head = store.record().head;
         let is_held = || LeaseRecord::load(store.volume()).is_some_and(|record| record.is_held);
         if !is_read_only && stood_on.is_some_and(|version| version != head) && is_held() {

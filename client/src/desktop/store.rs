@@ -89,7 +89,7 @@ pub enum DesktopError {
 
 impl DesktopError {
     /// Whether there was no space on the disk.
-    pub(super) fn is_full(&self) -> bool {
+    pub(crate) fn is_full(&self) -> bool {
         match self {
             Self::Overlay(OverlayError::Full { .. }) => true,
             Self::Io { source, .. } => {

@@ -4,7 +4,7 @@
 use chunk_format::{Disk, DiskRole, Manifest, Name, Subject};
 
 use super::{Now, RenewError, Renewer, next_manifest};
-use crate::desktop::Version;
+use crate::desktop::{Version, with_room};
 use crate::fork::{ForkReason, forked};
 use crate::remote::{Placing, VersionInfo};
 use crate::session::Session;
@@ -43,7 +43,7 @@ impl Renewer<'_> {
                 // The name is taken: the next has another.
                 Err(_) => continue,
             };
-            session.desktop.store().move_to(&fork, golden)?;
+            with_room(session.desktop.cache(), || session.desktop.store().move_to(&fork, golden))?;
             let Subject::Desktop { desktop, .. } = fork.manifest.subject else { continue };
             return Ok((committed, desktop));
         }

@@ -146,6 +146,7 @@ impl Opening<'_> {
     pub(super) async fn bring_up_to_date(
         &self,
         found: Result<Option<DesktopInfo>, RemoteError>,
+        options: &SessionOptions,
         holder: &Holder,
         notices: &mut Vec<Notice>,
     ) -> Result<DesktopStore, SessionError> {
@@ -163,7 +164,7 @@ impl Opening<'_> {
             Err(RemoteError::Offline) => {}
             Err(error) => notices.push(Notice::Offline { reason: error.to_string() }),
             Ok(None) => notices.push(Notice::GoneFromServer),
-            Ok(Some(info)) => self.catch_up(&store, &info, holder, notices).await?,
+            Ok(Some(info)) => self.catch_up(&store, &info, options, holder, notices).await?,
         }
         self.look_at_base(&store, notices).await?;
         Ok(store)
@@ -198,6 +199,7 @@ impl Opening<'_> {
         &self,
         store: &DesktopStore,
         info: &DesktopInfo,
+        options: &SessionOptions,
         holder: &Holder,
         notices: &mut Vec<Notice>,
     ) -> Result<(), SessionError> {
@@ -233,7 +235,7 @@ impl Opening<'_> {
             if has_changes(store, &here).map_err(|source| self.failed(source))? {
                 notices.push(Notice::OnFork { fork });
             } else {
-                self.move_to_head(store, info, holder).await?;
+                self.move_to_head(store, info, options, holder).await?;
                 notices.push(Notice::WorkIsInFork { fork });
             }
             return Ok(());
@@ -245,7 +247,7 @@ impl Opening<'_> {
                 notices.push(Notice::Diverged { sequence, machine });
             }
         } else {
-            self.move_to_head(store, info, holder).await?;
+            self.move_to_head(store, info, options, holder).await?;
             notices.push(Notice::MovedTo { sequence, machine });
         }
         Ok(())
@@ -302,15 +304,31 @@ impl Opening<'_> {
         &self,
         store: &DesktopStore,
         info: &DesktopInfo,
+        options: &SessionOptions,
         holder: &Holder,
     ) -> Result<(), SessionError> {
         let (head, base) = self.fetch(info).await?;
         lease::note_standing(self.remote, self.desktop, &holder.key, head.id).await;
-        let moved = match info.id == store.record().id {
+        let moving = || match info.id == store.record().id {
             true => store.move_to(&head, &base),
             false => store.move_to_another(info.id, &head, &base),
         };
+        let moved = match moving() {
+            // All that the cache holds is on the server: it knows the version here.
+            Err(error) if error.is_full() => with_room(&self.cache(store, options)?, moving),
+            moved => moved,
+        };
         moved.map_err(|source| self.failed(source))
+    }
+
+    /// The desktop's cache, as it is for the version the files stand on.
+    fn cache(&self, store: &DesktopStore, options: &SessionOptions) -> Result<Cache, SessionError> {
+        let record = store.record();
+        let head = store.version(record.head).map_err(|source| self.failed(source))?;
+        let chunk_size = head.manifest.disks.first().map_or(ChunkSize::DEFAULT, |disk| disk.chunk_size);
+        let config =
+            CacheConfig { chunk_size, limit_bytes: options.cache_bytes, owner: *record.id.as_bytes() };
+        Ok(Cache::open(&self.directory.join("cache"), &config)?)
     }
 
     /// Fetches a version of the desktop, signed as its listing says, and the golden version below it, signed by the
@@ -388,12 +406,7 @@ impl Opening<'_> {
         is_read_only: bool,
         is_head_lost: bool,
     ) -> Result<OpenDesktop, SessionError> {
-        let record = store.record();
-        let head = store.version(record.head).map_err(|source| self.failed(source))?;
-        let chunk_size = head.manifest.disks.first().map_or(ChunkSize::DEFAULT, |disk| disk.chunk_size);
-        let config =
-            CacheConfig { chunk_size, limit_bytes: options.cache_bytes, owner: *record.id.as_bytes() };
-        let cache = Arc::new(Cache::open(&self.directory.join("cache"), &config)?);
+        let cache = Arc::new(self.cache(&store, options)?);
         // Before anything is written down that would have the cache give space.
         cache.set_sole(is_head_lost);
         let segments = SegmentStore::new(self.directory.join("segments"));
@@ -401,6 +414,7 @@ impl Opening<'_> {
             Fetcher::new(runtime, self.sources(options)?, Arc::clone(&cache), segments, options.on_missing);
         let profiles = ProfileStore::new(self.directory.join("profiles"));
         if is_read_only {
+            let head = store.version(store.record().head).map_err(|source| self.failed(source))?;
             with_room(&cache, || store.add_discarded_generation(&layouts(&head.manifest)))
                 .map_err(|source| self.failed(source))?;
         }

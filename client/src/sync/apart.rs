@@ -266,7 +266,7 @@ impl World {
         let (bytes, syncer) = (manifest.encode().unwrap(), self.syncer(at));
         let version = Version::decode(bytes.clone(), syncer.key.sign(&bytes)).unwrap();
         self.server.lose_network_after(network);
-        let renewed = commit_renewal(&syncer, &self.desktop(at).store, &version, &golden).await;
+        let renewed = commit_renewal(&syncer, self.desktop(at), &version, &golden).await;
         self.server.lose_network_after(None);
         self.look().await?;
         if renewed.is_ok() {

@@ -130,6 +130,48 @@ fn a_desktop_on_a_full_disk_is_opened_and_synced() {
 }
 
 #[test]
+fn a_desktop_on_a_full_disk_goes_on_where_another_machine_was_and_takes_up_the_next_version() {
+    require!(root, fuse);
+    let published = Publication::new(35, 4 << 20);
+    let small = SmallDisk::new(16 << 20);
+    let laptop = Client::with_state("laptop", &small.join("state"));
+    laptop.login(&published.access());
+    let _ = laptop.satchel(["create", "work", "--image", "golden", "--home", "16M", "--mode", "renew"]).ok();
+    let mount = laptop.mount("work");
+    published.content.assert_in(&mount.system());
+    mount.unmount();
+    let _ = laptop.sync("work");
+
+    let machine = published.machine("other");
+    let other = machine.mount("work");
+    let mut home = Model::zeros(16 << 20);
+    let disk = open_for_writing(&other.home());
+    home.write(&disk, 0, &[4; 1 << 20]);
+    disk.sync_all().expect("there is room");
+    drop(disk);
+    other.unmount();
+    let _ = machine.sync("work");
+    fill(&small.join("filler"));
+    let mut mount = laptop.mount("work");
+    let said = mount.process().stderr();
+    assert!(said.contains("version 2"), "{said}");
+    home.assert_in(&mount.home());
+    published.content.assert_in(&mount.system());
+    mount.unmount();
+
+    let next = Content::new(36);
+    next.write_to(&published.disk, 4 << 20);
+    let _ = published.publisher.publish(&published.disk, "golden");
+    fill(&small.join("more"));
+    let mut mount = laptop.mount("work");
+    let said = mount.process().stderr();
+    assert!(said.contains("is renewed from version 1 of golden to version 2"), "{said}");
+    home.assert_in(&mount.home());
+    next.assert_in(&mount.system());
+    mount.unmount();
+}
+
+#[test]
 fn a_disk_too_full_to_open_a_desktop_says_so() {
     require!(root, fuse);
     let published = Publication::new(32, 1 << 20);

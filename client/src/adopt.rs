@@ -34,6 +34,14 @@ pub enum AdoptError {
         /// The desktop.
         desktop: Name,
     },
+    /// The desktop it is a fork of is gone.
+    #[error("{fork} is a fork of desktop {desktop}, which the server does not know any more")]
+    DesktopGone {
+        /// The desktop.
+        desktop: Name,
+        /// The fork.
+        fork: Name,
+    },
     /// An adoption that this machine did not hear the end of came to it, and the desktop has gone on since.
     #[error(
         "desktop {desktop} was given the disks of {fork} already, as version {version}, and has gone on since"
@@ -112,12 +120,18 @@ impl Adopter<'_> {
         };
         // What is open or unsynced here would find its head moved, and become one more fork.
         let (unused, unused_fork) = (keep_unused(self.state, &desktop)?, keep_unused(self.state, fork)?);
-        let info = self.remote.desktop(&desktop).await?;
+        let info = match self.remote.desktop(&desktop).await {
+            Err(error) if error.code() == Some("not_found") => {
+                return Err(AdoptError::DesktopGone { desktop, fork: fork.clone() });
+            }
+            found => found?,
+        };
         let (fork_head, head) = tokio::try_join!(self.head(&fork_info), self.head(&info))?;
         let directory = self.state.path();
-        if let Some(done) = Unheard::load(directory).filter(|noted| noted.fork_version == fork_head.id) {
+        if let Some(done) = Unheard::load(directory, fork).filter(|noted| noted.fork_version == fork_head.id)
+        {
             unused_fork.note_standing(&self.remote, fork, &self.key).await;
-            Unheard::forget(directory);
+            Unheard::forget(directory, fork);
             let (version, fork_version) = (done.version, fork_head.manifest.sequence);
             if head.manifest.sequence > version {
                 return Err(AdoptError::DoneBefore { desktop, fork: fork.clone(), version });
@@ -136,9 +150,9 @@ impl Adopter<'_> {
         };
         let note = format!("{desktop} as it was before version {version}");
         let last = self.successor(fork, &fork_head, &earlier.manifest, note)?;
-        Unheard { version, fork_version: last.id }.note(directory);
+        Unheard { version, fork_version: last.id }.note(directory, fork);
         self.commit(fork, &unused_fork, &last).await?;
-        Unheard::forget(directory);
+        Unheard::forget(directory, fork);
         Ok(Adopted { desktop, version, fork: fork.clone(), fork_version: last.manifest.sequence })
     }
 

@@ -90,6 +90,12 @@ fn hint_of(error: &(dyn Error + 'static)) -> Option<String> {
     if let Some(AdoptError::NoDesktop { .. } | AdoptError::NoFork { .. }) = error.downcast_ref() {
         return Some("`satchel forks` lists the forks there are".to_owned());
     }
+    if let Some(AdoptError::DesktopGone { desktop, fork }) = error.downcast_ref() {
+        return Some(format!(
+            "`satchel run {fork}` goes on with it under its own name; to have it as {desktop} again, begin that anew with `satchel create {desktop}` \
+             and give the same command once more"
+        ));
+    }
     if let Some(AdoptError::DoneBefore { desktop, .. }) = error.downcast_ref() {
         return Some(format!(
             "`satchel history {desktop}` shows it; to put the disks of before back, give the same command once more"

@@ -26,17 +26,19 @@ pub(super) struct AdoptArgs {
 pub(crate) async fn list(context: &Context, args: ForksArgs) -> anyhow::Result<()> {
     let (_, remote) = context.state()?.remote()?;
     let desktops = remote.desktops().await?;
-    if let Some(desktop) = &args.desktop
-        && !desktops.iter().any(|info| info.desktop == *desktop)
-    {
-        return Err(VersionError::NoSuchDesktop { desktop: desktop.clone() }.into());
-    }
     let is_meant = |info: &&DesktopInfo| match (&info.fork_of, &args.desktop) {
         (Some(origin), Some(desktop)) => origin == desktop,
         (origin, None) => origin.is_some(),
         (None, Some(_)) => false,
     };
     let forks: Vec<&DesktopInfo> = desktops.iter().filter(is_meant).collect();
+    // A server that was set back may know forks of a desktop that it does not know.
+    if let Some(desktop) = &args.desktop
+        && forks.is_empty()
+        && !desktops.iter().any(|info| info.desktop == *desktop)
+    {
+        return Err(VersionError::NoSuchDesktop { desktop: desktop.clone() }.into());
+    }
     if forks.is_empty() {
         context.printer.message("no forks: nothing was done on two machines at once");
     }

@@ -22,8 +22,8 @@ pub(crate) struct SeriesRow {
     pub(crate) id: SeriesId,
     pub(crate) name: Name,
     pub(crate) publisher_key: Option<PublicKey>,
-    /// The desktop it began on, when it is a fork.
-    pub(crate) fork_of: Option<SeriesId>,
+    /// The desktop it began on, when it is a fork; there may be none of this name.
+    pub(crate) fork_of: Option<Name>,
 }
 
 /// A committed version: all that listings show.
@@ -68,7 +68,7 @@ struct StoredSeries {
     id: SeriesId,
     name: String,
     publisher_key: Option<Vec<u8>>,
-    fork_of_id: Option<SeriesId>,
+    fork_of: Option<String>,
 }
 
 impl TryFrom<StoredSeries> for SeriesRow {
@@ -81,7 +81,7 @@ impl TryFrom<StoredSeries> for SeriesRow {
             id: row.id,
             name: parsed("series name", &row.name)?,
             publisher_key,
-            fork_of: row.fork_of_id,
+            fork_of: row.fork_of.as_deref().map(|name| parsed("name of a desktop", name)).transpose()?,
         })
     }
 }
@@ -137,7 +137,7 @@ pub(crate) async fn find_series(
     name: &Name,
 ) -> Result<Option<SeriesRow>, DatabaseError> {
     sqlx::query_as::<_, StoredSeries>(
-        "SELECT id, name, publisher_key, fork_of_id FROM series WHERE namespace_id = ? AND name = ?",
+        "SELECT id, name, publisher_key, fork_of FROM series WHERE namespace_id = ? AND name = ?",
     )
     .bind(namespace)
     .bind(name.as_str())
@@ -155,7 +155,7 @@ pub(crate) async fn list_series(
 ) -> Result<Vec<SeriesRow>, DatabaseError> {
     let (kind, name) = owner.map_or(("image", None), |owner| (owner.kind(), Some(owner.name().as_str())));
     sqlx::query_as::<_, StoredSeries>(
-        "SELECT series.id, series.name, publisher_key, fork_of_id FROM series JOIN namespaces ON namespaces.id = namespace_id
+        "SELECT series.id, series.name, publisher_key, fork_of FROM series JOIN namespaces ON namespaces.id = namespace_id
          WHERE kind = ?1 AND (?2 IS NULL OR namespaces.name = ?2) ORDER BY series.name",
     )
     .bind(kind)
@@ -168,36 +168,22 @@ pub(crate) async fn list_series(
     .collect()
 }
 
-/// A series by its row.
-pub(crate) async fn get_series(
-    executor: impl SqliteExecutor<'_>,
-    series: SeriesId,
-) -> Result<Option<SeriesRow>, DatabaseError> {
-    sqlx::query_as::<_, StoredSeries>("SELECT id, name, publisher_key, fork_of_id FROM series WHERE id = ?")
-        .bind(series)
-        .fetch_optional(executor)
-        .await
-        .map_err(failed("look up a series"))?
-        .map(TryInto::try_into)
-        .transpose()
-}
-
 /// Adds a series; a publisher key for an image, none for a desktop, which may be a fork of another.
 pub(crate) async fn insert_series(
     executor: impl SqliteExecutor<'_>,
     namespace: NamespaceId,
     name: &Name,
     publisher_key: Option<&PublicKey>,
-    fork_of: Option<SeriesId>,
+    fork_of: Option<&Name>,
     now_ms: i64,
 ) -> Result<SeriesId, DatabaseError> {
     sqlx::query_scalar(
-        "INSERT INTO series (namespace_id, name, publisher_key, fork_of_id, created_ms) VALUES (?, ?, ?, ?, ?) RETURNING id",
+        "INSERT INTO series (namespace_id, name, publisher_key, fork_of, created_ms) VALUES (?, ?, ?, ?, ?) RETURNING id",
     )
     .bind(namespace)
     .bind(name.as_str())
     .bind(publisher_key.map(|key| &key.as_bytes()[..]))
-    .bind(fork_of)
+    .bind(fork_of.map(Name::as_str))
     .bind(now_ms)
     .fetch_one(executor)
     .await

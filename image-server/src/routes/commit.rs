@@ -217,7 +217,8 @@ async fn run(app: Arc<App>, caller: Caller, commit: Commit) -> Result<(StatusCod
                 Subject::Image { image } => (image, Some(&commit.signature.key)),
                 Subject::Desktop { desktop, .. } => (desktop, None),
             };
-            versions::insert_series(&mut *tx, namespace, name, key, fork_of, now).await?
+            let begun_on = commit.placing.fork_of.as_ref();
+            versions::insert_series(&mut *tx, namespace, name, key, begun_on, now).await?
         }
     };
     let new = NewVersion {

@@ -79,17 +79,21 @@ async fn desktop(
     let (Some(first), Some(head)) = (first, head) else { return Err(no_versions(series.name.as_str())) };
     let base = base(connection, &head).await?;
     let owner = caller.user.clone();
-    let fork_of = match series.fork_of {
-        Some(origin) => versions::get_series(&mut *connection, origin).await?.map(|origin| origin.name),
-        None => None,
-    };
     let now = now_ms();
     let held = leases::find(&mut *connection, series.id).await?.filter(|lease| lease.is_in_force(now));
     let lease = match held {
         Some(lease) => Some(super::leases::json(connection, lease).await?),
         None => None,
     };
-    Ok(DesktopJson { desktop: series.name, owner, id: first.id, fork_of, base, head: head.into(), lease })
+    Ok(DesktopJson {
+        desktop: series.name,
+        owner,
+        id: first.id,
+        fork_of: series.fork_of,
+        base,
+        head: head.into(),
+        lease,
+    })
 }
 
 async fn base(connection: &mut Connection, head: &VersionRow) -> Result<BaseJson, ApiError> {

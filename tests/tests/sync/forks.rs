@@ -322,6 +322,13 @@ fn a_server_that_was_set_back_to_before_a_desktop_gets_its_work_as_a_fork() {
     assert_holds(&published, &fork, &disks);
     assert_eq!(sync(&laptop)["version"], Value::Null, "it is sent once");
 
+    let refused = laptop.satchel(["adopt", fork.as_str()]).exited(1);
+    for part in
+        ["which the server does not know any more", "satchel create work", &format!("satchel run {fork}")]
+    {
+        assert!(refused.stderr.contains(part), "`{part}` is not in: {}", refused.stderr);
+    }
+
     // Where it is made anew, the laptop goes over to that one, and its fork stays as it is.
     let other = published.machine("other");
     other.create("work", "golden", Some("24M"));
@@ -343,6 +350,32 @@ fn a_server_that_was_set_back_to_before_a_desktop_gets_its_work_as_a_fork() {
     mount.unmount();
     assert_holds(&published, "work", &anew);
     assert_eq!(laptop.history(&fork), sent);
+    published.server.verify();
+}
+
+#[test]
+fn the_fork_of_a_desktop_that_a_server_has_lost_is_adopted_by_one_that_is_begun_anew() {
+    require!(fuse);
+    let mut published = Publication::new(97, IMAGE_BYTES);
+    let laptop = published.machine("laptop");
+    let backup = published.server.back_up();
+    laptop.create("work", "golden", Some("16M"));
+    let mut disks = Disks::new(&published);
+    let mut rng = Rng::new(97);
+    disks.change_on(&laptop, 10, &mut rng);
+    sync(&laptop);
+    published.server.restore(&backup);
+    let fork = sync(&laptop)["fork"]["fork"].as_str().expect("a name").to_owned();
+    // As the message says that refuses to adopt it before.
+    laptop.create("work", "golden", Some("16M"));
+    let _ = laptop.satchel(["adopt", fork.as_str()]).ok();
+    assert_holds(&published, "work", &disks);
+    let mount = laptop.mount("work");
+    disks.assert_in(&mount);
+    disks.change(&mount, 10, &mut rng);
+    mount.unmount();
+    assert_eq!(sync(&laptop)["fork"], Value::Null);
+    assert_holds(&published, "work", &disks);
     published.server.verify();
 }
 

@@ -41,6 +41,20 @@ pub enum AdoptError {
         desktop: Name,
         /// The fork.
         fork: Name,
+        /// The image that stands on.
+        image: Name,
+    },
+    /// They stand on different images: the machines of the one would not take up versions of the other.
+    #[error("desktop {desktop} stands on image {image}, and {fork} on {fork_image}")]
+    OtherImage {
+        /// The desktop.
+        desktop: Name,
+        /// Its image.
+        image: Name,
+        /// The fork.
+        fork: Name,
+        /// The fork's image.
+        fork_image: Name,
     },
     /// An adoption that this machine did not hear the end of came to it, and the desktop has gone on since.
     #[error(
@@ -122,11 +136,19 @@ impl Adopter<'_> {
         let (unused, unused_fork) = (keep_unused(self.state, &desktop)?, keep_unused(self.state, fork)?);
         let info = match self.remote.desktop(&desktop).await {
             Err(error) if error.code() == Some("not_found") => {
-                return Err(AdoptError::DesktopGone { desktop, fork: fork.clone() });
+                let image = fork_info.base.image;
+                return Err(AdoptError::DesktopGone { desktop, fork: fork.clone(), image });
             }
             found => found?,
         };
         let (fork_head, head) = tokio::try_join!(self.head(&fork_info), self.head(&info))?;
+        let image_of = |version: &Version| {
+            version.manifest.base.as_ref().map(|base| (base.image.clone(), base.publisher))
+        };
+        if image_of(&fork_head) != image_of(&head) {
+            let (fork, image, fork_image) = (fork.clone(), info.base.image, fork_info.base.image);
+            return Err(AdoptError::OtherImage { desktop, image, fork, fork_image });
+        }
         let directory = self.state.path();
         if let Some(done) = Unheard::load(directory, fork).filter(|noted| noted.fork_version == fork_head.id)
         {

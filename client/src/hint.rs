@@ -90,11 +90,14 @@ fn hint_of(error: &(dyn Error + 'static)) -> Option<String> {
     if let Some(AdoptError::NoDesktop { .. } | AdoptError::NoFork { .. }) = error.downcast_ref() {
         return Some("`satchel forks` lists the forks there are".to_owned());
     }
-    if let Some(AdoptError::DesktopGone { desktop, fork }) = error.downcast_ref() {
+    if let Some(AdoptError::DesktopGone { desktop, fork, image }) = error.downcast_ref() {
         return Some(format!(
-            "`satchel run {fork}` goes on with it under its own name; to have it as {desktop} again, begin that anew with `satchel create {desktop}` \
-             and give the same command once more"
+            "`satchel run {fork}` goes on with it under its own name; to have it as {desktop} again, begin that anew with \
+             `satchel create {desktop} --image {image}` and give the same command once more"
         ));
+    }
+    if let Some(AdoptError::OtherImage { fork, .. }) = error.downcast_ref() {
+        return Some(format!("`satchel run {fork}` goes on with the fork under its own name"));
     }
     if let Some(AdoptError::DoneBefore { desktop, .. }) = error.downcast_ref() {
         return Some(format!(

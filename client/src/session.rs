@@ -295,7 +295,9 @@ impl Session {
         // Of a desktop that the server does not know, what this machine has is sent once: as a fork, on which it stands then.
         let subject = opening.subject();
         let on = store.version(head).map_err(|source| opening.failed(source))?;
-        let is_on_fork = on.manifest.subject != subject;
+        // Whether the server has that fork is not always heard.
+        let is_unheard = notices.iter().any(|notice| matches!(notice, Notice::Offline { .. }));
+        let is_on_fork = on.manifest.subject != subject && !is_unheard;
         let is_lost = |notice: &Notice| match notice {
             Notice::ServerIsBehind { .. } | Notice::HeadUnknown { .. } => true,
             Notice::GoneFromServer => !is_on_fork,

@@ -6,7 +6,7 @@
 //! machine.key   signs this machine's desktop versions; made on first use (0600)
 //! publisher.key signs the images published from here; made on first use (0600)
 //! pins.json     for each image: its publisher's key and the newest version seen
-//! adopting.json the ends of adoptions that were not heard yet
+//! adopting.FORK.json the end of an adoption that was not heard yet
 //! desktops/NAME one directory a desktop: see `desktop`
 //! past/NAME     what was fetched to look into versions: see `past`
 //! ```

@@ -6,6 +6,7 @@ use std::time::Duration;
 use chunk_format::Name;
 use clap::Args;
 use satchel_client::control::{Connection, ControlError, Request};
+use satchel_client::fork::ForkReason;
 use satchel_client::lease::Claim;
 use satchel_client::remote::RemoteError;
 use satchel_client::sync::{SyncReport, Syncer};
@@ -118,10 +119,18 @@ pub(crate) fn summary(desktop: &str, report: &SyncReport) -> String {
                 .fork
                 .as_ref()
                 .map_or((desktop, None), |fork| (fork.fork.as_str(), fork.reason.as_ref()));
+            let next = match reason {
+                // There is no such desktop to compare it with, nor to adopt it.
+                Some(ForkReason::Gone) => format!(
+                    "`satchel run {name}` goes on with it, `satchel adopt {name}` says how it becomes {desktop} again"
+                ),
+                _ => format!(
+                    "`satchel diff {desktop} {name}` compares them, `satchel adopt {name}` makes it {desktop}, `satchel forks` lists all"
+                ),
+            };
             let reason = reason.map_or(String::new(), |reason| format!(": {reason}"));
             format!(
-                "kept the work as the fork {name}, version {} ({}){reason}\n\
-                 `satchel diff {desktop} {name}` compares them, `satchel adopt {name}` makes it {desktop}, `satchel forks` lists all",
+                "kept the work as the fork {name}, version {} ({}){reason}\n{next}",
                 version.sequence,
                 short(&version.id)
             )

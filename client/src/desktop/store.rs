@@ -188,9 +188,9 @@ impl DesktopStore {
             });
         }
         let store = Self { volume, record: Mutex::new(record) };
+        store.remove_unfinished();
         store.discard()?;
         store.remove_leftovers(&store.lock());
-        store.remove_unfinished();
         Ok(store)
     }
 
@@ -310,7 +310,8 @@ impl DesktopStore {
         self.add_generation(disks).map(drop)
     }
 
-    /// Throws away what was written while the desktop was opened to be looked at.
+    /// Throws away what was written while the desktop was opened to be looked at. The files go first, since the record takes
+    /// space, which they may have taken: while it names them still, nothing reads them.
     fn discard(&self) -> Result<(), DesktopError> {
         let mut record = self.lock();
         if record.discard_from.is_none() {
@@ -319,6 +320,7 @@ impl DesktopStore {
         let mut next = record.clone();
         next.forget_discarded();
         next.discard_from = None;
+        self.remove_leftovers(&next);
         self.replace_record(&mut record, next)
     }
 

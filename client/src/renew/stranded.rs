@@ -43,7 +43,12 @@ impl Renewer<'_> {
                 // The name is taken: the next has another.
                 Err(_) => continue,
             };
-            with_room(session.desktop.cache(), || session.desktop.store().move_to(&fork, golden))?;
+            let desktop = &session.desktop;
+            // The server has all of this now: the cache may give space.
+            desktop.set_head_lost(false);
+            let moved = with_room(desktop.cache(), || desktop.store().move_to(&fork, golden));
+            desktop.set_head_lost(moved.is_err());
+            moved?;
             let Subject::Desktop { desktop, .. } = fork.manifest.subject else { continue };
             return Ok((committed, desktop));
         }

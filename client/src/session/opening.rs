@@ -163,7 +163,10 @@ impl Opening<'_> {
         match found {
             Err(RemoteError::Offline) => {}
             Err(error) => notices.push(Notice::Offline { reason: error.to_string() }),
-            Ok(None) => notices.push(Notice::GoneFromServer),
+            Ok(None) => {
+                notices.push(Notice::GoneFromServer);
+                self.look_at_fork(&store, notices).await?;
+            }
             Ok(Some(info)) => self.catch_up(&store, &info, options, holder, notices).await?,
         }
         self.look_at_base(&store, notices).await?;
@@ -267,6 +270,25 @@ impl Opening<'_> {
         }
         let version = NamedVersion { id: record.head, sequence: here.manifest.sequence };
         is_listed(self.remote, subject, version, true).await
+    }
+
+    /// Looks whether a server that does not know the desktop has the fork that this machine stands on, if it stands on one.
+    async fn look_at_fork(
+        &self,
+        store: &DesktopStore,
+        notices: &mut Vec<Notice>,
+    ) -> Result<(), SessionError> {
+        let here = store.version(store.record().head).map_err(|source| self.failed(source))?;
+        if here.manifest.subject == self.subject() {
+            return Ok(());
+        }
+        let version = NamedVersion { id: here.id, sequence: here.manifest.sequence };
+        match is_listed(self.remote, &here.manifest.subject, version, true).await {
+            Ok(true) => {}
+            Ok(false) => notices.push(Notice::HeadUnknown { here: version.sequence }),
+            Err(error) => notices.push(Notice::Offline { reason: error.to_string() }),
+        }
+        Ok(())
     }
 
     /// Looks whether a server that does not know the version here knows the golden one below it: nothing can be committed on

@@ -172,6 +172,26 @@ fn a_desktop_on_a_full_disk_goes_on_where_another_machine_was_and_takes_up_the_n
 }
 
 #[test]
+fn what_was_written_for_a_look_makes_room_for_the_next_opening() {
+    require!(root, fuse);
+    let published = Publication::new(37, 1 << 20);
+    let small = SmallDisk::new(8 << 20);
+    let laptop = Client::with_state("laptop", &small.join("state"));
+    laptop.login(&published.access());
+    laptop.create("work", "golden", Some("16M"));
+    let mount = laptop.mount_with("work", &["--read-only"]);
+    let disk = open_for_writing(&mount.home());
+    disk.write_all_at(&vec![5; 4 << 20], 0).and_then(|()| disk.sync_all()).expect("there is room");
+    drop(disk);
+    mount.unmount();
+    fill(&small.join("filler"));
+    let mount = laptop.mount("work");
+    published.content.assert_in(&mount.system());
+    Model::zeros(16 << 20).assert_in(&mount.home());
+    mount.unmount();
+}
+
+#[test]
 fn a_disk_too_full_to_open_a_desktop_says_so() {
     require!(root, fuse);
     let published = Publication::new(32, 1 << 20);

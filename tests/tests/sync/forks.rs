@@ -323,9 +323,11 @@ fn a_server_that_was_set_back_to_before_a_desktop_gets_its_work_as_a_fork() {
     assert_eq!(sync(&laptop)["version"], Value::Null, "it is sent once");
 
     let refused = laptop.satchel(["adopt", fork.as_str()]).exited(1);
-    for part in
-        ["which the server does not know any more", "satchel create work", &format!("satchel run {fork}")]
-    {
+    for part in [
+        "which the server does not know any more",
+        "satchel create work --image golden",
+        &format!("satchel run {fork}"),
+    ] {
         assert!(refused.stderr.contains(part), "`{part}` is not in: {}", refused.stderr);
     }
 

@@ -13,7 +13,7 @@
 //! sector is as before or as after; a mixture of old and new sectors is harmless, because a state only reaches the
 //! disk after the data it promises.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use super::OverlayError;
 use super::block::BlockState;
@@ -31,6 +31,8 @@ pub(super) struct BlockMap {
     words: Box<[AtomicU64]>,
     /// One bit a sector: changed since it was last collected for writing.
     changed: Box<[AtomicU64]>,
+    /// How many are between setting a state and marking its sector.
+    marking: AtomicUsize,
 }
 
 /// A sector's bytes as collected for writing.
@@ -46,6 +48,7 @@ impl BlockMap {
             blocks,
             words: (0..sectors * WORDS_PER_SECTOR).map(|_| AtomicU64::new(0)).collect(),
             changed: (0..sectors.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
+            marking: AtomicUsize::new(0),
         }
     }
 
@@ -85,7 +88,8 @@ impl BlockMap {
         (state, at.min(end) - block)
     }
 
-    /// Sets the state of a range of blocks.
+    /// Sets the state of a range of blocks. The sectors of what has another state from now on are marked when this returns, whoever
+    /// changed it: who writes what somebody else is about to mark may flush before that.
     pub(super) fn set(&self, blocks: std::ops::Range<u64>, state: BlockState) {
         let mut block = blocks.start;
         let end = blocks.end.min(self.blocks);
@@ -94,16 +98,26 @@ impl BlockMap {
             let count = (BLOCKS_PER_WORD - block % BLOCKS_PER_WORD).min(end - block);
             let mask = (if count == BLOCKS_PER_WORD { u64::MAX } else { (1 << (count * 2)) - 1 }) << shift;
             let value = (bits_of(state) * 0x5555_5555_5555_5555) & mask;
-            let before = self.words[word]
-                .fetch_update(Ordering::AcqRel, Ordering::Acquire, |old| Some(old & !mask | value))
-                .unwrap_or_default();
-            if before & mask != value {
+            let sector = word / WORDS_PER_SECTOR;
+            if self.words[word].load(Ordering::SeqCst) & mask == value {
+                // Whoever made it so has counted itself before, and counts itself out after its mark.
+                if self.marking.load(Ordering::SeqCst) > 0 {
+                    self.mark(sector);
+                }
+            } else {
+                self.marking.fetch_add(1, Ordering::SeqCst);
+                let change = |old: u64| Some(old & !mask | value);
+                let _ = self.words[word].fetch_update(Ordering::SeqCst, Ordering::SeqCst, change);
                 // After the state, so that a collector that misses the state finds the mark next time.
-                let sector = word / WORDS_PER_SECTOR;
-                self.changed[sector / 64].fetch_or(1 << (sector % 64), Ordering::SeqCst);
+                self.mark(sector);
+                self.marking.fetch_sub(1, Ordering::SeqCst);
             }
             block += count;
         }
+    }
+
+    fn mark(&self, sector: usize) {
+        self.changed[sector / 64].fetch_or(1 << (sector % 64), Ordering::SeqCst);
     }
 
     /// Takes copies of the changed sectors and clears their marks.
@@ -126,9 +140,7 @@ impl BlockMap {
 
     /// Marks sectors that were collected as changed: they were not written after all.
     pub(super) fn mark_changed(&self, sectors: &[MapSector]) {
-        for sector in sectors {
-            self.changed[sector.at / 64].fetch_or(1 << (sector.at % 64), Ordering::SeqCst);
-        }
+        sectors.iter().for_each(|sector| self.mark(sector.at));
     }
 
     fn encode_sector(&self, at: usize, nonce: u64) -> [u8; SECTOR_BYTES] {
@@ -265,5 +277,36 @@ mod tests {
         assert_eq!(map.collect_changed(1).len(), 1);
         map.set(5..6, BlockState::Data);
         assert!(map.collect_changed(1).is_empty());
+    }
+
+    /// Two write the same block at once, and the second one flushes when it is done.
+    #[test]
+    fn a_state_that_somebody_else_sets_is_marked_when_who_finds_it_goes_on() {
+        const ROUNDS: u64 = 20_000;
+        let map = BlockMap::new(ROUNDS);
+        let (at, ready) = (AtomicU64::new(0), AtomicU64::new(0));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for block in 0..ROUNDS {
+                    ready.fetch_add(1, Ordering::SeqCst);
+                    while at.load(Ordering::SeqCst) == block {
+                        std::hint::spin_loop();
+                    }
+                    map.set(block..block + 1, BlockState::Data);
+                }
+            });
+            let flushed = BlockMap::new(ROUNDS);
+            for block in 0..ROUNDS {
+                while ready.load(Ordering::SeqCst) == block {
+                    std::hint::spin_loop();
+                }
+                at.fetch_add(1, Ordering::SeqCst);
+                map.set(block..block + 1, BlockState::Data);
+                for sector in map.collect_changed(9) {
+                    flushed.load_sector(&sector, 9, "map").unwrap();
+                }
+                assert_eq!(flushed.get(block), BlockState::Data, "{block}");
+            }
+        });
     }
 }

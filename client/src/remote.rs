@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use reqwest::header::AUTHORIZATION;
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -14,6 +15,7 @@ mod outgoing;
 mod retention;
 mod static_host;
 mod tls;
+mod token;
 
 pub use api::{
     AfterExpiry, BaseInfo, DesktopInfo, GoldenInfo, ImageInfo, LeaseAnswer, LeaseInfo, LeaseWish, Listing,
@@ -27,6 +29,7 @@ pub use static_host::StaticHost;
 pub use tls::{Fingerprint, Trust};
 
 use tls::ClientTls;
+use token::Token;
 
 use crate::said::printable;
 
@@ -81,7 +84,7 @@ impl Endpoint {
 #[derive(Clone)]
 pub struct Remote {
     endpoint: Endpoint,
-    token: String,
+    token: Token,
     http: reqwest::Client,
     /// For what is sent: on connections of its own, so that nothing that is waited for queues behind it.
     sending: reqwest::Client,
@@ -93,17 +96,19 @@ impl Remote {
     ///
     /// # Errors
     /// `BadToken`; `Setup` when the machine's certificates or resolver cannot be used.
-    pub fn new(endpoint: Endpoint, token: String) -> Result<Self, RemoteError> {
-        if token.is_empty() {
-            return Err(RemoteError::BadToken { reason: "empty" });
-        }
-        if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err(RemoteError::BadToken { reason: "none: it holds spaces or signs no token has" });
-        }
+    pub fn new(endpoint: Endpoint, token: &str) -> Result<Self, RemoteError> {
+        let token = Token::new(token)?;
         let (http, tls) = http_client(&endpoint.trust)?;
         // How long it may be silent depends on how much is under way: see `outgoing`.
         let sending = build(client_builder(&tls).http2_keep_alive_timeout(SENDING_PING_TIMEOUT))?;
         Ok(Self { endpoint, token, http, sending, tls })
+    }
+
+    /// Where a newer token is looked for when the server refuses this one, by every request once.
+    #[must_use]
+    pub fn renewing(mut self, newest: impl Fn() -> Option<String> + Send + Sync + 'static) -> Self {
+        self.token.renewed_by(newest);
+        self
     }
 
     /// Where the server is.
@@ -126,9 +131,7 @@ impl Remote {
     }
 
     fn request_by(&self, http: &reqwest::Client, method: Method, path: &str) -> RequestBuilder {
-        http.request(method, format!("{}{path}", self.endpoint.url))
-            .bearer_auth(&self.token)
-            .header(API_HEADER, API_VERSION)
+        http.request(method, format!("{}{path}", self.endpoint.url)).header(API_HEADER, API_VERSION)
     }
 
     /// Sends a request and turns everything but success into an error.
@@ -142,7 +145,7 @@ impl Remote {
         request: RequestBuilder,
         expected: &[StatusCode],
     ) -> Result<Response, RemoteError> {
-        let response = request.send().await.map_err(|error| self.transport_error(error))?;
+        let response = self.send_authorized(request).await?;
         let spoken = response.headers().get(API_HEADER).and_then(|value| value.to_str().ok());
         if spoken != Some(API_VERSION) && response.status() != StatusCode::UPGRADE_REQUIRED {
             let found = spoken.unwrap_or("none").to_owned();
@@ -152,6 +155,28 @@ impl Remote {
             return Ok(response);
         }
         Err(RemoteError::refused(&self.endpoint.url, response).await)
+    }
+
+    /// Sends a request with the token, and once more where the server refuses that and there is another by now.
+    async fn send_authorized(&self, request: RequestBuilder) -> Result<Response, RemoteError> {
+        let failed = |error| self.transport_error(error);
+        let (http, request) = request.build_split();
+        let mut request = request.map_err(failed)?;
+        let token = self.token.header();
+        request.headers_mut().insert(AUTHORIZATION, token.clone());
+        // None for a body that is streamed: whoever sent it tries again with the token there is then.
+        let again = request.try_clone();
+        let response = http.execute(request).await.map_err(failed)?;
+        if response.status() != StatusCode::UNAUTHORIZED {
+            return Ok(response);
+        }
+        match (self.token.instead_of(&token), again) {
+            (Some(token), Some(mut again)) => {
+                again.headers_mut().insert(AUTHORIZATION, token);
+                http.execute(again).await.map_err(failed)
+            }
+            _ => Ok(response),
+        }
     }
 
     /// A request with a JSON body.

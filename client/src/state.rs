@@ -16,6 +16,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use chunk_format::{Name, PublicKey, SecretKey};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -124,10 +125,10 @@ struct Pins {
 }
 
 /// An open state directory.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct StateDir {
     path: PathBuf,
-    volume: DirVolume,
+    volume: Arc<DirVolume>,
 }
 
 impl StateDir {
@@ -138,7 +139,7 @@ impl StateDir {
     pub fn open(path: &Path) -> Result<Self, StateError> {
         make_private_dir(path)?;
         let volume = DirVolume::open(path).map_err(|source| io_error("open", path, source))?;
-        Ok(Self { path: path.to_owned(), volume })
+        Ok(Self { path: path.to_owned(), volume: Arc::new(volume) })
     }
 
     /// The directory.
@@ -207,11 +208,22 @@ impl StateDir {
     /// `NotLoggedIn`, `Io`, `Damaged`, `Remote`.
     pub fn remote(&self) -> Result<(Login, Remote), StateError> {
         let login = self.login()?.ok_or(StateError::NotLoggedIn)?;
-        let token = self.read("token")?.ok_or(StateError::NotLoggedIn)?;
-        let token = String::from_utf8(token).map_err(|_| self.damaged("token", "it is not text"))?;
+        let token = self.token()?.ok_or(StateError::NotLoggedIn)?;
         let trust = login.fingerprint.map_or(Trust::Authorities, Trust::Pinned);
         let endpoint = Endpoint::new(&login.url, trust)?;
-        Ok((login, Remote::new(endpoint, token.trim().to_owned())?))
+        // No other server is given this one's token, nor is anybody taken for another user.
+        let (state, known) = (self.clone(), login.clone());
+        let newest = move || match state.login() {
+            Ok(Some(login)) if login == known => state.token().ok()?,
+            _ => None,
+        };
+        Ok((login, Remote::new(endpoint, &token)?.renewing(newest)))
+    }
+
+    fn token(&self) -> Result<Option<String>, StateError> {
+        let Some(token) = self.read("token")? else { return Ok(None) };
+        let token = String::from_utf8(token).map_err(|_| self.damaged("token", "it is not text"))?;
+        Ok(Some(token.trim().to_owned()))
     }
 
     /// The key that signs this machine's desktop versions; made on first use.

@@ -61,7 +61,7 @@ pub(crate) async fn run(context: &Context, args: LoginArgs) -> anyhow::Result<()
 }
 
 async fn ask(endpoint: &Endpoint, token: &str) -> Result<ServerInfo, RemoteError> {
-    Remote::new(endpoint.clone(), token.to_owned())?.server_info().await
+    Remote::new(endpoint.clone(), token)?.server_info().await
 }
 
 fn read_token() -> anyhow::Result<String> {

@@ -129,7 +129,7 @@ mod tests {
                 tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), answer));
             }
         });
-        (Remote::new(Endpoint::new(&url, trust).unwrap(), "token".to_owned()).unwrap(), asked)
+        (Remote::new(Endpoint::new(&url, trust).unwrap(), "token").unwrap(), asked)
     }
 
     #[tokio::test]

@@ -1,6 +1,7 @@
 //! Wrong tokens, wrong certificates, no server.
 
-use satchel_tests::{Access, Client, Publication, TestServer};
+use satchel_tests::wait::{self, PATIENCE};
+use satchel_tests::{Access, Client, Publication, TestServer, require};
 use sqlx::ConnectOptions;
 use sqlx::sqlite::SqliteConnectOptions;
 
@@ -39,6 +40,27 @@ fn a_wrong_token_is_refused_and_the_old_one_stays() {
         assert_refused(refused, &["token"], &["get a new token"]);
     }
     let _ = laptop.satchel(["images"]).ok();
+}
+
+#[test]
+fn a_token_that_ends_while_a_desktop_is_in_use_is_replaced_by_a_login_beside_it() {
+    require!(fuse);
+    let published = Publication::new(4, IMAGE_BYTES);
+    let laptop = published.machine("laptop");
+    laptop.create("work", "golden", Some("16M"));
+    let mut mount = laptop.mount("work");
+    let listed = published.server.run(&["token"], &["--list", "--json"]).ok().json();
+    let newest = listed["tokens"].as_array().map_or(0, Vec::len);
+    let _ = published.server.run(&["token"], &["--revoke", &newest.to_string()]).ok();
+    let (content, system) = (published.content, mount.system());
+    let reading = std::thread::spawn(move || content.assert_in(&system));
+    wait::until("it is said that reads wait", PATIENCE, || {
+        mount.process().stderr().contains("the server does not answer").then_some(())
+    });
+    let _ = login(&laptop, &published.access()).ok();
+    reading.join().expect("the read goes on");
+    let _ = laptop.sync("work");
+    mount.unmount();
 }
 
 #[test]

@@ -63,8 +63,8 @@ impl StartNeeds {
     }
 }
 
-/// How much of a disk's base is on this machine. Asks nobody.
-pub fn of_disk(base: &Base, cache: &Cache, fetcher: &Fetcher) -> LocalShare {
+/// How much of a disk's base is on this machine, as far as it is looked. Asks nobody.
+pub fn of_disk(base: &Base, cache: &Cache, fetcher: &Fetcher, look: Look) -> LocalShare {
     let chunk_bytes = base.chunk_size().bytes_u64();
     let mut share = LocalShare::default();
     let mut ids = Vec::with_capacity(SEGMENT_CHUNKS);
@@ -76,7 +76,11 @@ pub fn of_disk(base: &Base, cache: &Cache, fetcher: &Fetcher) -> LocalShare {
         ids.clear();
         ids.extend(chunks.chunks().iter().copied().filter(|id| !id.is_zero()));
         share.stored_bytes += ids.len() as u64 * chunk_bytes;
-        share.local_bytes += cache.count(&ids) * chunk_bytes;
+        let here = match look {
+            Look::Index => cache.count(&ids),
+            Look::Bytes => ids.iter().filter(|id| cache.has(id, look)).count() as u64,
+        };
+        share.local_bytes += here * chunk_bytes;
     }
     share
 }
@@ -87,13 +91,16 @@ pub fn of_disk(base: &Base, cache: &Cache, fetcher: &Fetcher) -> LocalShare {
 /// [`DesktopError`].
 pub fn for_start(desktop: &OpenDesktop, look: Look) -> Result<StartNeeds, DesktopError> {
     let mut needs = StartNeeds::default();
+    let profile = desktop.profile();
+    // Where it is not known what a start touches, it rests on all of them.
+    let look_at_all = if profile.is_some() { Look::Index } else { look };
     for disk in desktop.disks() {
-        let share = of_disk(&disk.view().base, desktop.cache(), desktop.fetcher());
+        let share = of_disk(&disk.view().base, desktop.cache(), desktop.fetcher(), look_at_all);
         needs.disks.stored_bytes += share.stored_bytes;
         needs.disks.local_bytes += share.local_bytes;
         needs.disks.unknown_segments += share.unknown_segments;
     }
-    let Some(profile) = desktop.profile() else { return Ok(needs) };
+    let Some(profile) = profile else { return Ok(needs) };
     let plan = desktop.boot_plan(profile.as_ref().clone())?;
     let mut share = LocalShare::default();
     let mut missing = Vec::new();

@@ -189,7 +189,12 @@ impl DesktopStatus {
                     false => written_bytes(&disk.view().overlays),
                 },
                 activity: Some(activity(disk)),
-                local: Some(local::of_disk(&disk.view().base, desktop.cache(), desktop.fetcher())),
+                local: Some(local::of_disk(
+                    &disk.view().base,
+                    desktop.cache(),
+                    desktop.fetcher(),
+                    Look::Index,
+                )),
             })
             .collect();
         Self::new(desktop.store(), mounted_at, disks, Some(live(desktop)))

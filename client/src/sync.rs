@@ -172,7 +172,7 @@ impl Syncer {
         let head = desktop.store.version(desktop.store.record().head)?;
         let version = desktop.store.version(pending.manifest)?;
         match self.commit_or_fork(desktop, &head, version, pending.through_generation, report).await {
-            Ok((version, committed)) => fold(desktop, &version, &[], committed),
+            Ok((version, committed)) => fold(desktop, &version, &[], committed).await,
             // Uploaded anew below.
             Err(error) if error.is_of_lost_objects() => {
                 Ok(with_room(&desktop.cache, || desktop.store.clear_pending())?)
@@ -234,7 +234,7 @@ impl Syncer {
         let manifest = self.next_manifest(head, &done, note);
         if manifest.disks == head.manifest.disks && manifest.note.is_none() && trust == Trust::Head {
             // Written over with what was there before: nothing to commit.
-            return fold(desktop, head, &[], Pending { manifest: head.id, through_generation });
+            return fold(desktop, head, &[], Pending { manifest: head.id, through_generation }).await;
         }
         let bytes = manifest.encode()?;
         let version = Version::decode(bytes.clone(), self.key.sign(&bytes))?;
@@ -248,7 +248,7 @@ impl Syncer {
                 BaseSegment::loaded(done.segment, namespace)
             })
             .collect();
-        fold(desktop, &version, &loaded, committed)
+        fold(desktop, &version, &loaded, committed).await
     }
 
     /// The segments the frozen overlays change, with the chunks to read of each.
@@ -512,17 +512,44 @@ fn fork_in<'a>(version: &'a Version, own: &Name) -> Option<&'a Name> {
     }
 }
 
-fn fold(
+async fn fold(
     desktop: &OpenDesktop,
     version: &Version,
     loaded: &[BaseSegment],
     committed: Pending,
 ) -> Result<(), SyncError> {
+    if desktop.store.record().pinned {
+        desktop.pin_new(version, loaded);
+        // What the overlays hold is said to be here after a power cut, too: the cache and the segments have it from here on.
+        make_durable(&desktop.cache).await?;
+    }
     // Durable first: from here on a crash finds the version below and the overlays gone.
-    with_room(&desktop.cache, || desktop.store.fold(committed))?;
-    desktop.let_go_of_old();
-    desktop.stand_on(version, loaded, committed.through_generation);
-    Ok(())
+    let folded = with_room(&desktop.cache, || desktop.store.fold(committed));
+    let record = desktop.store.record();
+    let through = committed.through_generation;
+    // A record whose replacement failed may have been replaced all the same: the disks go by what it says.
+    if record.head == version.id && record.generations.iter().all(|generation| *generation > through) {
+        desktop.let_go_of_old();
+        desktop.stand_on(version, loaded, through);
+    }
+    Ok(folded?)
+}
+
+async fn make_durable(cache: &Arc<Cache>) -> Result<(), SyncError> {
+    let syncing = Arc::clone(cache);
+    match tokio::task::spawn_blocking(move || syncing.sync()).await {
+        Ok(Ok(())) => Ok(()),
+        // The index finds no room: what it lacks is fetched again, and overlays that are kept would take more.
+        Ok(Err(error)) if error.kind() == std::io::ErrorKind::StorageFull => {
+            tracing::warn!(%error, "what was synced is not durable in the cache yet");
+            Ok(())
+        }
+        Ok(Err(source)) => {
+            let (action, file) = ("make durable", "the cache".to_owned());
+            Err(DesktopError::Io { action, file, source }.into())
+        }
+        Err(_) => Err(UploadError::Stopped.into()),
+    }
 }
 
 /// Makes frozen overlays durable before they are read for upload: after a power cut this machine must hold what the

@@ -405,10 +405,20 @@ impl OpenDesktop {
             let folded = if self.is_volatile(disk) { 0 } else { through_generation };
             disk.fold(Arc::new(old.with_segments(changed)), folded);
         }
-        if self.store.record().pinned {
-            // What was written here is here; what it replaced is let go by the next fill.
-            let chunks = loaded.iter().filter_map(BaseSegment::segment).flat_map(|segment| segment.chunks());
-            self.cache.set_pinned(chunks.copied(), true);
+    }
+
+    /// Keeps what a version brings that was made here, as far as it is known here; what it replaced is let go by the next fill.
+    pub(crate) fn pin_new(&self, version: &Version, loaded: &[BaseSegment]) {
+        for (disk, described) in self.disks.iter().zip(&version.manifest.disks) {
+            let old = Arc::clone(&disk.view().base);
+            let changed = described.segments.iter().zip(old.segments()).filter(|(id, old)| **id != old.id);
+            for (id, _) in changed {
+                let known = loaded.iter().find(|segment| segment.id == *id).cloned();
+                let segment = known.unwrap_or_else(|| BaseSegment::new(*id, self.origins.namespace_of(id)));
+                if let Some(segment) = self.fetcher.segment_here(&segment) {
+                    self.cache.set_pinned(segment.chunks().iter().copied(), true);
+                }
+            }
         }
     }
 }

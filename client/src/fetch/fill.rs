@@ -130,6 +130,8 @@ impl Fetcher {
         for (disk, chunks) in disks.iter().zip(&stored) {
             let mut before: Vec<(ChunkIndex, Arc<Flight>)> = Vec::new();
             for batch in chunks.chunks(BATCH) {
+                // Before it is looked what lacks: what the batch before brings then takes the place of none of these.
+                cache.set_pinned(batch.iter().map(|(_, id)| *id), true);
                 let missing = self.missing_of(batch.to_vec(), look).await.map_err(stopped)?;
                 let wishes = self.want(disk, &missing, Class::Background).await.map_err(stopped)?;
                 let flights = missing.iter().zip(wishes).filter_map(|(chunk, wish)| match wish {

@@ -216,7 +216,7 @@ impl Sources {
                 (None, Some((at, failures))) if now - at < RELAPSE => failures.saturating_add(1),
                 (None, _) => 1,
             };
-            let pause = error.retry_after.unwrap_or_else(|| backoff(failures)).min(LONGEST_PAUSE);
+            let pause = pause_after(error.retry_after, failures);
             record.outage = Some(Outage { failures, last: now, retry_at: now + pause });
             (failures, is_news)
         };
@@ -275,7 +275,7 @@ impl Entry {
                 match failed {
                     Some(error) if !matches!(error.kind, FailureKind::NotFound | FailureKind::Damaged) => {
                         failures = failures.saturating_add(1);
-                        pause = error.retry_after.unwrap_or_else(|| backoff(failures)).min(LONGEST_PAUSE);
+                        pause = pause_after(error.retry_after, failures);
                     }
                     _ => {
                         {
@@ -294,6 +294,12 @@ impl Entry {
             }
         });
     }
+}
+
+/// How long a source is left alone: as it says, but not for less than one that says nothing.
+fn pause_after(retry_after: Option<Duration>, failures: u32) -> Duration {
+    let least = backoff(failures);
+    retry_after.map_or(least, |said| said.max(least)).min(LONGEST_PAUSE)
 }
 
 /// Doubles from a tenth of a second to five, each a little off so that many clients do not come back as one.

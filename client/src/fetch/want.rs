@@ -161,8 +161,11 @@ impl Shared {
     pub(super) async fn overtake(&self, wanted: &Wanted<'_>, class: Class) -> Result<(), FetchError> {
         let Wanted { id, segment, at, flight } = wanted;
         let place = self.locate(segment, *at).await?;
+        let class = if flight.is_waited_for() { Class::Waiting } else { class };
         if flight.claim_request() {
             self.queue(&mut vec![place.job(*id, class, Arc::clone(flight))]);
+        } else if self.lock_queue().promote(id, class) {
+            self.queued.notify_waiters();
         }
         Ok(())
     }

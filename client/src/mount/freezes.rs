@@ -25,7 +25,7 @@ pub(super) struct FreezeDesk {
 type Ask = oneshot::Sender<Option<Still>>;
 
 impl FreezeDesk {
-    /// How long the guest took to hold still last time; its programs could write nothing meanwhile.
+    /// How long the guest took to hold still last time, or to say that it does not; its programs could write nothing meanwhile.
     pub(super) fn last_took(&self) -> Duration {
         Duration::from_millis(self.took_ms.load(Ordering::Relaxed))
     }
@@ -56,8 +56,9 @@ impl FreezeDesk {
         let Ok(Some(Request::Still { held, took_ms })) = connection.receive::<Request>().await else {
             return None;
         };
+        // One that was not done in time has held its programs up as well.
+        self.took_ms.store(took_ms, Ordering::Relaxed);
         if held {
-            self.took_ms.store(took_ms, Ordering::Relaxed);
             let (still, dropped) = Still::new();
             // Who asked may have given up: then it is dropped at once.
             drop(ask.send(Some(still)));
@@ -75,7 +76,11 @@ impl FreezeDesk {
             attendant.send(ask).await.ok()?;
             answer.await.ok()?
         };
-        tokio::time::timeout(HOLD_TIMEOUT, asked).await.ok()?
+        tokio::time::timeout(HOLD_TIMEOUT, asked).await.unwrap_or_else(|_| {
+            let took_ms = u64::try_from(HOLD_TIMEOUT.as_millis()).unwrap_or(u64::MAX);
+            self.took_ms.store(took_ms, Ordering::Relaxed);
+            None
+        })
     }
 
     fn attendant(&self) -> MutexGuard<'_, Option<mpsc::Sender<Ask>>> {

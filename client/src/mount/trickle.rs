@@ -66,9 +66,16 @@ pub(super) async fn trickle(
         if !session.desktop.has_changes() {
             continue;
         }
-        // Without a server nothing is frozen: a frozen generation costs space for as long as it is not committed.
-        if let Err(error) = session.remote.desktop(&name).await {
+        // Without a server nothing is frozen: a frozen generation costs space for as long as it is not committed. One that does
+        // not know the desktop any more takes the work as a fork.
+        if let Err(error) = session.remote.desktop(&name).await
+            && error.code() != Some("not_found")
+        {
             tracing::info!(%error, "the desktop is not synced by itself: the server cannot be asked");
+            // That the network is gone is said elsewhere, and ends by itself.
+            if !error.is_transient() && !std::mem::replace(&mut is_failing, true) {
+                let _ = events.send(TrickleEvent::NotSynced { reason: explain(&error) });
+            }
             continue;
         }
         let asks_guest = without == 0;
@@ -83,7 +90,7 @@ pub(super) async fn trickle(
             Ok(report) => {
                 is_failing = false;
                 without = match asks_guest {
-                    true if report.held_still && freezes.last_took() > LONGEST_STILL => SYNCS_WITHOUT,
+                    true if freezes.last_took() > LONGEST_STILL => SYNCS_WITHOUT,
                     true => 0,
                     false => without - 1,
                 };

@@ -28,6 +28,31 @@ fn what_is_written_goes_up_by_itself_and_a_lost_laptop_costs_little() {
 }
 
 #[test]
+fn work_on_a_desktop_that_the_server_has_lost_goes_up_by_itself_as_a_fork() {
+    require!(fuse);
+    let mut published = Publication::new(64, 4 << 20);
+    let laptop = published.machine("laptop");
+    let backup = published.server.back_up();
+    laptop.create("work", "golden", Some("16M"));
+    let mount = laptop.mount_with("work", &["--sync-every", "1s"]);
+    let mut disks = Disks::new(&published);
+    let mut rng = Rng::new(64);
+    disks.change(&mount, 10, &mut rng);
+    wait::until("it is synced", PATIENCE, || (unsynced_bytes(&laptop) == 0).then_some(()));
+    published.server.restore(&backup);
+    disks.change(&mount, 10, &mut rng);
+    let fork = wait::until("there is a fork", PATIENCE, || {
+        let forks = laptop.satchel(["--json", "forks", "work"]);
+        (forks.code == Some(0)).then(|| forks.json()[0]["desktop"].as_str().map(str::to_owned))?
+    });
+    wait::until("all is synced", PATIENCE, || (unsynced_bytes(&laptop) == 0).then_some(()));
+    let other = published.machine("other").mount_with(&fork, &["--read-only"]);
+    disks.assert_in(&other);
+    other.unmount();
+    mount.unmount();
+}
+
+#[test]
 fn a_sync_somebody_waits_for_is_not_kept_waiting_by_the_one_that_goes_on_by_itself() {
     require!(fuse);
     let published = Publication::new(61, 4 << 20);

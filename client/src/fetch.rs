@@ -405,6 +405,16 @@ impl Shared {
         unread
     }
 
+    /// Ends a flight in vain, and no other one of the same chunk.
+    fn end_flight(&self, id: &ChunkId, flight: &Arc<Flight>, error: Arc<FetchError>) {
+        let mut flights = self.lock_flights();
+        if flights.get(id).is_some_and(|known| Arc::ptr_eq(known, flight)) {
+            flights.remove(id);
+        }
+        drop(flights);
+        flight.finish(Err(error));
+    }
+
     async fn locator(&self, segment: &BaseSegment) -> Result<Arc<Located>, FetchError> {
         segment.locator_or_load(|misled_by| self.load_locator(segment, misled_by)).await
     }
@@ -654,7 +664,11 @@ fn keep_arrivals(mut arrivals: mpsc::Receiver<Arrival>, shared: &std::sync::Weak
         } else {
             shared.cache.insert(arrival.id, &arrival.chunk);
         }
-        shared.lock_flights().remove(&arrival.id);
+        // Not one that was begun anew meanwhile, where the cache could not keep an earlier copy: somebody waits for that.
+        let mut flights = shared.lock_flights();
+        if flights.get(&arrival.id).is_some_and(|flight| flight.has_landed()) {
+            flights.remove(&arrival.id);
+        }
     }
 }
 

@@ -47,8 +47,7 @@ impl Shared {
         }
         let error = Arc::new(error);
         for job in lost {
-            self.lock_flights().remove(&job.id);
-            job.flight.finish(Err(Arc::clone(&error)));
+            self.end_flight(&job.id, &job.flight, Arc::clone(&error));
         }
         later.into_iter().map(|job| Job { room: None, is_late: true, ..job }).collect()
     }

@@ -13,9 +13,10 @@ use tokio::time::Instant;
 use crate::source::exchange::name_of;
 use crate::source::{ChunkAnswers, ChunkSource, FailureKind, Object, ObjectBody, ObjectPath, SourceError};
 
-/// Silence after which a source counts as lost: soon when there is another, with patience when there is none.
+/// Silence after which a source counts as lost: soon when there is another behind it, with patience when there is none. Over a
+/// satellite a connection takes longer to be made than the first.
 const SILENCE_LIMIT: Duration = Duration::from_secs(5);
-const SILENCE_LIMIT_AMONG_OTHERS: Duration = Duration::from_millis(1500);
+const SILENCE_LIMIT_BEFORE_OTHERS: Duration = Duration::from_millis(1500);
 /// While other answers of the source still come in, a silent one is only being outrun by them: it may be silent for
 /// this many limits.
 const OUTRUN_LIMITS: u32 = 6;
@@ -24,15 +25,14 @@ const LEAST_BYTES: u64 = 4 << 10;
 
 /// Has each of these sources given up on when it falls silent.
 pub(super) fn limit_silence(sources: Vec<Arc<dyn ChunkSource>>) -> Vec<Arc<dyn ChunkSource>> {
-    // A cache is no other place for what it lacks, so it does not shorten the patience with those that have it all.
-    let is_among_others = sources.iter().filter(|source| !source.hands_out_chunks()).count() > 1;
     let mut behind = Vec::new();
     let mut limited: Vec<Arc<dyn ChunkSource>> = Vec::with_capacity(sources.len());
     for source in sources.into_iter().rev() {
+        // A cache is no other place for what it lacks, so it does not shorten the patience with those that have it all.
         let has_all = !source.hands_out_chunks();
-        let limit = match is_among_others || !has_all {
-            true => SILENCE_LIMIT_AMONG_OTHERS,
-            false => SILENCE_LIMIT,
+        let limit = match behind.is_empty() && has_all {
+            true => SILENCE_LIMIT,
+            false => SILENCE_LIMIT_BEFORE_OTHERS,
         };
         let source = SilenceLimited { behind: behind.clone(), ..SilenceLimited::new(source, limit) };
         if has_all {

@@ -188,8 +188,7 @@ impl Shared {
             for wanted in segment {
                 let Err(error) = self.overtake(&wanted, Class::Profile).await else { continue };
                 if wanted.flight.claim_request() {
-                    self.lock_flights().remove(&wanted.id);
-                    wanted.flight.finish(Err(Arc::new(error)));
+                    self.end_flight(&wanted.id, &wanted.flight, Arc::new(error));
                 }
             }
         });
@@ -224,8 +223,7 @@ impl Shared {
                     located.push(Job { is_late: job.is_late, ..place.job(job.id, class, job.flight) });
                 }
                 Err(error) => {
-                    self.lock_flights().remove(&job.id);
-                    job.flight.finish(Err(Arc::new(error)));
+                    self.end_flight(&job.id, &job.flight, Arc::new(error));
                 }
             }
         }

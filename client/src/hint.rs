@@ -151,6 +151,8 @@ fn hint_of(error: &(dyn Error + 'static)) -> Option<String> {
         DAMAGED_DESKTOP
     } else if let Some(CreateError::Exists { .. }) = error.downcast_ref() {
         "choose another name, or use that one: see `satchel desktops`"
+    } else if let Some(ImageError::Changed { .. }) = error.downcast_ref() {
+        "stop what writes to it, the machine whose disk it is for example, and run the same command again"
     } else if let Some(ImageError::NotADisk { .. }) = error.downcast_ref() {
         "if it is a disk all the same, publish it with --force"
     } else if let Some(DesktopError::Foreign { .. }) = error.downcast_ref() {

@@ -30,6 +30,12 @@ pub enum ImageError {
         #[source]
         source: io::Error,
     },
+    /// It holds something of before and something of after.
+    #[error("{} was changed while it was read", path.display())]
+    Changed {
+        /// The file.
+        path: PathBuf,
+    },
     /// The file is a directory, a pipe or the like.
     #[error("{} is neither a file nor a block device", path.display())]
     NotAFile {
@@ -99,9 +105,27 @@ pub struct OpenImage {
     pub boot: BootFacts,
     /// `raw` or `qcow2`.
     pub format: &'static str,
+    path: PathBuf,
+    file: std::fs::File,
+    before: std::fs::Metadata,
 }
 
 impl OpenImage {
+    /// Checks that nobody has written to the file since it was opened: what was read is then what it held at one time. What others
+    /// write to a device is not seen.
+    ///
+    /// # Errors
+    /// `Changed`, `Io`.
+    pub fn check_unchanged(&self) -> Result<(), ImageError> {
+        let io = |source| ImageError::Io { path: self.path.clone(), source };
+        let now = self.file.metadata().map_err(io)?;
+        let (modified, len) = (self.before.modified().map_err(io)?, self.before.len());
+        if now.is_file() && (now.modified().map_err(io)?, now.len()) != (modified, len) {
+            return Err(ImageError::Changed { path: self.path.clone() });
+        }
+        Ok(())
+    }
+
     /// Makes the free blocks of clean ext4 file systems read as zeros: what was deleted is not published. Answers with the
     /// file systems whose free blocks stay as they are.
     ///
@@ -130,6 +154,8 @@ impl std::fmt::Debug for OpenImage {
 pub fn open(path: &Path, force: bool) -> Result<OpenImage, ImageError> {
     let io = |source| ImageError::Io { path: path.to_owned(), source };
     let raw = RawImage::open(path)?;
+    let file = raw.file().try_clone().map_err(io)?;
+    let before = file.metadata().map_err(io)?;
     if raw.size_bytes() == 0 {
         return Err(ImageError::Unusable { path: path.to_owned(), reason: "it is empty".to_owned() });
     }
@@ -158,7 +184,7 @@ pub fn open(path: &Path, force: bool) -> Result<OpenImage, ImageError> {
     };
     let size = DiskSize::new(image.size_bytes())
         .map_err(|source| ImageError::BadSize { path: path.to_owned(), source })?;
-    Ok(OpenImage { image, size, boot, format })
+    Ok(OpenImage { image, size, boot, format, path: path.to_owned(), file, before })
 }
 
 #[cfg(test)]

@@ -158,6 +158,7 @@ impl Publisher {
         let data_bytes =
             work.iter().map(|work| work.positions.len() as u64).sum::<u64>() * chunk_size.bytes_u64();
         let (disk, cut) = self.upload(request.image, &open, segments, work, parent.as_ref()).await?;
+        open.check_unchanged()?;
         let report = |version, unchanged, summary| Report {
             version,
             unchanged,

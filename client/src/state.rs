@@ -6,6 +6,7 @@
 //! machine.key   signs this machine's desktop versions; made on first use (0600)
 //! publisher.key signs the images published from here; made on first use (0600)
 //! pins.json     for each image: its publisher's key and the newest version seen
+//! lock          locked for a read and a write of a key or of pins.json
 //! adopting.FORK.json the end of an adoption that was not heard yet
 //! desktops/NAME one directory a desktop: see `desktop`
 //! past/NAME     what was fetched to look into versions: see `past`
@@ -14,7 +15,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -27,6 +28,7 @@ use crate::volume::{DirVolume, Volume};
 /// The longest file of this directory anyone reads, bytes.
 const MAX_FILE_BYTES: usize = 1 << 20;
 const FORMAT_VERSION: u32 = 1;
+const LOCK_NAME: &str = "lock";
 
 /// Why the state directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -255,10 +257,11 @@ impl StateDir {
     /// # Errors
     /// `Io`, `Damaged`, `UnsupportedVersion`.
     pub fn set_pin(&self, image: &Name, pin: Pin) -> Result<(), StateError> {
-        let mut pins = self.pins()?;
-        if pins.images.get(image) == Some(&pin) {
+        if self.pins()?.images.get(image) == Some(&pin) {
             return Ok(());
         }
+        let _lock = self.lock()?;
+        let mut pins = self.pins()?;
         pins.images.insert(image.clone(), pin);
         self.write_json("pins.json", &pins)
     }
@@ -271,11 +274,13 @@ impl StateDir {
     }
 
     fn key(&self, name: &'static str) -> Result<SecretKey, StateError> {
-        if let Some(text) = self.read(name)? {
-            let bytes = std::str::from_utf8(&text).ok().and_then(|text| parse_hex(text.trim()));
-            return Ok(SecretKey::from_bytes(
-                &bytes.ok_or_else(|| self.damaged(name, "it is not 64 hex digits"))?,
-            ));
+        if let Some(key) = self.known_key(name)? {
+            return Ok(key);
+        }
+        // Two that make one at once would each go on with its own, and what one of them signed could never be signed again.
+        let _lock = self.lock()?;
+        if let Some(key) = self.known_key(name)? {
+            return Ok(key);
         }
         let mut bytes = [0; 32];
         getrandom::fill(&mut bytes)
@@ -283,6 +288,27 @@ impl StateDir {
         let text: String = bytes.iter().map(|byte| format!("{byte:02x}")).chain(["\n".to_owned()]).collect();
         self.write(name, text.as_bytes())?;
         Ok(SecretKey::from_bytes(&bytes))
+    }
+
+    fn known_key(&self, name: &'static str) -> Result<Option<SecretKey>, StateError> {
+        let Some(text) = self.read(name)? else { return Ok(None) };
+        let bytes = std::str::from_utf8(&text).ok().and_then(|text| parse_hex(text.trim()));
+        let bytes = bytes.ok_or_else(|| self.damaged(name, "it is not 64 hex digits"))?;
+        Ok(Some(SecretKey::from_bytes(&bytes)))
+    }
+
+    /// Held for a read and a write of what several commands may write at once.
+    fn lock(&self) -> Result<File, StateError> {
+        let path = self.path.join(LOCK_NAME);
+        let mut options = File::options();
+        let locked =
+            options.read(true).write(true).create(true).truncate(false).mode(0o600).open(&path).and_then(
+                |file| {
+                    rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)?;
+                    Ok(file)
+                },
+            );
+        locked.map_err(|source| io_error("lock", &path, source))
     }
 
     fn read_json<T: DeserializeOwned>(&self, name: &'static str) -> Result<Option<T>, StateError> {
@@ -392,6 +418,22 @@ mod tests {
             let mode = std::fs::metadata(path.join(name)).unwrap().permissions().mode();
             assert_eq!(mode & 0o077, 0, "{name}");
         }
+    }
+
+    #[test]
+    fn a_key_that_many_make_at_once_is_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let start = std::sync::Barrier::new(8);
+        let make = || {
+            start.wait();
+            StateDir::open(dir.path()).unwrap().publisher_key().unwrap().public()
+        };
+        let keys: Vec<PublicKey> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..8).map(|_| scope.spawn(make)).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        let kept = StateDir::open(dir.path()).unwrap().publisher_key().unwrap().public();
+        assert_eq!(keys, [kept; 8]);
     }
 
     #[test]

@@ -27,6 +27,10 @@ impl RawImage {
         let size_bytes = seek(&file, SeekFrom::End(0)).map_err(|error| io(error.into()))?;
         Ok(Self { file, size_bytes })
     }
+
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
 }
 
 impl DiskImage for RawImage {
@@ -59,6 +63,12 @@ impl DiskImage for RawImage {
         let mut filled = 0;
         while filled < buf.len() {
             match self.file.read_at(&mut buf[filled..], offset + filled as u64) {
+                Ok(0) if offset + (filled as u64) < self.size_bytes => {
+                    return Err(io::Error::new(
+                        io::ErrorKind::UnexpectedEof,
+                        "it was cut short while it was read",
+                    ));
+                }
                 Ok(0) => break,
                 Ok(read) => filled += read,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

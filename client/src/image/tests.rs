@@ -28,6 +28,20 @@ fn read_all(image: &dyn DiskImage) -> Vec<u8> {
 }
 
 #[test]
+fn an_image_that_changes_while_it_is_read_is_not_taken_for_what_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, _) = sparse_disk(dir.path());
+    let open = open(&path, false).unwrap();
+    open.check_unchanged().unwrap();
+    let file = std::fs::File::options().write(true).open(&path).unwrap();
+    file.set_len(2 << 20).unwrap();
+    let cut = open.image.read_at(&mut [0; 4096], 3 << 20).unwrap_err();
+    assert_eq!(cut.kind(), io::ErrorKind::UnexpectedEof);
+    file.set_len(4 << 20).unwrap();
+    assert!(matches!(open.check_unchanged(), Err(ImageError::Changed { .. })));
+}
+
+#[test]
 fn a_raw_image_is_read_around_its_holes() {
     let dir = tempfile::tempdir().unwrap();
     let (path, content) = sparse_disk(dir.path());

@@ -204,7 +204,7 @@ impl Renewer<'_> {
             return self.take_up(session, now, &golden, None, note, false).await.map(Some);
         }
         if starts.on(now.golden.id).is_some_and(starts::GoldenStarts::is_bad)
-            && let Some(good) = starts.last_good_but(now.golden.id)
+            && let Some(good) = starts.last_good_before(now.golden)
         {
             return self.revert(session, now, good).await.map(Some);
         }
@@ -329,6 +329,8 @@ impl Renewer<'_> {
             bad.sequence,
             starts::BAD_STARTS
         );
+        // Before it is left: should the end not be heard, it is not taken up again at once.
+        unless_noted(starts::note_left(self.directory, bad.id, false));
         let renewed = self.take_up(session, now, &golden, None, note, true).await?;
         unless_noted(starts::note_left(self.directory, bad.id, true));
         if tokio::time::timeout(TELL_TIMEOUT, self.tell(session, None)).await.is_err() {
@@ -361,9 +363,9 @@ impl Renewer<'_> {
                     fetch_version(&session.remote, &now.image(), base.version, &now.publisher).await?;
                 let left = now.golden.id;
                 let note = format!("back to {}@{}", base.image, golden.manifest.sequence);
-                let renewed = self.take_up(session, now, &golden, Some(system.clone()), note, false).await?;
+                // Before it is left: should the end not be heard, it is not taken up again at once.
                 unless_noted(starts::note_left(self.directory, left, false));
-                return Ok(renewed);
+                return self.take_up(session, now, &golden, Some(system.clone()), note, false).await;
             }
         }
         Err(RenewError::Nowhere("it was never renewed: there is nothing to go back to".to_owned()))

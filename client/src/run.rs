@@ -37,6 +37,8 @@ const UNMOUNT_TIMEOUT: Duration = Duration::from_secs(60);
 const FORCED_UNMOUNT_TIMEOUT: Duration = Duration::from_secs(60);
 const UNMOUNT_TIMEOUT_WHEN_FORCED: Duration = Duration::from_secs(3);
 const WAIT_FOR_MOUNT: &str = "wait for the process that serves the disks";
+/// How long it may take to say how it stands.
+const STATUS_PATIENCE: Duration = Duration::from_secs(2);
 /// How long what it said at its end may take to arrive.
 const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a machine that was told to switch itself off may take, until it is killed; and how long a killed one: a read that
@@ -245,11 +247,11 @@ async fn run_machine(
         cpus: request.cpus,
         display: request.display,
     };
+    let mut began_at = None;
+    let terminal = RawTerminal::enter().map_err(setup("set up the terminal"))?;
     if let Some(golden) = golden {
         noted(starts::note_begun(&request.desktop_directory, golden));
     }
-    let mut began_at = None;
-    let terminal = RawTerminal::enter().map_err(setup("set up the terminal"))?;
     let interactive = terminal.is_some();
     let (key_sender, mut keys) = mpsc::unbounded_channel();
     let mut asked_to_stop = false;
@@ -260,7 +262,7 @@ async fn run_machine(
             noted(starts::note_neutral(&request.desktop_directory, golden.id));
         }
         let (mut running, serial) = started?;
-        let began_at = *began_at.get_or_insert_with(Instant::now);
+        let began = *began_at.get_or_insert_with(Instant::now);
         if let Some(serial) = serial {
             let keys = key_sender.clone();
             console::connect(serial, interactive, keys).map_err(setup("start a thread"))?;
@@ -288,10 +290,16 @@ async fn run_machine(
         let ended = supervisor.watch(mount, signals, &mut keys).await;
         asked_to_stop = supervisor.asked_to_stop;
         *was_forced = supervisor.left_behind_at.is_some();
+        if let (Some(golden), true) = (golden, ended.is_err() || *was_forced)
+            && (ended.is_err() || is_cut_off(&request.desktop_directory).await)
+        {
+            // Reads that waited for the network, and disks that are gone, say nothing of what is on them.
+            noted(starts::note_neutral(&request.desktop_directory, golden.id));
+        }
         let ended = ended?;
         let by_itself = supervisor.left_behind_at.is_none() && matches!(ended, Ended::Off);
         if let Some(golden) = golden.filter(|_| by_itself) {
-            if began_at.elapsed() >= request.good_after {
+            if began.elapsed() >= request.good_after {
                 noted(starts::note_good(&request.desktop_directory, golden.id));
             } else if asked_to_stop {
                 noted(starts::note_neutral(&request.desktop_directory, golden.id));
@@ -302,8 +310,13 @@ async fn run_machine(
             // Whoever pulls the plug has what they wanted, whatever the machine says of it.
             _ if supervisor.is_forced => return Ok(()),
             Ended::Reset | Ended::CannotBoot { .. } if asked_to_stop => return Ok(()),
-            Ended::Reset => events(Event::Restarting),
+            Ended::Reset => {
+                // It is up when it stays up.
+                began_at = None;
+                events(Event::Restarting);
+            }
             Ended::CannotBoot { said } if request.engine == Engine::Auto => {
+                began_at = None;
                 events(Event::OtherEngine { said });
                 starter = Starter::Qemu;
             }
@@ -510,6 +523,18 @@ async fn await_wanted(desktop_directory: &Path) -> String {
             tracing::warn!(%error, "another machine may ask for this desktop, and is not heard");
             std::future::pending().await
         }
+    }
+}
+
+/// Whether nobody has what is not on this machine, as far as the process that serves the disks knows.
+async fn is_cut_off(desktop_directory: &Path) -> bool {
+    let asked = async {
+        let mut connection = Connection::open(desktop_directory).await?;
+        connection.ask(&Request::Status, |_| {}).await
+    };
+    match tokio::time::timeout(STATUS_PATIENCE, asked).await {
+        Ok(Ok(status)) => status["live"]["online"] == false,
+        _ => false,
     }
 }
 

@@ -118,9 +118,10 @@ impl Starts {
         self.golden.iter().find(|starts| starts.golden.id == golden)
     }
 
-    /// The golden version before this one that was good here, the one used last.
-    pub fn last_good_but(&self, bad: ManifestId) -> Option<NamedVersion> {
-        self.golden.iter().rev().find(|starts| starts.good > 0 && starts.golden.id != bad).map(|it| it.golden)
+    /// The golden version before this one that was good here, the one used last. Not a later one: its publisher went back from it.
+    pub fn last_good_before(&self, bad: NamedVersion) -> Option<NamedVersion> {
+        let is_good = |starts: &&GoldenStarts| starts.good > 0 && starts.golden.sequence < bad.sequence;
+        self.golden.iter().rev().find(is_good).map(|starts| starts.golden)
     }
 
     /// A golden version that is not taken up as long as the channel names it.
@@ -280,8 +281,10 @@ mod tests {
             assert!(!starts.on(old.id).unwrap().is_bad());
         }
         let starts = Starts::load(dir.path());
-        assert_eq!(starts.last_good_but(new.id), Some(old));
-        assert_eq!(starts.last_good_but(old.id), None);
+        assert_eq!(starts.last_good_before(new), Some(old));
+        assert_eq!(starts.last_good_before(old), None);
+        let before = NamedVersion { sequence: old.sequence - 1, ..golden(9) };
+        assert_eq!(starts.last_good_before(before), None, "its publisher went back to it");
         // One that was good once is never given up by itself.
         note_good(dir.path(), new.id).unwrap();
         (0..5).for_each(|_| note_begun(dir.path(), new).unwrap());
@@ -297,7 +300,7 @@ mod tests {
         // Nor is one good that was never begun.
         note_good(dir.path(), golden(1).id).unwrap();
         note_good(dir.path(), golden(2).id).unwrap();
-        assert_eq!(Starts::load(dir.path()).last_good_but(golden(3).id), None);
+        assert_eq!(Starts::load(dir.path()).last_good_before(golden(3)), None);
     }
 
     #[test]

@@ -223,7 +223,7 @@ impl Recorder<'_> {
             .iter()
             .filter_map(|disk| Some(desktop.disk(disk.role)?.note_touches()))
             .collect();
-        let mounted = Mounted::new(desktop, &directory.join("disks"))?;
+        let mut mounted = Mounted::new(desktop, &directory.join("disks"))?;
         let home = desktop.disk(DiskRole::Home).map(|_| mounted.directory.join("home.raw"));
         let machine = Machine {
             name: "recording".to_owned(),
@@ -272,6 +272,7 @@ impl Recorder<'_> {
         {
             let _ = running.process.kill().await;
         }
+        mounted.fetcher = None;
         drop(mounted);
         Ok(stored(desktop, golden, orders))
     }
@@ -316,6 +317,8 @@ async fn listen(mut console: UnixStream, until: Option<String>, up: oneshot::Sen
 /// Disks mounted in this process, which itself never looks at them; unmounted when dropped.
 struct Mounted {
     directory: PathBuf,
+    /// Ends reads that wait for the network, in which the machine may be even when it is killed; none once that ended well.
+    fetcher: Option<Fetcher>,
     serving: Option<std::thread::JoinHandle<std::io::Result<()>>>,
 }
 
@@ -329,12 +332,16 @@ impl Mounted {
             .name("fuse".to_owned())
             .spawn(move || fuse.run())
             .map_err(io("start a thread"))?;
-        Ok(Self { directory: directory.to_owned(), serving: Some(serving) })
+        let fetcher = Some(desktop.fetcher().clone());
+        Ok(Self { directory: directory.to_owned(), fetcher, serving: Some(serving) })
     }
 }
 
 impl Drop for Mounted {
     fn drop(&mut self) {
+        if let Some(fetcher) = &self.fetcher {
+            fetcher.stop();
+        }
         if let Err(error) = unmount(&self.directory, true) {
             tracing::warn!(error = &error as &dyn std::error::Error, "the recorded disks stay mounted");
             return;

@@ -5,13 +5,10 @@
 //! says nothing either way. Whoever changes the file
 //! holds a lock on `starts.lock` beside it; it is replaced as a whole.
 
-use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use chunk_format::ManifestId;
-use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use crate::remote::{NamedVersion, Outcome};
@@ -238,7 +235,12 @@ fn change(directory: &Path, change: impl FnOnce(&mut Starts)) -> Result<(), Star
         let path = directory.join(name);
         move |source| StartsError { action, path, source }
     };
-    let _lock = lock(&directory.join(LOCK_NAME)).map_err(failed("lock", LOCK_NAME))?;
+    let volume = DirVolume::open(directory).map_err(|source| StartsError {
+        action: "open",
+        path: directory.to_owned(),
+        source,
+    })?;
+    let _lock = volume.lock(LOCK_NAME).map_err(failed("lock", LOCK_NAME))?;
     let mut starts = Starts::load(directory);
     let before = starts.clone();
     change(&mut starts);
@@ -247,17 +249,7 @@ fn change(directory: &Path, change: impl FnOnce(&mut Starts)) -> Result<(), Star
     }
     let bytes =
         serde_json::to_vec_pretty(&starts).map_err(io::Error::from).map_err(failed("write", FILE_NAME))?;
-    DirVolume::open(directory)
-        .and_then(|volume| volume.replace(FILE_NAME, &bytes))
-        .map_err(failed("write", FILE_NAME))
-}
-
-/// Held for a read and a write of a small file.
-fn lock(path: &Path) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    let file = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
-    flock(&file, FlockOperation::LockExclusive)?;
-    Ok(file)
+    volume.replace(FILE_NAME, &bytes).map_err(failed("write", FILE_NAME))
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -299,16 +299,7 @@ impl StateDir {
 
     /// Held for a read and a write of what several commands may write at once.
     fn lock(&self) -> Result<File, StateError> {
-        let path = self.path.join(LOCK_NAME);
-        let mut options = File::options();
-        let locked =
-            options.read(true).write(true).create(true).truncate(false).mode(0o600).open(&path).and_then(
-                |file| {
-                    rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)?;
-                    Ok(file)
-                },
-            );
-        locked.map_err(|source| io_error("lock", &path, source))
+        self.volume.lock(LOCK_NAME).map_err(|source| io_error("lock", &self.path.join(LOCK_NAME), source))
     }
 
     fn read_json<T: DeserializeOwned>(&self, name: &'static str) -> Result<Option<T>, StateError> {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{Advice, FallocateFlags, fadvise, fallocate};
+use rustix::fs::{Advice, FallocateFlags, FlockOperation, fadvise, fallocate, flock};
 
 use super::{UNFINISHED, Volume, VolumeFile};
 
@@ -30,6 +30,16 @@ impl DirVolume {
     /// The directory.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Waits for the lock of this name, for as long as what is returned lives: among whoever reads and replaces a file.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn lock(&self, name: &str) -> io::Result<File> {
+        let file = Self::options().create(true).truncate(false).open(self.path.join(name))?;
+        flock(&file, FlockOperation::LockExclusive)?;
+        Ok(file)
     }
 
     fn options() -> OpenOptions {

@@ -17,13 +17,19 @@ fn fill(path: &std::path::Path) {
     }
 }
 
+/// Sets up a machine of alice's whose state is on a disk of its own.
+fn laptop_on(small: &SmallDisk, published: &Publication) -> Client {
+    let laptop = Client::with_state("laptop", &small.join("state"));
+    laptop.login(&published.access());
+    laptop
+}
+
 #[test]
 fn a_cache_without_room_is_only_slower() {
     require!(root, fuse);
     let published = Publication::new(30, 40 << 20);
     let small = SmallDisk::new(16 << 20);
-    let laptop = Client::with_state("laptop", &small.join("state"));
-    laptop.login(&published.access());
+    let laptop = laptop_on(&small, &published);
     laptop.create("work", "golden", Some("16M"));
     let mut mount = laptop.mount("work");
     published.content.assert_in(&mount.system());
@@ -48,8 +54,7 @@ fn a_full_disk_under_a_desktop_loses_nothing_and_says_so() {
     require!(root, fuse);
     let published = Publication::new(31, 1 << 20);
     let small = SmallDisk::new(12 << 20);
-    let laptop = Client::with_state("laptop", &small.join("state"));
-    laptop.login(&published.access());
+    let laptop = laptop_on(&small, &published);
     laptop.create("work", "golden", Some("32M"));
     let mut mount = laptop.mount("work");
     let mut model = Model::zeros(32 << 20);
@@ -111,8 +116,7 @@ fn a_desktop_on_a_full_disk_is_opened_and_synced() {
     require!(root, fuse);
     let published = Publication::new(34, 4 << 20);
     let small = SmallDisk::new(16 << 20);
-    let laptop = Client::with_state("laptop", &small.join("state"));
-    laptop.login(&published.access());
+    let laptop = laptop_on(&small, &published);
     laptop.create("work", "golden", Some("16M"));
     let mount = laptop.mount("work");
     published.content.assert_in(&mount.system());
@@ -134,8 +138,7 @@ fn a_desktop_on_a_full_disk_goes_on_where_another_machine_was_and_takes_up_the_n
     require!(root, fuse);
     let published = Publication::new(35, 4 << 20);
     let small = SmallDisk::new(16 << 20);
-    let laptop = Client::with_state("laptop", &small.join("state"));
-    laptop.login(&published.access());
+    let laptop = laptop_on(&small, &published);
     let _ = laptop.satchel(["create", "work", "--image", "golden", "--home", "16M", "--mode", "renew"]).ok();
     let mount = laptop.mount("work");
     published.content.assert_in(&mount.system());
@@ -176,8 +179,7 @@ fn what_was_written_for_a_look_makes_room_for_the_next_opening() {
     require!(root, fuse);
     let published = Publication::new(37, 1 << 20);
     let small = SmallDisk::new(8 << 20);
-    let laptop = Client::with_state("laptop", &small.join("state"));
-    laptop.login(&published.access());
+    let laptop = laptop_on(&small, &published);
     laptop.create("work", "golden", Some("16M"));
     let mount = laptop.mount_with("work", &["--read-only"]);
     let disk = open_for_writing(&mount.home());
@@ -196,8 +198,7 @@ fn a_disk_too_full_to_open_a_desktop_says_so() {
     require!(root, fuse);
     let published = Publication::new(32, 1 << 20);
     let small = SmallDisk::new(1 << 20);
-    let laptop = Client::with_state("laptop", &small.join("state"));
-    laptop.login(&published.access());
+    let laptop = laptop_on(&small, &published);
     laptop.create("work", "golden", Some("16M"));
     fill(&small.join("filler"));
     let directory = laptop.new_directory();

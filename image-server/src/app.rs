@@ -26,6 +26,8 @@ pub(crate) struct App {
     pub(crate) identity: PublicKey,
     pub(crate) limits: Limits,
     pub(crate) uses: TokenUses,
+    /// Connections whose user is known.
+    pub(crate) connections: Shares,
     /// Packs being received.
     uploads: Shares,
     /// Packs being received or waiting to be: each may have a window's worth of bytes with us already.
@@ -53,6 +55,7 @@ impl App {
             storage,
             identity,
             uses: TokenUses::default(),
+            connections: Shares::new(limits.connections),
             uploads: Shares::new(limits.uploads),
             uploads_begun: Shares::new(limits.uploads.saturating_add(limits.uploads_waiting)),
             body_memory: Shares::new(limits.body_memory_bytes as usize),
@@ -67,7 +70,7 @@ impl App {
     ///
     /// # Errors
     /// `Busy` when too many wait, or the turn does not come in time.
-    pub(crate) async fn upload_turn(&self, user: UserId) -> Result<UploadTurn<'_>, ApiError> {
+    pub(crate) async fn upload_turn(&self, user: UserId) -> Result<UploadTurn, ApiError> {
         let begun = self.uploads_begun.try_acquire(user).map_err(|_| ApiError::Busy(None))?;
         let turn = self.in_turn(self.uploads.acquire(user, 1)).await?;
         Ok(UploadTurn { _begun: begun, _turn: turn })
@@ -77,7 +80,7 @@ impl App {
     ///
     /// # Errors
     /// `Busy` when there is no room in time; otherwise as [`BodyReader::next`].
-    pub(crate) async fn read_whole(&self, user: UserId, body: BodyReader) -> Result<WholeBody<'_>, ApiError> {
+    pub(crate) async fn read_whole(&self, user: UserId, body: BodyReader) -> Result<WholeBody, ApiError> {
         let len = usize::try_from(body.len_bytes()).unwrap_or(usize::MAX);
         let room = self.in_turn(self.body_memory.acquire(user, len)).await?;
         Ok(WholeBody { bytes: body.read_all().await?, _room: room })
@@ -106,26 +109,32 @@ impl App {
         turn.map_err(|_| ApiError::Busy(None))?.map_err(ApiError::internal)
     }
 
-    /// Does work to its end even if the request that asked for it is given up meanwhile.
+    /// Does work to its end even if the request that asked for it is given up meanwhile. Until then it holds what the request
+    /// took of what all share: who hangs up has no more of it than who waits.
     ///
     /// # Errors
     /// Those of the work.
     pub(crate) async fn to_the_end<T: Send + 'static>(
         &self,
+        held: impl Send + 'static,
         work: impl Future<Output = Result<T, ApiError>> + Send + 'static,
     ) -> Result<T, ApiError> {
+        let work = async move {
+            let _held = held;
+            work.await
+        };
         self.tasks.spawn(work).await.unwrap_or_else(|error| Err(ApiError::internal(error)))
     }
 }
 
 /// Leave to receive a pack.
-pub(crate) struct UploadTurn<'a> {
-    _begun: Share<'a>,
-    _turn: Share<'a>,
+pub(crate) struct UploadTurn {
+    _begun: Share,
+    _turn: Share,
 }
 
 /// A body in memory, and the room it takes there.
-pub(crate) struct WholeBody<'a> {
+pub(crate) struct WholeBody {
     pub(crate) bytes: Bytes,
-    _room: Share<'a>,
+    _room: Share,
 }

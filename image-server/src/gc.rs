@@ -4,8 +4,8 @@
 //! kept version names, packs that no segment which counts needs, and stream objects that no profile names: in one
 //! transaction each batch stops counting, so that commits and uploads that come later send them anew. And it *deletes* what
 //! was condemned, pruned or replaced longer ago than the grace. In between everything can still be read, for machines
-//! that have an older version open. What was sent within the grace is not condemned: an upload may be under way whose
-//! commit comes last.
+//! that have an older version open. What was sent within the grace is not condemned, nor for fourteen times as long what no
+//! version was committed with: an upload may be under way whose commit comes last.
 //!
 //! A wrong guess costs an upload and never a byte: every step is checked again in its transaction, which has the database's
 //! write lock. Objects are given their names, and lose them, under that lock too (`docs/semantics.md` has the order).
@@ -25,6 +25,7 @@ use chunk_format::Namespace;
 use serde::Serialize;
 
 use crate::clock::now_ms;
+use crate::database::garbage::Old;
 use crate::database::namespaces::{self, NamespaceId};
 use crate::database::{Database, DatabaseError};
 use crate::layout::{DataDir, LayoutError};
@@ -34,6 +35,10 @@ use crate::storage::{Leftovers, Object, ObjectKey, Storage, StorageError};
 /// The shortest pause between two batches. SQLite's other writers look for the lock every 100 ms at the latest, in no order:
 /// one that takes it again at once keeps them all out.
 const MIN_PAUSE: Duration = Duration::from_millis(100);
+
+/// How many graces what was sent is left alone while no version was committed with it: what a slow link sends within a day
+/// may be the smaller part of a home, and its commit comes last.
+const GRACES_OF_AN_UPLOAD: i64 = 14;
 
 /// The grace when none is given.
 pub const DEFAULT_GRACE: Duration = Duration::from_secs(24 * 60 * 60);
@@ -68,7 +73,7 @@ pub enum GcError {
 /// How to collect.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// How long what nothing needs any more stays readable, and what was just sent is left alone.
+    /// How long what nothing needs any more stays readable, and what was sent is left alone.
     pub grace: Duration,
     /// Whether to change nothing.
     pub dry_run: bool,
@@ -176,6 +181,8 @@ pub(crate) struct Run {
     begun: Instant,
     /// What is older than the grace when the run begins.
     before_ms: i64,
+    /// What may be condemned when nothing needs it.
+    old: Old,
     names: HashMap<NamespaceId, Namespace>,
     report: Report,
     progress: Arc<dyn Progress>,
@@ -194,6 +201,8 @@ impl Run {
         now_ms: i64,
     ) -> Result<Self, GcError> {
         let grace_ms = i64::try_from(options.grace.as_millis()).unwrap_or(i64::MAX);
+        let before_ms = now_ms.saturating_sub(grace_ms);
+        let uncommitted_ms = now_ms.saturating_sub(grace_ms.saturating_mul(GRACES_OF_AN_UPLOAD));
         let names = namespaces::list(database.readers()).await?.into_iter().collect();
         Ok(Self {
             database,
@@ -201,7 +210,8 @@ impl Run {
             options,
             begun_ms: now_ms,
             begun: Instant::now(),
-            before_ms: now_ms.saturating_sub(grace_ms),
+            before_ms,
+            old: Old { committed_ms: before_ms, uncommitted_ms },
             names,
             report: Report { dry_run: options.dry_run, ..Report::default() },
             progress: Arc::new(Untold),

@@ -5,7 +5,7 @@ use std::time::Duration;
 /// Bounds on what clients may use. The defaults are those of `docs/api.md`; tests shorten the times.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Connections open at once; more wait in the kernel's queue.
+    /// Connections open at once; more wait in the kernel's queue. One user has a quarter at most.
     pub connections: usize,
     /// Bytes of a request's head.
     pub head_bytes: usize,

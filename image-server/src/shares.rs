@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, SemaphorePermit, TryAcquireError};
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, TryAcquireError};
 
 use crate::database::tokens::UserId;
 
@@ -12,31 +12,32 @@ const PART_OF_ONE_USER: usize = 4;
 
 /// Places of which each user has a quarter at most.
 pub(crate) struct Shares {
-    all: Semaphore,
+    all: Arc<Semaphore>,
     count: usize,
     /// Of every user that asked since the start: users are few. Held for a look and an insert, never over anything that waits.
     of_users: Mutex<HashMap<UserId, Arc<Semaphore>>>,
 }
 
 /// Some of one user's places; given back when dropped.
-pub(crate) struct Share<'a> {
+#[derive(Debug)]
+pub(crate) struct Share {
     _of_user: OwnedSemaphorePermit,
-    _of_all: SemaphorePermit<'a>,
+    _of_all: OwnedSemaphorePermit,
 }
 
 impl Shares {
     pub(crate) fn new(count: usize) -> Self {
-        Self { all: Semaphore::new(count), count, of_users: Mutex::default() }
+        Self { all: Arc::new(Semaphore::new(count)), count, of_users: Mutex::default() }
     }
 
     /// Waits for places; whoever wants more than there are gets all there are, and of its own share likewise.
     ///
     /// # Errors
     /// None while this is there: nothing closes it.
-    pub(crate) async fn acquire(&self, user: UserId, count: usize) -> Result<Share<'_>, AcquireError> {
+    pub(crate) async fn acquire(&self, user: UserId, count: usize) -> Result<Share, AcquireError> {
         // The user's own first: what waits for them must hold none of the others'.
         let of_user = self.of_user(user).acquire_many_owned(limited(count, self.per_user())).await?;
-        let of_all = self.all.acquire_many(limited(count, self.count)).await?;
+        let of_all = self.all.clone().acquire_many_owned(limited(count, self.count)).await?;
         Ok(Share { _of_user: of_user, _of_all: of_all })
     }
 
@@ -44,9 +45,9 @@ impl Shares {
     ///
     /// # Errors
     /// `NoPermits` when none is.
-    pub(crate) fn try_acquire(&self, user: UserId) -> Result<Share<'_>, TryAcquireError> {
+    pub(crate) fn try_acquire(&self, user: UserId) -> Result<Share, TryAcquireError> {
         let of_user = self.of_user(user).try_acquire_owned()?;
-        Ok(Share { _of_user: of_user, _of_all: self.all.try_acquire()? })
+        Ok(Share { _of_user: of_user, _of_all: self.all.clone().try_acquire_owned()? })
     }
 
     fn per_user(&self) -> usize {

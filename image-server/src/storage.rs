@@ -28,6 +28,10 @@ pub(crate) use staging::Staging;
 
 /// Where uploads lie until they are checked.
 const STAGING: &str = "staging";
+/// What uploads leave free of a local file system, or a 64th of it where that is less: the database mostly lies there too, and
+/// to delete what nothing needs takes some room first.
+const KEPT_FREE_BYTES: u64 = 256 << 20;
+const KEPT_FREE_PART: u64 = 64;
 /// Bytes handed to a local file system at once.
 const LOCAL_PART_BYTES: usize = 1 << 20;
 /// The smallest part S3 takes; only the last may be smaller.
@@ -63,6 +67,15 @@ pub enum StorageError {
         #[source]
         source: StoreError,
     },
+    /// There is room, and it is kept.
+    #[error(
+        "no space left for uploads in the object store: of the {free_bytes} bytes there, {KEPT_FREE_BYTES}, or a 64th of the \
+         file system where that is less, are kept for the database and for what makes room"
+    )]
+    Kept {
+        /// What is left, bytes.
+        free_bytes: u64,
+    },
     /// Anything else.
     #[error("the object store failed to {action} {path}")]
     Failed {
@@ -95,6 +108,11 @@ fn is_full(error: &StoreError) -> bool {
         cause = error.source();
     }
     false
+}
+
+/// Whether an upload of this length leaves free what is kept free.
+fn has_room(free_bytes: u64, all_bytes: u64, len_bytes: u64) -> bool {
+    free_bytes.saturating_sub(len_bytes) >= KEPT_FREE_BYTES.min(all_bytes / KEPT_FREE_PART)
 }
 
 /// The object store with our paths, errors and durability.
@@ -227,6 +245,22 @@ impl Storage {
         }
     }
 
+    /// Looks whether a local file system has room for an upload. One that does not say takes it, and is full when it is.
+    ///
+    /// # Errors
+    /// `Kept`.
+    pub(crate) async fn check_room(&self, len_bytes: u64) -> Result<(), StorageError> {
+        let Some(root) = self.local_root.clone() else { return Ok(()) };
+        let asked = tokio::task::spawn_blocking(move || rustix::fs::statvfs(&root));
+        let Ok(Ok(found)) = asked.await else { return Ok(()) };
+        let bytes = |blocks: u64| blocks.saturating_mul(found.f_frsize);
+        let free_bytes = bytes(found.f_bavail);
+        match has_room(free_bytes, bytes(found.f_blocks), len_bytes) {
+            true => Ok(()),
+            false => Err(StorageError::Kept { free_bytes }),
+        }
+    }
+
     /// Starts receiving an object under a random name.
     pub(crate) async fn stage(&self, name: &str) -> Result<Staging, StorageError> {
         let path = Path::from_iter([STAGING, name]);
@@ -308,6 +342,17 @@ mod tests {
         assert_eq!(storage.read(&key(b"a"), 3).await.unwrap(), &b"byt"[..]);
         let error = storage.read(&key(b"b"), 3).await.unwrap_err();
         assert!(matches!(error, StorageError::NotFound { .. }), "{error}");
+    }
+
+    #[test]
+    fn uploads_leave_room_for_what_makes_room() {
+        const MIB: u64 = 1 << 20;
+        let large = 1 << 40;
+        assert!(has_room(288 * MIB, large, 32 * MIB));
+        assert!(!has_room(287 * MIB, large, 32 * MIB));
+        assert!(!has_room(MIB, large, 32 * MIB));
+        assert!(has_room(33 * MIB, 64 * MIB, 32 * MIB));
+        assert!(!has_room(32 * MIB, 64 * MIB, 32 * MIB));
     }
 
     #[tokio::test]

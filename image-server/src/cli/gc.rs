@@ -23,7 +23,8 @@ const HOUR: Duration = Duration::from_secs(60 * 60);
 pub(crate) struct Gc {
     /// The server's directory
     dir: PathBuf,
-    /// Hours that what nothing needs can still be read, and that what was just uploaded is left alone
+    /// Hours that what nothing needs can still be read, and that what was uploaded is left alone; fourteen times as long
+    /// while no version was committed with it
     #[arg(long, value_name = "HOURS", default_value_t = 24)]
     grace: u32,
     /// Look through the whole store for objects that a crash left behind, too

@@ -43,19 +43,29 @@ fn stored_segment((row, namespace, id): SegmentColumns) -> Result<StoredSegment,
     Ok(StoredSegment { row, namespace, segment: SegmentId::from_bytes(id_bytes("segment id", &id)?) })
 }
 
-/// Segments that count and were last sent before a time, after this row.
+/// When what was last sent is old, in milliseconds since 1970.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Old {
+    /// What a version was committed with.
+    pub(crate) committed_ms: i64,
+    /// What no version was committed with yet: its upload may be under way.
+    pub(crate) uncommitted_ms: i64,
+}
+
+/// Segments that count and are old, after this row.
 pub(crate) async fn old_segments(
     executor: impl SqliteExecutor<'_>,
     after: SegmentRowId,
-    before_ms: i64,
+    old: Old,
     limit: u32,
 ) -> Result<Vec<StoredSegment>, DatabaseError> {
     let rows: Vec<SegmentColumns> = sqlx::query_as(
         "SELECT id, namespace_id, segment FROM segments
-         WHERE id > ? AND condemned_ms IS NULL AND created_ms <= ? ORDER BY id LIMIT ?",
+         WHERE id > ? AND condemned_ms IS NULL AND created_ms <= iif(is_counted, ?, ?) ORDER BY id LIMIT ?",
     )
     .bind(after)
-    .bind(before_ms)
+    .bind(old.committed_ms)
+    .bind(old.uncommitted_ms)
     .bind(limit)
     .fetch_all(executor)
     .await
@@ -139,24 +149,24 @@ fn stored_pack((row, namespace, id, len, log2): PackColumns) -> Result<PackRow, 
     })
 }
 
-/// Packs after the first of two rows and up to the other that count, were last sent before a time, and that no segment which
-/// counts needs.
+/// Packs after the first of two rows and up to the other that count, are old, and that no segment which counts needs.
 pub(crate) async fn unneeded_packs(
     executor: impl SqliteExecutor<'_>,
     within: &Range<PackRowId>,
-    before_ms: i64,
+    old: Old,
     limit: u32,
 ) -> Result<Vec<PackRow>, DatabaseError> {
     let rows: Vec<PackColumns> = sqlx::query_as(
         "SELECT id, namespace_id, pack, len_bytes, chunk_size_log2 FROM packs
-         WHERE id > ? AND id <= ? AND condemned_ms IS NULL AND created_ms <= ? AND NOT EXISTS (
+         WHERE id > ? AND id <= ? AND condemned_ms IS NULL AND created_ms <= iif(is_counted, ?, ?) AND NOT EXISTS (
            SELECT 1 FROM segment_packs JOIN segments ON segments.id = segment_id
            WHERE pack_id = packs.id AND segments.condemned_ms IS NULL)
          ORDER BY id LIMIT ?",
     )
     .bind(within.start)
     .bind(within.end)
-    .bind(before_ms)
+    .bind(old.committed_ms)
+    .bind(old.uncommitted_ms)
     .bind(limit)
     .fetch_all(executor)
     .await
@@ -178,19 +188,20 @@ pub(crate) async fn pack_rows_on(
         .map_err(failed("list packs"))
 }
 
-/// Packs that count and were last sent before a time, after this row.
+/// Packs that count and are old, after this row.
 pub(crate) async fn old_packs(
     executor: impl SqliteExecutor<'_>,
     after: PackRowId,
-    before_ms: i64,
+    old: Old,
     limit: u32,
 ) -> Result<Vec<PackRow>, DatabaseError> {
     let rows: Vec<PackColumns> = sqlx::query_as(
         "SELECT id, namespace_id, pack, len_bytes, chunk_size_log2 FROM packs
-         WHERE id > ? AND condemned_ms IS NULL AND created_ms <= ? ORDER BY id LIMIT ?",
+         WHERE id > ? AND condemned_ms IS NULL AND created_ms <= iif(is_counted, ?, ?) ORDER BY id LIMIT ?",
     )
     .bind(after)
-    .bind(before_ms)
+    .bind(old.committed_ms)
+    .bind(old.uncommitted_ms)
     .bind(limit)
     .fetch_all(executor)
     .await

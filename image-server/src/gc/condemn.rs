@@ -104,7 +104,7 @@ impl Run {
     ) -> Result<bool, GcError> {
         cursor.needed.catch_up(connection, &self.storage).await?;
         let rows =
-            garbage::old_segments(&mut *connection, cursor.segment, self.before_ms, SEGMENTS_AT_ONCE).await?;
+            garbage::old_segments(&mut *connection, cursor.segment, self.old, SEGMENTS_AT_ONCE).await?;
         let Some(last) = rows.last() else { return Ok(false) };
         cursor.segment = last.row;
         self.progress.advance(rows.len() as u64);
@@ -160,7 +160,7 @@ impl Run {
             return Ok(false);
         };
         let within = cursor.pack..through;
-        let rows = garbage::unneeded_packs(&mut *connection, &within, self.before_ms, PACKS_AT_ONCE).await?;
+        let rows = garbage::unneeded_packs(&mut *connection, &within, self.old, PACKS_AT_ONCE).await?;
         // A batch that is full may not be all there is up to here.
         cursor.pack = match rows.last() {
             Some(last) if rows.len() >= usize::try_from(PACKS_AT_ONCE).unwrap_or(usize::MAX) => last.row,

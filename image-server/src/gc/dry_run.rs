@@ -40,7 +40,7 @@ impl Run {
         self.progress.begin(Part::Segments, 0);
         let mut after = SegmentRowId(0);
         loop {
-            let rows = garbage::old_segments(&mut *snapshot, after, self.before_ms, ROWS_AT_ONCE).await?;
+            let rows = garbage::old_segments(&mut *snapshot, after, self.old, ROWS_AT_ONCE).await?;
             let Some(last) = rows.last() else { break };
             after = last.row;
             self.progress.advance(rows.len() as u64);
@@ -64,7 +64,7 @@ impl Run {
         self.progress.begin(Part::Packs, 0);
         let mut after = PackRowId(0);
         loop {
-            let rows = garbage::old_packs(&mut *snapshot, after, self.before_ms, ROWS_AT_ONCE).await?;
+            let rows = garbage::old_packs(&mut *snapshot, after, self.old, ROWS_AT_ONCE).await?;
             let Some(last) = rows.last() else { return Ok(()) };
             after = last.row;
             self.progress.advance(rows.len() as u64);

@@ -1,5 +1,7 @@
 //! Objects without rows: what crashes and refused commits left.
 
+use std::time::Instant;
+
 use chrono::{TimeDelta, Utc};
 use futures_util::StreamExt;
 
@@ -9,6 +11,9 @@ use crate::presence;
 use crate::server::STAGING_KEPT;
 use crate::storage::ObjectKey;
 
+/// Objects removed in one transaction.
+const OBJECTS_AT_ONCE: usize = 64;
+
 impl Run {
     /// Looks at every object of the store and removes those that were written long ago and have no row. Whoever writes
     /// an object before its row writes it within a day of it, and looks for it again in the row's transaction.
@@ -17,6 +22,7 @@ impl Run {
         let before = Utc::now().checked_sub_signed(kept).unwrap_or_default();
         self.progress.begin(Part::Files, 0);
         let mut listing = self.storage.list();
+        let mut without_rows = Vec::with_capacity(OBJECTS_AT_ONCE);
         while let Some(found) = listing.next().await {
             let found = found?;
             self.progress.advance(1);
@@ -24,17 +30,31 @@ impl Run {
                 continue;
             }
             let Some(key) = ObjectKey::parse(found.location.as_ref()) else { continue };
-            if presence::counts(&self.database, &key).await? {
-                continue;
+            if !presence::counts(&self.database, &key).await? {
+                without_rows.push((key, found.size));
             }
-            let tx = self.database.begin().await?;
+            if without_rows.len() == OBJECTS_AT_ONCE {
+                self.remove_without_rows(&mut without_rows).await?;
+            }
+        }
+        self.remove_without_rows(&mut without_rows).await
+    }
+
+    async fn remove_without_rows(&mut self, found: &mut Vec<(ObjectKey, u64)>) -> Result<(), GcError> {
+        if found.is_empty() {
+            return Ok(());
+        }
+        let tx = self.database.begin().await?;
+        let begun = Instant::now();
+        for (key, size) in found.drain(..) {
             // Rows appear in transactions of the one lock this one has: what the readers say is what there is.
             if !presence::counts(&self.database, &key).await? {
                 self.storage.remove(&key).await?;
-                self.report.leftovers.add(found.size);
+                self.report.leftovers.add(size);
             }
-            commit(tx).await?;
         }
+        commit(tx).await?;
+        self.give_way(begun.elapsed()).await;
         Ok(())
     }
 }

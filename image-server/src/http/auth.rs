@@ -52,8 +52,12 @@ struct NotAuthenticated;
 pub(crate) async fn require_token(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     match authenticate(&app, request.headers()).await {
         Ok(caller) => {
-            if let Some(in_use) = request.extensions_mut().remove::<InUse>() {
-                in_use.is_known();
+            if let Some(in_use) = request.extensions_mut().remove::<InUse>()
+                && !in_use.is_known(|| app.connections.try_acquire(caller.user_id).ok())
+            {
+                let mut response = ApiError::Busy(None).into_response();
+                response.extensions_mut().insert(caller);
+                return response;
             }
             request.extensions_mut().insert(caller.clone());
             let mut response = next.run(request).await;

@@ -159,7 +159,7 @@ impl From<DatabaseError> for ApiError {
 impl From<StorageError> for ApiError {
     fn from(error: StorageError) -> Self {
         match error {
-            StorageError::Full { .. } => Self::StoreFull(Arc::new(error)),
+            StorageError::Full { .. } | StorageError::Kept { .. } => Self::StoreFull(Arc::new(error)),
             // Who asks for what was never stored is answered before the store is asked.
             StorageError::NotFound { ref path } => Self::Lost { path: path.clone(), cause: Arc::new(error) },
             error => Self::internal(error),

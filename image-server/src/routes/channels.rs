@@ -82,7 +82,7 @@ pub(super) async fn put(
     caller.check_write(&app.database, &Namespace::Image(image.clone())).await?;
     let wish: Wish = app.read_json(caller.user_id, "a move", &headers, body).await?;
     let work = make_move(app.clone(), caller, image, channel, wish);
-    Ok(fresh(app.to_the_end(work).await?))
+    Ok(fresh(app.to_the_end((), work).await?))
 }
 
 async fn make_move(

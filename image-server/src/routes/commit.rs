@@ -86,7 +86,7 @@ async fn answer(
     let bytes = body.bytes.clone();
     let read = tokio::task::spawn_blocking(move || Commit::read(bytes, signature, subject, placing));
     let commit = read.await.map_err(ApiError::internal)??;
-    let (status, version) = app.to_the_end(run(app.clone(), caller, commit)).await?;
+    let (status, version) = app.to_the_end(body, run(app.clone(), caller, commit)).await?;
     Ok((status, [(CACHE_CONTROL, "no-store")], Json(VersionJson::from(version))).into_response())
 }
 

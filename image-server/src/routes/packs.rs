@@ -35,11 +35,12 @@ pub(super) async fn put(
     let pack: PackId = path.get("object")?;
     caller.check_write(&app.database, &namespace).await?;
     let body = BodyReader::new(&headers, body, "a pack", MAX_PACK_BYTES, &app.limits)?;
-    let _turn = app.upload_turn(caller.user_id).await?;
+    let turn = app.upload_turn(caller.user_id).await?;
     let len_bytes = body.len_bytes();
+    app.storage.check_room(len_bytes).await?;
     let staging = receive(&app, body, pack).await?;
     let work = store(app.clone(), caller, namespace, pack, len_bytes, staging);
-    let is_new = app.to_the_end(work).await?;
+    let is_new = app.to_the_end(turn, work).await?;
     Ok(if is_new { StatusCode::CREATED } else { StatusCode::OK })
 }
 

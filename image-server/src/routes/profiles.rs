@@ -50,12 +50,13 @@ pub(super) async fn put_stream(
     }
     caller.check_write(&app.database, &namespace).await?;
     let body = BodyReader::new(&headers, body, "a stream", MAX_STREAM_BYTES, &app.limits)?;
+    app.storage.check_room(body.len_bytes()).await?;
     let body = app.read_whole(caller.user_id, body).await?;
     let bytes = body.bytes.clone();
     let checked = tokio::task::spawn_blocking(move || id.verify(&bytes));
     checked.await.map_err(ApiError::internal)?.map_err(ApiError::Damaged)?;
     let work = store_stream(app.clone(), caller, namespace, id, body.bytes.clone());
-    let is_new = app.to_the_end(work).await?;
+    let is_new = app.to_the_end(body, work).await?;
     Ok(if is_new { StatusCode::CREATED } else { StatusCode::OK })
 }
 
@@ -101,7 +102,7 @@ pub(super) async fn put(
     });
     let attachment = read.await.map_err(ApiError::internal)??;
     let answer = ProfileJson { profile: ProfileId::of(&attachment.bytes), manifest };
-    let is_new = app.to_the_end(attach(app.clone(), caller, attachment)).await?;
+    let is_new = app.to_the_end(body, attach(app.clone(), caller, attachment)).await?;
     let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, [(CACHE_CONTROL, "no-store")], Json(answer)).into_response())
 }

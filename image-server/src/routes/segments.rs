@@ -51,7 +51,7 @@ pub(super) async fn put(
     let segment = Segment::decode(&body.bytes, id, &mut decoder).map_err(ApiError::Damaged)?;
     let located = locate(&app, &namespace, &also, id, &segment).await?;
     let work = store(app.clone(), caller, namespace, id, body.bytes.clone(), located);
-    let is_new = app.to_the_end(work).await?;
+    let is_new = app.to_the_end(body, work).await?;
     Ok(if is_new { StatusCode::CREATED } else { StatusCode::OK })
 }
 

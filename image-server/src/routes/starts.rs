@@ -49,7 +49,7 @@ pub(super) async fn note(
     let noted: Noted = app.read_json(caller.user_id, "what became of a start", &headers, body).await?;
     check_text("machine", &noted.machine, 0..=MAX_MACHINE_BYTES)?;
     check_text("said", noted.said.as_deref().unwrap_or_default(), 0..=MAX_SAID_BYTES)?;
-    app.to_the_end(store(app.clone(), caller, desktop, noted)).await?;
+    app.to_the_end((), store(app.clone(), caller, desktop, noted)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -26,6 +26,7 @@ use tower::ServiceExt;
 use tracing::debug;
 
 use crate::limits::Limits;
+use crate::shares::Share;
 
 const MAX_STREAMS: u32 = 128;
 /// What one upload, and all of a connection's, may have on their way: at 100 ms of round trip 40 and 160 MB/s.
@@ -155,8 +156,10 @@ fn service(
 struct Activity {
     in_flight: AtomicUsize,
     changed: Notify,
-    /// A request had a valid token.
+    /// A request had a valid token, and a place was free.
     is_known: Notify,
+    /// Of all connections of its user. Held for a look and an insert, never over anything that waits.
+    place: Mutex<Option<Share>>,
     /// Held for a look, never over anything that waits.
     offers: Mutex<Offers>,
 }
@@ -176,6 +179,7 @@ impl Activity {
             in_flight: AtomicUsize::new(0),
             changed: Notify::new(),
             is_known: Notify::new(),
+            place: Mutex::default(),
             offers: Mutex::new(offers),
         }
     }
@@ -228,9 +232,18 @@ impl Activity {
 pub(crate) struct InUse(Arc<InFlight>);
 
 impl InUse {
-    /// The request has a valid token.
-    pub(crate) fn is_known(&self) {
-        self.0.activity.is_known.notify_one();
+    /// The request has a valid token. Its connection takes a place of the user's, once; false when none is free, and then it
+    /// is ended as one without a token is.
+    pub(crate) fn is_known(&self, take_place: impl FnOnce() -> Option<Share>) -> bool {
+        let activity = &self.0.activity;
+        let mut place = activity.place.lock().unwrap_or_else(PoisonError::into_inner);
+        if place.is_none() {
+            *place = take_place();
+            if place.is_some() {
+                activity.is_known.notify_one();
+            }
+        }
+        place.is_some()
     }
 
     /// Some of the answer is there to be taken; what was there before is taken.

@@ -301,6 +301,29 @@ async fn more_connections_than_there_are_places_wait_their_turn() {
 }
 
 #[tokio::test]
+async fn one_user_has_a_quarter_of_the_connections() {
+    let server = Running::start(Limits { connections: 8, ..Limits::default() }).await;
+    let ask = async |client: &Client| {
+        let asked = client.get(server.url("/v1/server")).bearer_auth(&server.token).send();
+        asked.await.unwrap().status()
+    };
+    let (first, second, third) =
+        (server.client(Version::HTTP_2), server.client(Version::HTTP_11), server.client(Version::HTTP_2));
+    for _ in 0..2 {
+        assert_eq!(ask(&first).await, StatusCode::OK);
+        assert_eq!(ask(&second).await, StatusCode::OK);
+        assert_eq!(ask(&third).await, StatusCode::SERVICE_UNAVAILABLE);
+    }
+    // Others, and who needs no token, are not held up.
+    assert_eq!(third.get(server.url("/healthz")).send().await.unwrap().status(), StatusCode::OK);
+    drop(first);
+    while ask(&third).await != StatusCode::OK {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn two_servers_share_a_directory() {
     let one = Running::start(Limits::default()).await;
     let other = Server::open(one._dir.path(), Config::default()).await.unwrap();

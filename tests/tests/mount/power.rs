@@ -99,7 +99,8 @@ fn a_host_that_shuts_down_lets_the_guest_do_so_too() {
     let laptop = published.machine_with_desktop("laptop");
     let mut running = run_in(DEAF_AT_FIRST, &laptop, &["--no-sync"]);
     // As the end of a session does it, once more even; and it does so to every process there is.
-    let machine = wait::until("the machine has started", PATIENCE, || child(running.id(), "qemu-system-x86_64"));
+    let machine =
+        wait::until("the machine has started", PATIENCE, || child(running.id(), "qemu-system-x86_64"));
     for signal in [Signal::TERM, Signal::HUP] {
         rustix::process::kill_process(machine, signal).expect("the machine runs");
     }

@@ -132,6 +132,9 @@ async fn what_is_condemned_can_be_read_until_the_grace_is_over_and_an_upload_tak
     let grace = Options { grace: Duration::from_secs(3600), ..Options::default() };
     world.collect_with(grace, None).await;
     assert!(!is_missing(&world, id).await, "it was sent within the grace");
+    world.ahead_ms += 13 * HOUR_MS;
+    world.collect_with(grace, None).await;
+    assert!(!is_missing(&world, id).await, "its upload may still be under way");
     world.ahead_ms += 2 * HOUR_MS;
     world.collect_with(grace, None).await;
     assert!(is_missing(&world, id).await);

@@ -10,6 +10,7 @@ use futures_util::stream;
 
 use super::{Fixture, request};
 use crate::http::body::BodyReader;
+use crate::http::error::ApiError;
 use crate::limits::Limits;
 use crate::testing;
 
@@ -153,6 +154,33 @@ async fn an_upload_that_is_given_up_leaves_nothing() {
     assert!(tokio::time::timeout(Duration::from_millis(200), asked).await.is_err());
     fixture.staging_is_empty().await;
     assert!(fixture.files("image").is_empty());
+}
+
+#[tokio::test]
+async fn an_upload_whose_client_hangs_up_has_its_turn_until_it_is_stored() {
+    let limits = Limits { uploads: 1, upload_wait: Duration::from_millis(50), ..Limits::default() };
+    let fixture = Fixture::empty(limits, None).await;
+    let (app, publisher) = (&fixture.app, &fixture.tokens.publisher);
+    let path = pack_path(fixture.image.pack);
+    // The token's first use is noted beside the request.
+    fixture.get("/v1/images", publisher).await.done(200);
+    let has_tasks = async |count: usize| {
+        while app.tasks.len() != count {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    has_tasks(0).await;
+    let writing = app.database.begin().await.unwrap();
+    tokio::select! {
+        answer = fixture.put(&path, publisher, &fixture.image.pack_bytes) => panic!("{}", answer.status),
+        () = has_tasks(1) => {}
+    }
+    let alice = fixture.user("alice").await;
+    assert!(matches!(app.upload_turn(alice).await, Err(ApiError::Busy(None))));
+    drop(writing);
+    has_tasks(0).await;
+    drop(app.upload_turn(alice).await.unwrap());
+    fixture.get(&path, publisher).await.done(200);
 }
 
 #[tokio::test]

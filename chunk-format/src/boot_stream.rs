@@ -27,6 +27,10 @@ pub const STREAM_CONTENT_BYTES: usize = 16 << 20;
 /// The most chunks in one object anyone accepts, bytes: a reader holds them while it decodes.
 pub const MAX_STREAM_CONTENT_BYTES: usize = 64 << 20;
 
+/// Room behind the history, in objects: moving the history to the front takes a fourth as long as decoding an object, and
+/// nothing is decoded meanwhile.
+const OBJECTS_BEHIND_HISTORY: usize = 4;
+
 /// log2 of the window, which holds the history: 32 MiB.
 const WINDOW_LOG: u32 = STREAM_HISTORY_BYTES.trailing_zeros();
 /// zstd level: written once by the publisher, read by everyone.
@@ -81,7 +85,7 @@ impl StreamWindow {
     pub fn after(history: &[u8]) -> Self {
         let history = last_history(history);
         // Zeroed pages, which cost nothing before they are written.
-        let mut bytes = vec![0; STREAM_HISTORY_BYTES + STREAM_CONTENT_BYTES];
+        let mut bytes = vec![0; STREAM_HISTORY_BYTES + OBJECTS_BEHIND_HISTORY * STREAM_CONTENT_BYTES];
         bytes[..history.len()].copy_from_slice(history);
         Self { bytes, filled: history.len() }
     }
@@ -258,7 +262,7 @@ mod tests {
 
     #[test]
     fn a_window_slides_over_a_stream_that_is_longer() {
-        let objects: Vec<Vec<u8>> = (0..6).map(|seed| text(seed % 4, 15 << 20)).collect();
+        let objects: Vec<Vec<u8>> = (0..9).map(|seed| text(seed % 4, 15 << 20)).collect();
         let (mut history, mut window) = (Vec::new(), StreamWindow::after(&[]));
         for content in &objects {
             let zstd = |history: &[u8]| {

@@ -98,6 +98,14 @@ impl Process {
         self.read("stderr")
     }
 
+    /// Returns the same but that the server did not answer for a while, and does again: true of any machine that stands still
+    /// for seconds.
+    pub fn stderr_but_outages(&self) -> String {
+        let of_outage =
+            |line: &&str| line.contains("server does not answer") || line.contains("server answers again");
+        self.stderr().split_inclusive('\n').filter(|line| !of_outage(line)).collect()
+    }
+
     fn read(&self, stream: &str) -> String {
         let bytes = fs::read(self.directory.path().join(stream)).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()

@@ -2,7 +2,7 @@
 
 mod fault;
 mod https;
-mod link;
+pub(crate) mod link;
 pub(crate) mod tls;
 mod wire;
 

@@ -6,11 +6,12 @@ use std::process::Command;
 use std::time::Duration;
 
 use tempfile::TempDir;
+use tokio::net::TcpSocket;
 
 use crate::client::Output;
 use crate::process::{Process, Signal};
 use crate::programs;
-use crate::proxy::{FaultyHttps, Link, tls};
+use crate::proxy::{FaultyHttps, Link, link, tls};
 use crate::wait::PATIENCE;
 
 /// What a client needs to log in: where, as whom, and which certificate to expect.
@@ -51,6 +52,8 @@ pub struct TestServer {
     admin_token: String,
     fingerprint: String,
     address: SocketAddr,
+    /// Keeps the port ours while no server listens.
+    _reservation: TcpSocket,
     process: Option<Process>,
 }
 
@@ -87,8 +90,19 @@ impl TestServer {
                 .to_owned()
         };
         let (admin_token, fingerprint) = (word("token"), word("fingerprint"));
-        let (process, address) = serve(directory.path(), &store, SocketAddr::from(([127, 0, 0, 1], 0)));
-        Self { directory, store, admin_token, fingerprint, address, process: Some(process) }
+        let free = SocketAddr::from(([127, 0, 0, 1], 0));
+        let reservation = link::bind(free).expect("a socket can be bound");
+        let address = reservation.local_addr().expect("it has an address");
+        let process = serve(directory.path(), &store, address);
+        Self {
+            directory,
+            store,
+            admin_token,
+            fingerprint,
+            address,
+            _reservation: reservation,
+            process: Some(process),
+        }
     }
 
     /// Returns the store's directory, what `satchel-server` is given as `DIR`.
@@ -207,9 +221,7 @@ impl TestServer {
     #[track_caller]
     pub fn start_again(&mut self) {
         assert!(self.process.is_none(), "the server is running");
-        let (process, address) = serve(self.directory.path(), &self.store, self.address);
-        assert_eq!(address, self.address, "the server listens elsewhere");
-        self.process = Some(process);
+        self.process = Some(serve(self.directory.path(), &self.store, self.address));
     }
 
     /// Stops the server in good order and starts it again.
@@ -237,14 +249,16 @@ fn copy_directory(from: &Path, to: &Path) {
 }
 
 #[track_caller]
-fn serve(home: &Path, store: &Path, listen: SocketAddr) -> (Process, SocketAddr) {
+fn serve(home: &Path, store: &Path, listen: SocketAddr) -> Process {
     let mut command = command(home);
     command.arg("serve").arg(store).args(["--listen", &listen.to_string()]);
     let mut process = Process::start("satchel-server", &mut command);
-    let address = process.wait_for_line("where it listens", PATIENCE + Duration::from_secs(60), |line| {
-        line.strip_prefix("listening on https://")?.trim().parse().ok()
-    });
-    (process, address)
+    let address: SocketAddr =
+        process.wait_for_line("where it listens", PATIENCE + Duration::from_secs(60), |line| {
+            line.strip_prefix("listening on https://")?.trim().parse().ok()
+        });
+    assert_eq!(address, listen, "the server listens elsewhere");
+    process
 }
 
 /// Makes a command of the server that sees nothing of this machine's settings.

@@ -239,7 +239,7 @@ impl Fixture {
 
     /// Waits until nothing is left in the staging place: uploads that were given up are removed beside their answer.
     async fn staging_is_empty(&self) {
-        for _ in 0..500 {
+        for _ in 0..6000 {
             if self.files("staging").is_empty() {
                 return;
             }

@@ -152,9 +152,9 @@ async fn heads_are_bounded_in_size_and_number() {
 #[tokio::test]
 async fn slow_heads_handshakes_and_idle_connections_are_ended() {
     let limits = Limits {
-        handshake_timeout: Duration::from_millis(200),
-        head_timeout: Duration::from_millis(200),
-        idle_timeout: Duration::from_millis(200),
+        handshake_timeout: Duration::from_secs(2),
+        head_timeout: Duration::from_secs(2),
+        idle_timeout: Duration::from_secs(2),
         ..Limits::default()
     };
     let server = Running::start(limits).await;
@@ -177,13 +177,13 @@ async fn slow_heads_handshakes_and_idle_connections_are_ended() {
 
 #[tokio::test]
 async fn a_connection_in_use_is_not_idle() {
-    let limits = Limits { idle_timeout: Duration::from_millis(100), ..Limits::default() };
+    let limits = Limits { idle_timeout: Duration::from_secs(1), ..Limits::default() };
     let server = Running::start(limits).await;
     let client = server.client(Version::HTTP_2);
     let (path, bytes) = server.upload(&client, 200).await;
     let answer = client.get(server.url(&path)).bearer_auth(&server.token).send().await.unwrap();
     // Larger than what is buffered on the way: the rest waits for the reader, longer than an idle connection may live.
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!(answer.bytes().await.unwrap(), bytes);
     server.stop().await;
 }
@@ -209,7 +209,7 @@ async fn ask_and_take_nothing(server: &Running, token: &str) -> TlsStream<TcpStr
 
 #[tokio::test]
 async fn a_connection_without_a_token_is_not_kept() {
-    let limits = Limits { token_timeout: Duration::from_millis(200), ..Limits::default() };
+    let limits = Limits { token_timeout: Duration::from_secs(2), ..Limits::default() };
     let server = Running::start(limits).await;
     for token in ["", "satchel-none"] {
         let mut untaken = ask_and_take_nothing(&server, token).await;

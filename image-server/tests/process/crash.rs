@@ -50,12 +50,16 @@ impl Publication {
     /// Uploads everything and commits it, until the server is gone.
     async fn run(&self, asker: &Asker) -> Acknowledged {
         let mut done = Acknowledged::default();
-        let put = async |path: String, body: &[u8]| match asker.put(&path, body.to_vec()).await {
-            Ok(status) => {
-                assert!(status == 201 || status == 200, "{status}");
-                true
+        let put = async |path: String, body: &[u8]| loop {
+            match asker.put(&path, body.to_vec()).await {
+                // Busy: a disk that takes seconds to sync keeps more than one upload waiting.
+                Ok(status) if status == 503 => {}
+                Ok(status) => {
+                    assert!(status == 201 || status == 200, "{status}");
+                    break true;
+                }
+                Err(_) => break false,
             }
-            Err(_) => false,
         };
         let packs = self.packs.iter().map(|pack| {
             let path = format!("/v1/data/image/debian/packs/{}", pack.id);

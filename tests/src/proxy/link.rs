@@ -247,7 +247,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn bind(address: SocketAddr) -> io::Result<TcpSocket> {
+/// Takes an address without listening on it: nobody else gets it, and whoever binds it with `SO_REUSEADDR` may listen.
+pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpSocket> {
     let socket = TcpSocket::new_v4()?;
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;

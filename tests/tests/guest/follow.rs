@@ -3,7 +3,7 @@
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
-use satchel_tests::wait::{self, PATIENCE};
+use satchel_tests::wait;
 use satchel_tests::{Client, Event, Link, Rng, Shape, Signal, Turn, require};
 
 use super::BOOT_LIMIT;
@@ -91,10 +91,11 @@ fn a_desktop_boots_from_a_fraction_of_its_image_and_follows_its_person() {
     let asked = std::env::var("SATCHEL_OUTAGE_S").ok();
     let outage = asked.map_or(OUTAGE_S, |seconds| seconds.parse().expect("SATCHEL_OUTAGE_S is a number"));
     let outage = Duration::from_secs(outage);
-    link.apply(Event::Stall(outage));
-    wait::until("the run says that the server is away", PATIENCE, || {
+    link.apply(Event::Down);
+    wait::until("the run says that the server is away", BOOT_LIMIT, || {
         running.process().stderr().contains("the server does not answer").then_some(())
     });
+    link.schedule([(outage, Event::Up)]);
     let uptime_s = running.guest().wait_ready(BOOT_LIMIT + outage);
     println!("the network was away for {outage:?} in mid-boot; up after {uptime_s} s");
     assert!(

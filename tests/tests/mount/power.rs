@@ -127,7 +127,7 @@ fn a_machine_that_answers_nothing_any_more_can_be_switched_off() {
         running.stderr().contains("shutting the machine down").then_some(())
     });
     running.signal(Signal::INT);
-    let status = running.wait(PATIENCE);
+    let status = running.wait(3 * PATIENCE);
     assert!(status.success(), "{}", running.report());
     let said = running.stderr();
     assert!(said.contains("switching the machine off"), "{said}");
@@ -167,7 +167,7 @@ fn a_machine_that_was_switched_off_lets_go_of_its_disks_without_a_network() {
         running.stderr().contains("shutting the machine down").then_some(())
     });
     running.signal(Signal::INT);
-    let status = running.wait(PATIENCE);
+    let status = running.wait(3 * PATIENCE);
     assert!(status.success(), "{}", running.report());
     // Nobody has them any more.
     let again = laptop.satchel(["--json", "status", "work"]).ok().json();

@@ -122,7 +122,7 @@ fn a_lost_answer_to_a_commit_makes_no_second_version() {
     // Also by another process, and the other machine's work on top of it is seen.
     let (other, mut mount) = (published.machine("other"), laptop.mount("work"));
     disks.assert_in(&mount);
-    assert_eq!(mount.process().stderr(), "", "there is nothing to say of a version of one's own");
+    assert_eq!(mount.process().stderr_but_outages(), "", "there is nothing to say of a version of one's own");
     assert_eq!(sync(&laptop)["version"]["sequence"], 3);
     assert_eq!(versions(&laptop), [3, 2, 1]);
     mount.unmount();
@@ -136,7 +136,7 @@ fn a_cut_upload_is_continued_and_not_repeated() {
     require!(fuse);
     let published = Publication::new(43, 4 << 20);
     let link =
-        Link::start(published.server.address(), Shape::symmetric(200_000_000, Duration::from_millis(2)));
+        Link::start(published.server.address(), Shape::symmetric(40_000_000, Duration::from_millis(2)));
     let laptop = published.machine("laptop");
     laptop.login(&published.access().through(&link));
     laptop.create("work", "golden", Some("64M"));
@@ -162,7 +162,7 @@ fn a_cut_upload_is_continued_and_not_repeated() {
     let status = syncing.wait(PATIENCE);
     assert_eq!(status.code(), Some(1), "{}", syncing.report());
     let arrived = arrived();
-    link.apply(Event::Accept);
+    [Event::Accept, Event::Shape(Shape::default())].into_iter().for_each(|event| link.apply(event));
     let before = link.counts().up_bytes;
     let report = sync(&laptop);
     let sent = link.counts().up_bytes - before;

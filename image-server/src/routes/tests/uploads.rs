@@ -225,7 +225,8 @@ async fn bodies_in_memory_share_what_room_there_is() {
 
 #[tokio::test]
 async fn the_same_pack_many_times_at_once_is_one_pack() {
-    let fixture = Fixture::empty(Limits::default(), None).await;
+    let limits = Limits { upload_wait: Duration::from_secs(60), ..Limits::default() };
+    let fixture = Fixture::empty(limits, None).await;
     let (path, publisher) = (pack_path(fixture.image.pack), &fixture.tokens.publisher);
     let puts = (0..8).map(|_| fixture.put(&path, publisher, &fixture.image.pack_bytes));
     let answers = futures_util::future::join_all(puts).await;

@@ -2,11 +2,15 @@
 //!
 //! The tree is that of the data plane, so that any number of images and versions share a directory, and what is there
 //! already is not fetched again. Every file is checked before it gets its name.
+//!
+//! Packs and streams come first, then what says where in them chunks lie, then the manifest, with a sync between them: a stick
+//! that is pulled out at any instant has its earlier versions as whole as they were.
+
+mod tree;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -19,6 +23,7 @@ use chunk_format::{
 use futures_util::future::FutureExt;
 use futures_util::stream::{StreamExt, TryStreamExt};
 
+use self::tree::Tree;
 use crate::desktop::Version;
 use crate::source::{ChunkSource, FailureKind, Object, ObjectPath, SourceError, damaged, get_whole};
 
@@ -75,15 +80,31 @@ pub struct Exported {
 
 /// Writes versions out.
 pub struct Exporter<'a> {
-    /// Where their objects come from.
-    pub source: Arc<dyn ChunkSource>,
-    /// The directory.
-    pub directory: &'a Path,
-    /// Told how far it is.
-    pub progress: &'a ExportProgress,
+    source: Arc<dyn ChunkSource>,
+    tree: Tree,
+    progress: &'a ExportProgress,
+    /// Whether packs and streams that are there are read and compared with their ids.
+    checks: bool,
 }
 
-impl Exporter<'_> {
+/// What is written once everything it refers to is there.
+struct Late {
+    path: ObjectPath,
+    bytes: Vec<u8>,
+}
+
+impl<'a> Exporter<'a> {
+    /// Has versions written to a directory from a source. Large files that are there in their length are taken for whole, unless
+    /// `checks` says to read them.
+    pub fn new(
+        source: Arc<dyn ChunkSource>,
+        directory: PathBuf,
+        checks: bool,
+        progress: &'a ExportProgress,
+    ) -> Self {
+        Self { source, tree: Tree::new(directory), progress, checks }
+    }
+
     /// Writes a golden version out; durable when this returns.
     ///
     /// # Errors
@@ -98,12 +119,13 @@ impl Exporter<'_> {
             .flat_map(|disk| disk.segments.iter().copied())
             .filter(|segment| !segment.is_zero())
             .collect();
-        let locators = self.small(&namespace, &segments).await?;
+        let (locators, mut late): (Vec<Locator>, Vec<Late>) =
+            self.small(&namespace, &segments).await?.into_iter().unzip();
         let mut packs: BTreeMap<PackId, PackRef> = BTreeMap::new();
         for locator in &locators {
             packs.extend(locator.packs().iter().map(|pack| (pack.pack, pack.clone())));
         }
-        let profile = self.profile(version, &namespace).await?;
+        let profile = self.profile(version, &namespace, &mut late).await?;
         let streams = profile.iter().flat_map(|profile| &profile.streams);
         let mut large: Vec<(ObjectPath, u64)> = packs
             .values()
@@ -121,41 +143,49 @@ impl Exporter<'_> {
             .buffer_unordered(REQUESTS)
             .try_for_each(|()| std::future::ready(Ok(())))
             .await?;
+        self.tree.sync().await?;
+        for Late { path, bytes } in late {
+            // What is the same is left alone: a name that is given anew can be lost.
+            if self.tree.read(&path, bytes.len()).await.is_none_or(|there| there != bytes) {
+                self.tree.write(&path, bytes).await?;
+            }
+        }
+        self.tree.sync().await?;
         // The manifest last: where it is, everything it needs is.
-        self.write(&path(Object::ManifestSignature(version.id)), &version.signature.encode())?;
-        self.write(&path(Object::Manifest(version.id)), &version.bytes)?;
-        self.sync()?;
+        let signature = version.signature.encode().into();
+        self.tree.write(&path(Object::ManifestSignature(version.id)), signature).await?;
+        self.tree.write(&path(Object::Manifest(version.id)), version.bytes.to_vec()).await?;
+        self.tree.sync().await?;
         Ok(Exported { files, bytes, has_profile: profile.is_some() })
     }
 
-    /// Segments and their locators.
+    /// Segments, which are written, and their locators, which are to be.
     async fn small(
         &self,
         namespace: &Namespace,
         segments: &BTreeSet<SegmentId>,
-    ) -> Result<Vec<Locator>, ExportError> {
+    ) -> Result<Vec<(Locator, Late)>, ExportError> {
         let fetches: Vec<_> = segments
             .iter()
             .map(|id| {
                 async {
                     let path = |object| ObjectPath { namespace: namespace.clone(), object };
                     let (segment, locator) = (path(Object::Segment(*id)), path(Object::Locator(*id)));
-                    if !self.file(&segment).exists() {
-                        let frame = self
-                            .fetch(&segment, frame_len_max(SEGMENT_BYTES), |frame| {
-                                Segment::decode(frame, *id, &mut FrameDecoder::new()?).map(drop)
-                            })
-                            .await?;
-                        self.write(&segment, &frame)?;
+                    let check =
+                        |frame: &[u8]| Segment::decode(frame, *id, &mut FrameDecoder::new()?).map(drop);
+                    let there = self.tree.read(&segment, frame_len_max(SEGMENT_BYTES)).await;
+                    if there.is_none_or(|frame| check(&frame).is_err()) {
+                        let frame = self.fetch(&segment, frame_len_max(SEGMENT_BYTES), check).await?;
+                        self.tree.write(&segment, frame).await?;
                     }
                     // A locator may have changed since.
-                    let frame = self
+                    let bytes = self
                         .fetch(&locator, frame_len_max(MAX_LOCATOR_BYTES), |frame| {
                             Locator::decode(frame, *id, &mut FrameDecoder::new()?).map(drop)
                         })
                         .await?;
-                    self.write(&locator, &frame)?;
-                    Ok::<_, ExportError>(Locator::decode(&frame, *id, &mut FrameDecoder::new()?)?)
+                    let decoded = Locator::decode(&bytes, *id, &mut FrameDecoder::new()?)?;
+                    Ok::<_, ExportError>((decoded, Late { path: locator, bytes }))
                 }
                 .boxed()
             })
@@ -163,11 +193,12 @@ impl Exporter<'_> {
         futures_util::stream::iter(fetches).buffer_unordered(SMALL_REQUESTS).try_collect().await
     }
 
-    /// The version's profile, if it has one.
+    /// The version's profile, if it has one; what points to it is to be written `late`.
     async fn profile(
         &self,
         version: &Version,
         namespace: &Namespace,
+        late: &mut Vec<Late>,
     ) -> Result<Option<Profile>, ExportError> {
         let path = |object| ObjectPath { namespace: namespace.clone(), object };
         let pointer = path(Object::ManifestProfile(version.id));
@@ -181,25 +212,27 @@ impl Exporter<'_> {
         let profile = self.fetch(&object, MAX_PROFILE_BYTES, |bytes| id.verify(bytes)).await?;
         let signature =
             self.fetch(&signed, MAX_SIGNATURE_BYTES, |line| Signature::decode(line).map(drop)).await?;
-        self.write(&object, &profile)?;
-        self.write(&signed, &signature)?;
-        self.write(&pointer, &bytes)?;
-        Ok(Some(Profile::decode(&profile)?))
+        let decoded = Profile::decode(&profile)?;
+        let parts = [(object, profile), (signed, signature), (pointer, bytes)];
+        late.extend(parts.map(|(path, bytes)| Late { path, bytes }));
+        Ok(Some(decoded))
     }
 
-    /// A pack or stream: kept when a file of its length is there.
+    /// A pack or stream: kept when a file of its length is there, and holds when that is looked at.
     async fn large(&self, path: ObjectPath, len: u64) -> Result<(), ExportError> {
-        let file = self.file(&path);
-        if !std::fs::metadata(&file).is_ok_and(|found| found.len() == len) {
-            let limit = MAX_PACK_BYTES.max(MAX_STREAM_BYTES);
-            let bytes = self
-                .fetch(&path, limit, |bytes| match &path.object {
-                    Object::Pack(id) => id.verify(bytes),
-                    Object::Stream(id) => id.verify(bytes),
-                    _ => Ok(()),
-                })
-                .await?;
-            self.write(&path, &bytes)?;
+        let limit = MAX_PACK_BYTES.max(MAX_STREAM_BYTES);
+        let check = |bytes: &[u8]| match &path.object {
+            Object::Pack(id) => id.verify(bytes),
+            Object::Stream(id) => id.verify(bytes),
+            _ => Ok(()),
+        };
+        let is_there = match self.checks {
+            true => self.tree.read(&path, limit).await.is_some_and(|bytes| check(&bytes).is_ok()),
+            false => self.tree.len_bytes(&path).await == Some(len),
+        };
+        if !is_there {
+            let bytes = self.fetch(&path, limit, check).await?;
+            self.tree.write(&path, bytes).await?;
         }
         self.progress.done_bytes.fetch_add(len, Ordering::Relaxed);
         Ok(())
@@ -233,35 +266,5 @@ impl Exporter<'_> {
                 Err(error) => return Err(error.into()),
             }
         }
-    }
-
-    fn file(&self, path: &ObjectPath) -> PathBuf {
-        self.directory.join(path.to_string())
-    }
-
-    /// Writes a file under another name first, so that what has its name is whole.
-    fn write(&self, path: &ObjectPath, bytes: &[u8]) -> Result<(), ExportError> {
-        let file = self.file(path);
-        let failed = |action, path: &Path| {
-            let path = path.to_owned();
-            move |source| ExportError::Io { action, path, source }
-        };
-        let Some(parent) = file.parent() else { return Ok(()) };
-        std::fs::create_dir_all(parent).map_err(failed("make the directory", parent))?;
-        let name = file.file_name().unwrap_or_default().to_string_lossy();
-        let partial = parent.join(format!(".{name}.partial"));
-        let written = File::create(&partial).and_then(|mut out| {
-            out.write_all(bytes)?;
-            out.sync_data()
-        });
-        written.map_err(failed("write", &partial))?;
-        std::fs::rename(&partial, &file).map_err(failed("rename", &partial))
-    }
-
-    /// Makes the names durable too: a stick is pulled out as soon as the command is done.
-    fn sync(&self) -> Result<(), ExportError> {
-        let failed = |source| ExportError::Io { action: "sync", path: self.directory.to_owned(), source };
-        let directory = File::open(self.directory).map_err(failed)?;
-        rustix::fs::syncfs(&directory).map_err(|error| failed(error.into()))
     }
 }

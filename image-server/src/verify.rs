@@ -18,6 +18,7 @@ use std::path::Path;
 use chunk_format::{Namespace, PackId, SegmentId};
 use serde::Serialize;
 
+use crate::cause::chain;
 use crate::database::namespaces::{self, NamespaceId};
 use crate::database::{Database, DatabaseError};
 use crate::layout::{DataDir, LayoutError};
@@ -171,10 +172,22 @@ pub(crate) async fn check(
     check.segments().await?;
     check.versions().await?;
     check.profiles().await?;
-    check.files().await?;
+    match check.files().await {
+        Err(VerifyError::Storage(error)) => {
+            // All that was read before is found out, whatever the last step meets.
+            check.find(
+                "objects",
+                format!("its files cannot all be listed: {}", chain(&error)),
+                ADVICE_LISTING,
+            );
+        }
+        listed => listed?,
+    }
     Ok(check.report)
 }
 
+const ADVICE_LISTING: &str = "run this as the user that the server runs as, who must be able to read every directory there; if that \
+    is so, look at the disk";
 const ADVICE_DATABASE: &str = "restore the database from a backup taken with the objects";
 const ADVICE_PACK: &str =
     "restore the file from a backup, or upload the same pack again: its bytes are what its name says";

@@ -22,6 +22,9 @@ pub(super) struct ExportArgs {
     image: ImageRef,
     /// The directory; several versions may share one
     dir: PathBuf,
+    /// Read what is there, too, and fetch anew what does not hold
+    #[arg(long)]
+    check: bool,
 }
 
 #[derive(Serialize)]
@@ -43,8 +46,8 @@ pub(crate) async fn run(context: &Context, args: ExportArgs) -> anyhow::Result<(
     let version = fetch_golden(&remote, &state, &args.image).await?;
     std::fs::create_dir_all(&directory)?;
     let progress = ExportProgress::default();
-    let exporter =
-        Exporter { source: Arc::new(HttpSource::new(remote)), directory: &directory, progress: &progress };
+    let source = Arc::new(HttpSource::new(remote));
+    let exporter = Exporter::new(source, directory.clone(), args.check, &progress);
     let exported = while_working(|elapsed| describe(&progress, elapsed), exporter.export(&version)).await?;
     let report = Report {
         image: args.image.image.to_string(),

@@ -24,7 +24,11 @@ pub struct KeptFree {
 /// What reading the disk says.
 pub(super) fn without_free(disk: Arc<dyn DiskImage>) -> io::Result<(Arc<dyn DiskImage>, Vec<KeptFree>)> {
     let (mut free, mut kept) = (Vec::new(), Vec::new());
-    for area in partitions(&*disk)? {
+    let areas = partitions(&*disk)?;
+    if areas.is_empty() {
+        kept.push(KeptFree { offset: 0, reason: "it has no partition that can be found" });
+    }
+    for area in areas {
         match free_blocks(&*disk, &area)? {
             FreeBlocks::None => {}
             FreeBlocks::Unknown(reason) => kept.push(KeptFree { offset: area.start, reason }),

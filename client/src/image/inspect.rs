@@ -76,6 +76,12 @@ pub(super) fn boot_facts(head: &[u8]) -> Option<BootFacts> {
 /// The types of all partitions in a GPT with sectors of 512 or 4,096 bytes.
 fn gpt_types(head: &[u8]) -> Option<Vec<[u8; 16]>> {
     const MAX_ENTRIES: usize = 128;
+    // Of an entry of the MBR that stands for a GPT. Without one, what looks like it is left of what the disk was before.
+    const PROTECTIVE: u8 = 0xee;
+    let mbr = head.get(446..512).filter(|table| table.ends_with(&[0x55, 0xaa]))?;
+    if !mbr[..64].as_chunks::<16>().0.iter().any(|entry| entry[4] == PROTECTIVE) {
+        return None;
+    }
     for sector in [512, 4096] {
         let Some(header) = head.get(sector..sector + 92).filter(|header| header.starts_with(b"EFI PART"))
         else {
@@ -153,7 +159,8 @@ mod tests {
     }
 
     fn gpt(types: &[[u8; 16]]) -> Vec<u8> {
-        let mut head = with(&[(512, b"EFI PART"), (512 + 72, &2u32.to_le_bytes())]);
+        let mbr: [(usize, &[u8]); 2] = [(450, &[0xee]), (510, &[0x55, 0xaa])];
+        let mut head = with(&[mbr[0], mbr[1], (512, b"EFI PART"), (512 + 72, &2u32.to_le_bytes())]);
         head[512 + 80..512 + 84].copy_from_slice(&128u32.to_le_bytes());
         head[512 + 84..512 + 88].copy_from_slice(&128u32.to_le_bytes());
         for (at, kind) in types.iter().enumerate() {
@@ -168,6 +175,9 @@ mod tests {
         assert_eq!(firmware(&gpt(&[EFI_SYSTEM, [7; 16]])), Some(Firmware::Uefi));
         assert_eq!(firmware(&gpt(&[BIOS_BOOT, EFI_SYSTEM])), Some(Firmware::Bios));
         assert_eq!(firmware(&gpt(&[[7; 16]])), Some(Firmware::Bios));
+        let mut left_over = gpt(&[EFI_SYSTEM]);
+        left_over[450] = 0x83;
+        assert_eq!(firmware(&left_over), Some(Firmware::Bios));
         assert_eq!(firmware(&with(&[(450, &[0x83]), (510, &[0x55, 0xaa])])), Some(Firmware::Bios));
         assert_eq!(firmware(&with(&[(1080, &[0x53, 0xef])])), Some(Firmware::Bios));
         assert_eq!(firmware(&with(&[(0, b"just some text")])), None);

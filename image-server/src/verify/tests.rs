@@ -415,6 +415,17 @@ async fn what_is_left_over_is_counted_and_harms_nothing() {
 }
 
 #[tokio::test]
+async fn what_was_found_is_told_though_not_all_files_can_be_listed() {
+    let stored = Stored::new().await;
+    // It cannot be followed, for nobody.
+    std::os::unix::fs::symlink(".", stored.path("image/loop")).unwrap();
+    let report = stored.verify().await;
+    let found: Vec<&str> = report.findings.iter().map(|finding| finding.object.as_str()).collect();
+    assert_eq!(found, ["objects"], "{:#?}", report.findings);
+    assert!(report.packs > 0 && report.findings[0].problem.contains("cannot all be listed"));
+}
+
+#[tokio::test]
 async fn a_pack_that_is_condemned_meanwhile_is_no_damage() {
     // Before the packs are listed, and while they are read.
     for moment in [0, 1] {

@@ -1,6 +1,7 @@
 //! Sources beside the server: a directory, a static host; each may die, stall or lie in mid-read, and nobody notices.
 
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 use satchel_tests::{
     Client, Event, Fault, FaultyHttps, Link, Model, Policy, Publication, Shape, StaticHttps, require,
@@ -9,7 +10,7 @@ use satchel_tests::{
 use super::IMAGE_BYTES;
 
 /// A machine with a desktop whose versions it knows, and the image exported to a directory beside it.
-fn with_export(seed: u64) -> (Publication, Client, std::path::PathBuf) {
+fn with_export(seed: u64) -> (Publication, Client, PathBuf) {
     let published = Publication::new(seed, IMAGE_BYTES);
     let laptop = published.machine_with_desktop("laptop");
     laptop.mount("work").unmount();
@@ -39,6 +40,51 @@ fn an_exported_directory_is_enough() {
     published.content.assert_in(&mount.system());
     let live = laptop.status("work")["live"].clone();
     assert_eq!(live["online"], true, "a source answers: {live}");
+    mount.unmount();
+}
+
+#[test]
+fn an_export_that_was_cut_is_mended_by_the_same_command() {
+    require!(fuse);
+    let (mut published, laptop, tree) = with_export(63);
+    let export = |options: &[&str]| {
+        let words = ["export".as_ref(), "golden".as_ref(), tree.as_os_str()];
+        laptop.satchel(words.into_iter().chain(options.iter().map(|option| option.as_ref())))
+    };
+    let first = |class: &str| -> PathBuf {
+        let files = std::fs::read_dir(tree.join("image/golden").join(class)).expect("it was exported");
+        let mut files: Vec<PathBuf> = files.map(|file| file.expect("it can be listed").path()).collect();
+        files.sort();
+        files.swap_remove(0)
+    };
+    // As some file systems leave a file whose name was written before its length.
+    std::fs::write(first("segments"), "").expect("it can be written");
+    // And what rotted without changing its length.
+    let pack = first("packs");
+    let mut bytes = std::fs::read(&pack).expect("it can be read");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&pack, &bytes).expect("it can be written");
+    let kept = std::fs::metadata(first("locators")).expect("it is there").ino();
+    drop(export(&["--check"]).ok());
+    assert_eq!(std::fs::metadata(first("locators")).expect("it is there").ino(), kept, "it has not changed");
+
+    // What says where chunks lie is replaced when they lie there, not before.
+    let old = b"of an earlier version".as_slice();
+    std::fs::write(first("locators"), old).expect("it can be written");
+    let aside = pack.with_extension("aside");
+    rename(&pack, &aside);
+    let stored = published.server.objects("image/golden/packs").join(pack.file_name().expect("a name"));
+    rename(&stored, &stored.with_extension("aside"));
+    drop(export(&[]).exited(1));
+    assert_eq!(std::fs::read(first("locators")).expect("it is there"), old);
+    rename(&stored.with_extension("aside"), &stored);
+    drop(export(&[]).ok());
+
+    add(&laptop, &format!("file:{}", tree.display()));
+    published.server.stop();
+    let mount = laptop.mount("work");
+    published.content.assert_in(&mount.system());
     mount.unmount();
 }
 

@@ -38,6 +38,8 @@ pub enum MachineEvent {
     Panicked,
     /// What carries its network has ended; the machine goes on without.
     NetworkEnded,
+    /// It is off. Its process is gone as soon as what it reads is answered.
+    Ended,
 }
 
 /// What the machine's screen is shown on.

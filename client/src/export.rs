@@ -152,7 +152,7 @@ impl<'a> Exporter<'a> {
         }
         self.tree.sync().await?;
         // The manifest last: where it is, everything it needs is.
-        let signature = version.signature.encode().into();
+        let signature = version.signature.encode();
         self.tree.write(&path(Object::ManifestSignature(version.id)), signature).await?;
         self.tree.write(&path(Object::Manifest(version.id)), version.bytes.to_vec()).await?;
         self.tree.sync().await?;

@@ -325,7 +325,7 @@ impl Overlay {
         // has come no further than its state.
         let sectors = self.map.collect_changed(self.nonce);
         if self.unsynced.swap(false, Ordering::SeqCst) || !sectors.is_empty() {
-            self.data.sync_data().map_err(|e| io_error("sync", &self.data_name, e))?;
+            self.data.sync_data().map_err(|e| sync_error(&self.data_name, e))?;
         }
         if sectors.is_empty() && !self.map_unsynced.load(Ordering::SeqCst) {
             return Ok(());
@@ -344,7 +344,7 @@ impl Overlay {
                 return Err(FlushError::NoRoomForMap);
             }
         }
-        self.map_file.sync_data().map_err(|e| io_error("sync", &self.map_name, e))?;
+        self.map_file.sync_data().map_err(|e| sync_error(&self.map_name, e))?;
         self.map_unsynced.store(false, Ordering::SeqCst);
         Ok(())
     }
@@ -433,6 +433,11 @@ fn write_zeros(file: &dyn VolumeFile, offset: u64, len: usize) -> io::Result<()>
         done += step;
     }
     Ok(())
+}
+
+/// A sync that says that there is no room may have lost what it was to make last, and is no matter of making some.
+fn sync_error(file: &str, source: io::Error) -> OverlayError {
+    OverlayError::Io { action: "sync", file: file.to_owned(), source }
 }
 
 fn io_error(action: &'static str, file: &str, source: io::Error) -> OverlayError {

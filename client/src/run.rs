@@ -280,6 +280,7 @@ async fn run_machine(
             press_again_at: None,
             kill_at: None,
             left_behind_at: None,
+            off_at: None,
             is_forced: false,
             refuse_at: None,
             stops: Stops::default(),
@@ -297,6 +298,10 @@ async fn run_machine(
             noted(starts::note_neutral(&request.desktop_directory, golden.id));
         }
         let ended = ended?;
+        if let (Some(golden), Ended::NotStarted { .. }) = (golden, &ended) {
+            // No guest has run: that says nothing of what is on its disks.
+            noted(starts::note_neutral(&request.desktop_directory, golden.id));
+        }
         let by_itself = supervisor.left_behind_at.is_none() && matches!(ended, Ended::Off);
         if let Some(golden) = golden.filter(|_| by_itself) {
             if began.elapsed() >= request.good_after {
@@ -309,7 +314,10 @@ async fn run_machine(
             Ended::Off => return Ok(()),
             // Whoever pulls the plug has what they wanted, whatever the machine says of it.
             _ if supervisor.is_forced => return Ok(()),
-            Ended::Reset | Ended::CannotBoot { .. } if asked_to_stop => return Ok(()),
+            // One that looked for what to boot is off as well.
+            Ended::Reset | Ended::CannotBoot { .. } | Ended::NotStarted { .. } if asked_to_stop => {
+                return Ok(());
+            }
             Ended::Reset => {
                 // It is up when it stays up.
                 began_at = None;
@@ -320,14 +328,7 @@ async fn run_machine(
                 events(Event::OtherEngine { said });
                 starter = Starter::Qemu;
             }
-            Ended::CannotBoot { said } => {
-                return Err(RunError::Machine { program: "the machine", said });
-            }
-            Ended::NotStarted { said } => {
-                if let Some(golden) = golden {
-                    // No guest has run: that says nothing of what is on its disks.
-                    noted(starts::note_neutral(&request.desktop_directory, golden.id));
-                }
+            Ended::CannotBoot { said } | Ended::NotStarted { said } => {
                 return Err(RunError::Machine { program: "the machine", said });
             }
             Ended::Failed { program, said } => return Err(RunError::Machine { program, said }),
@@ -368,6 +369,8 @@ struct Supervisor<'a, E: Fn(Event)> {
     kill_at: Option<Instant>,
     /// When a machine that was switched off is left behind: it waits for its disks, which end next.
     left_behind_at: Option<Instant>,
+    /// When a machine that said that it is off is left behind.
+    off_at: Option<Instant>,
     /// A person had it switched off.
     is_forced: bool,
     /// When the machine that asks for the desktop is told that this one does not switch off.
@@ -394,7 +397,8 @@ impl<E: Fn(Event)> Supervisor<'_, E> {
         let mut is_wanted = false;
         let mut guest = GuestDesk::open(self.running.agent.take(), self.desktop_directory);
         loop {
-            let (kill_at, left_behind_at, refuse_at) = (self.kill_at, self.left_behind_at, self.refuse_at);
+            let (kill_at, refuse_at) = (self.kill_at, self.refuse_at);
+            let (left_behind_at, off_at) = (self.left_behind_at, self.off_at);
             tokio::select! {
                 ended = self.running.ended() => return Ok(ended),
                 () = reached(kill_at) => {
@@ -402,6 +406,10 @@ impl<E: Fn(Event)> Supervisor<'_, E> {
                     self.running.kill();
                 }
                 () = reached(left_behind_at) => return Ok(Ended::Off),
+                () = reached(off_at) => {
+                    self.left_behind_at = off_at;
+                    return Ok(Ended::Off);
+                }
                 () = reached(self.press_again_at) => {
                     self.press_again_at = Some(Instant::now() + PRESS_AGAIN_INTERVAL);
                     // A machine that does not take it is about to end.
@@ -495,6 +503,7 @@ impl<E: Fn(Event)> Supervisor<'_, E> {
             }
             MachineEvent::Panicked => (self.events)(Event::Panicked),
             MachineEvent::NetworkEnded => (self.events)(Event::NetworkEnded),
+            MachineEvent::Ended => self.off_at = Some(Instant::now() + KILLED_PATIENCE),
         }
     }
 }

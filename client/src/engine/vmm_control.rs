@@ -90,8 +90,9 @@ async fn read_lines(mut reader: BufReader<OwnedReadHalf>, events: mpsc::Unbounde
                 events.send(MachineEvent::DiskStopped { no_space, is_final }).is_ok()
             }
             Ok(Said::Panicked) => events.send(MachineEvent::Panicked).is_ok(),
-            // Its end, which is seen by itself; the answer to a command; or what a later one says.
-            Ok(Said::Ended {}) | Err(_) => true,
+            Ok(Said::Ended {}) => events.send(MachineEvent::Ended).is_ok(),
+            // The answer to a command, or what a later one says.
+            Err(_) => true,
         };
         if !delivered {
             return;
@@ -118,6 +119,8 @@ mod tests {
             r#"{"event":"disk-failed","fault":{"disk":"home","action":"write","error":"No space left on device (os error 28)","no_space":true,"is_final":false}}"#,
             "\n",
             r#"{"event":"later","news":1}"#,
+            "\n",
+            r#"{"event":"ended","end":"forced"}"#,
             "\n"
         );
         let machine = tokio::spawn(async move {
@@ -133,6 +136,7 @@ mod tests {
         assert_eq!(events.recv().await, Some(MachineEvent::Panicked));
         let stopped = MachineEvent::DiskStopped { no_space: true, is_final: false };
         assert_eq!(events.recv().await, Some(stopped));
+        assert_eq!(events.recv().await, Some(MachineEvent::Ended));
         assert_eq!(events.recv().await, Some(MachineEvent::Panicked));
         assert!(matches!(control.send("power-button").await, Err(EngineError::Connection(_))));
     }

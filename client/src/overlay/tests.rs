@@ -231,6 +231,17 @@ fn a_full_disk_is_told_apart_and_harms_nothing() {
     assert_eq!(observe(&overlay, 1), 6);
 }
 
+/// What it was to make last may be gone: making room brings nothing back.
+#[test]
+fn a_sync_without_room_fails_the_overlay_for_good() {
+    let volume = SimulatedVolume::default();
+    let overlay = create(&volume).unwrap();
+    run(&overlay, &Op::Write { block: 0, len: 1, value: 5 }).unwrap();
+    volume.be_full_at_sync(volume.syncs() + 1);
+    assert!(matches!(overlay.flush(), Err(OverlayError::Io { action: "sync", .. })));
+    assert!(matches!(overlay.flush(), Err(OverlayError::Failed { .. })));
+}
+
 /// As on a file system that writes elsewhere what is written over.
 #[test]
 fn a_flush_without_room_for_the_map_goes_on_when_there_is() {

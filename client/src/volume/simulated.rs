@@ -37,7 +37,7 @@ struct State {
     syncs: u64,
     cut: PowerCut,
     off: bool,
-    failing_sync: Option<u64>,
+    failing_sync: Option<(u64, io::ErrorKind)>,
     full_after_bytes: Option<u64>,
     written_bytes: u64,
     /// Writes and replacements up to the one that finds no space.
@@ -94,7 +94,12 @@ impl SimulatedVolume {
 
     /// Lets the nth sync of the volume fail, with the power on and what it should have covered still unsynced.
     pub fn fail_sync(&self, nth: u64) {
-        self.lock().failing_sync = Some(nth);
+        self.lock().failing_sync = Some((nth, io::ErrorKind::Other));
+    }
+
+    /// Lets the nth sync of the volume find no space, as where space is given out when data goes to the disk.
+    pub fn be_full_at_sync(&self, nth: u64) {
+        self.lock().failing_sync = Some((nth, io::ErrorKind::StorageFull));
     }
 
     /// Takes the power away now: every later call fails.
@@ -157,8 +162,10 @@ impl State {
             self.off = true;
             return Err(io::Error::other("the power went"));
         }
-        if self.failing_sync == Some(self.syncs) {
-            return Err(io::Error::other("the disk failed"));
+        if let Some((nth, kind)) = self.failing_sync
+            && nth == self.syncs
+        {
+            return Err(io::Error::new(kind, "the disk failed"));
         }
         Ok(())
     }

@@ -55,6 +55,8 @@ pub struct Greeting {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
+    /// It looks through its disk for what to boot.
+    Searching,
     /// It runs.
     Running,
     /// Somebody paused it.

@@ -13,6 +13,7 @@ use rustix::event::{PollFd, PollFlags};
 use crate::boot::disk::ReadDisk;
 use crate::boot::{self, BootError, BootPlan};
 use crate::control::server::{Server, Socket};
+use crate::control::{self, Command, State};
 use crate::event::Event;
 use crate::faults::Faults;
 use crate::machine::cpuid::CpuModel;
@@ -109,6 +110,9 @@ pub enum LaunchError {
     /// The disk boots nothing this machine can start.
     #[error(transparent)]
     Boot(#[from] BootError),
+    /// It was to end before that was found.
+    #[error("it was switched off while the disk was looked through for what to boot")]
+    GivenUp,
     /// The machine cannot be built.
     #[error(transparent)]
     Machine(#[from] MachineError),
@@ -153,8 +157,14 @@ pub fn run(config: LaunchConfig) -> Result<End, LaunchError> {
     let confined = sandbox::confine_process(config.sandbox)?;
     tracing::debug!(confined, "the process is confined");
 
+    let socket = config.control.map(Socket::from_descriptor).transpose();
+    let mut server = socket.and_then(Server::new).map_err(cannot("serve the control socket"))?;
     let asked = [&*config.interrupt, &*config.host_ends];
-    let Some(plan) = find_to_boot(boot_disk, &news, asked)? else { return Ok(End::Forced) };
+    let found = find_to_boot(boot_disk, &news, asked, &mut server);
+    if matches!(found, Err(LaunchError::GivenUp)) {
+        server.tell(&control::Event::Ended { end: End::Forced });
+    }
+    let plan = found?;
     tracing::info!(booting = %plan.origin, command_line = plan.command_line, "found what to boot");
     let booted = serde_json::to_value(&plan.origin).unwrap_or_default();
     let command_line = match &config.append {
@@ -176,8 +186,6 @@ pub fn run(config: LaunchConfig) -> Result<End, LaunchError> {
             news: news.try_clone().map_err(cannot("make an event"))?,
         },
     )?;
-    let socket = config.control.map(Socket::from_descriptor).transpose();
-    let server = socket.and_then(Server::new).map_err(cannot("serve the control socket"))?;
     machine.resume();
     let about = About {
         started,
@@ -193,8 +201,13 @@ pub fn run(config: LaunchConfig) -> Result<End, LaunchError> {
     ))
 }
 
-/// Finds what to boot; none when whoever waits for it has lost patience: reading may wait for a network.
-fn find_to_boot(disk: File, news: &Event, asked: [&Event; 2]) -> Result<Option<BootPlan>, LaunchError> {
+/// Finds what to boot, unless it is given up meanwhile, in whichever way a machine is switched off: reading may wait for a network.
+fn find_to_boot(
+    disk: File,
+    news: &Event,
+    asked: [&Event; 2],
+    server: &mut Server,
+) -> Result<BootPlan, LaunchError> {
     let (sender, found) = std::sync::mpsc::channel();
     let done = news.try_clone().map_err(cannot("make an event"))?;
     let search = move || {
@@ -204,15 +217,22 @@ fn find_to_boot(disk: File, news: &Event, asked: [&Event; 2]) -> Result<Option<B
     };
     std::thread::Builder::new().name("search".to_owned()).spawn(search).map_err(cannot("start a thread"))?;
     loop {
-        let mut polled = [news, asked[0], asked[1]].map(|event| PollFd::new(event, PollFlags::IN));
+        let mut polled = Vec::from([news, asked[0], asked[1]].map(|event| PollFd::new(event, PollFlags::IN)));
+        polled.extend(server.polled());
         // It fails only when it is interrupted: then there is nothing to do.
         let _ = rustix::event::poll(&mut polled, None);
-        if asked.iter().any(|event| event.take()) {
-            return Ok(None);
+        drop(polled);
+        let mut is_given_up = asked.iter().any(|event| event.take());
+        server.serve(|command| {
+            is_given_up |= matches!(command, Command::PowerButton | Command::ForceOff);
+            serde_json::json!({ "state": State::Searching })
+        });
+        if is_given_up || server.is_deserted() {
+            return Err(LaunchError::GivenUp);
         }
         if news.take() {
             return match found.recv() {
-                Ok(plan) => Ok(Some(plan?)),
+                Ok(plan) => Ok(plan?),
                 Err(_) => Err(cannot("look for what to boot")(io::Error::other("the search broke off"))),
             };
         }

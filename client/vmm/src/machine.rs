@@ -273,6 +273,7 @@ impl Machine {
             vcpu.set_regs(&start::registers(entry)).map_err(kvm_cannot("set a processor's registers"))?;
         }
         vcpu.set_fpu(&start::floating_point()).map_err(registers)?;
+        start::enable_fast_strings(&vcpu);
         let (bus, gate, ending) = (Arc::clone(&self.bus), Arc::clone(&self.gate), Arc::clone(&self.ending));
         let processor =
             Processor::start(number, vcpu, bus, gate, ending).map_err(cannot("start a thread"))?;

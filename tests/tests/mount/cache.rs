@@ -81,7 +81,8 @@ impl Rig {
             if tries.next().is_none() || delivered <= most_bytes {
                 return (said, delivered);
             }
-            std::fs::remove_dir_all(self.laptop.desktop_directory("work").join("cache")).unwrap();
+            std::fs::remove_dir_all(self.laptop.desktop_directory("work").join("cache"))
+                .expect("the cache is there");
         }
     }
 

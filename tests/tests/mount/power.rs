@@ -1,6 +1,9 @@
 //! The power button and what follows it, with a stand-in for QEMU.
 
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 
 use satchel_tests::wait::{self, PATIENCE};
 use satchel_tests::{
@@ -172,6 +175,54 @@ fn a_machine_that_was_switched_off_lets_go_of_its_disks_without_a_network() {
     // Nobody has them any more.
     let again = laptop.satchel(["--json", "status", "work"]).ok().json();
     assert!(again["live"].is_null(), "{again}");
+}
+
+/// Our own machine, which reads its kernel off its disk before it is one.
+#[test]
+fn a_machine_that_looks_for_its_kernel_without_a_network_can_be_switched_off() {
+    require!(fuse);
+    let published = Publication::new(91, IMAGE_BYTES);
+    let link = Link::start(published.server.address(), Shape::default());
+    let laptop = published.machine("laptop");
+    laptop.login(&published.access().through(&link));
+    laptop.create("work", "golden", None);
+    let mut mount = laptop.mount("work");
+    link.apply(Event::Down);
+    let (system, control) = (mount.system(), laptop.new_directory().join("control"));
+    let start = || {
+        let _ = std::fs::remove_file(&control);
+        let vmm = Path::new(laptop.command(["help"]).get_program()).with_file_name("satchel-vmm");
+        let mut command = std::process::Command::new(vmm);
+        // KVM is asked for nothing before the kernel is found.
+        command
+            .args(["run", "--kvm", "/dev/null", "--serial", "none", "--memory", "128", "--disk"])
+            .arg(&system);
+        command.arg("--control").arg(&control);
+        Process::start("satchel-vmm", &mut command)
+    };
+    let connect = || wait::until("it can be spoken to", PATIENCE, || UnixStream::connect(&control).ok());
+    let mut told = start();
+    wait::until("its read waits for the network", PATIENCE, || {
+        mount.process().stderr().contains("the server does not answer").then_some(())
+    });
+    let mut speaker = connect();
+    speaker.write_all(b"{\"command\":\"status\"}\n{\"command\":\"power-button\"}\n").expect("it listens");
+    let mut said = String::new();
+    speaker.read_to_string(&mut said).expect("it ends");
+    assert_eq!(said.matches(r#"{"state":"searching"}"#).count(), 2, "{said}");
+    assert!(said.contains(r#""end":"forced""#), "{said}");
+    // What it read is answered before the kernel lets it go.
+    link.apply(Event::Up);
+    assert_eq!(told.wait(PATIENCE).code(), Some(5), "{}", told.report());
+
+    link.apply(Event::Down);
+    let mut signalled = start();
+    connect().read_exact(&mut [0; 10]).expect("it greets");
+    signalled.signal(Signal::TERM);
+    wait::until("it says so", PATIENCE, || signalled.stderr().contains("it was switched off").then_some(()));
+    link.apply(Event::Up);
+    assert_eq!(signalled.wait(PATIENCE).code(), Some(5), "{}", signalled.report());
+    mount.unmount();
 }
 
 #[test]

@@ -1,9 +1,10 @@
 //! The machine's end of the control socket.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 
+use rustix::event::{PollFd, PollFlags};
 use rustix::net::{RecvFlags, SendFlags};
 use serde::Serialize;
 
@@ -86,11 +87,15 @@ impl Server {
         self.has_one && self.clients.is_empty()
     }
 
-    /// What to wait for: descriptors that are to be readable, and those that are to be writable besides.
-    pub fn descriptors(&self) -> Vec<(BorrowedFd<'_>, bool)> {
-        let listener = self.listener.iter().map(|listener| (listener.as_fd(), false));
-        let clients = self.clients.iter().map(|client| (client.stream.as_fd(), !client.unsent.is_empty()));
-        listener.chain(clients).collect()
+    /// What to wait for before there is something to [`serve`](Self::serve).
+    pub fn polled(&self) -> impl Iterator<Item = PollFd<'_>> {
+        let listener = self.listener.iter().map(|listener| PollFd::new(listener, PollFlags::IN));
+        let clients = self.clients.iter().map(|client| {
+            let has_unsent = !client.unsent.is_empty();
+            let flags = if has_unsent { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
+            PollFd::new(&client.stream, flags)
+        });
+        listener.chain(clients)
     }
 
     /// Takes new clients and what clients ask; each command is answered by `answer`.

@@ -121,10 +121,7 @@ impl Supervisor {
     fn wait(&self, events: [&Event; 3]) {
         let events = events.map(|event| PollFd::from_borrowed_fd(event.as_fd(), PollFlags::IN));
         let mut polled = Vec::from(events);
-        for (descriptor, has_unsent) in self.server.descriptors() {
-            let flags = if has_unsent { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
-            polled.push(PollFd::from_borrowed_fd(descriptor, flags));
-        }
+        polled.extend(self.server.polled());
         if let Some((listener, _)) = &self.watched.vsock {
             polled.push(PollFd::from_borrowed_fd(listener.as_fd(), PollFlags::IN));
         }

@@ -97,6 +97,9 @@ struct Disk {
     /// A flush failed, and nothing is written any more that could seem to last.
     has_failed: AtomicBool,
     timer: Timer,
+    /// Another process serves the file. What it does not make last for want of space it still has, and makes last when it is
+    /// asked again (`docs/semantics.md`); what it has only a part of it may have to wait for.
+    is_served: bool,
 }
 
 impl Blk {
@@ -110,6 +113,7 @@ impl Blk {
         let bytes = (&config.file).seek(SeekFrom::End(0))?;
         let geometry = Geometry { bytes: bytes - bytes % SECTOR_BYTES, read_only: config.read_only };
         let disk = Disk {
+            is_served: file::is_served(&config.file)?,
             file: config.file,
             id: config.id,
             geometry,

@@ -256,7 +256,7 @@ impl MmioTransport {
                 let activated = self.device.activate(activation);
                 if let Err(error) = &activated {
                     let (device, error) = (self.device.device_type(), error as &dyn std::error::Error);
-                    tracing::debug!(device, error, "a device cannot work with its driver");
+                    tracing::warn!(device, error, "a device cannot work with its driver");
                 }
                 activated.is_ok()
             });

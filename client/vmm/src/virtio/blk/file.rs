@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use vm_memory::bitmap::BitmapSlice;
 use vm_memory::{Bytes, GuestMemoryBackend, VolatileSlice};
 
-use super::request::DiskRange;
+use super::request::{BLOCK_BYTES, DiskRange};
 use crate::virtio::GuestMemory;
 use crate::virtio::segments::Segments;
 
@@ -115,6 +115,26 @@ fn transfer_batch<B: BitmapSlice>(
         }
     }
     Ok(total)
+}
+
+/// `FUSE_SUPER_MAGIC` of linux/magic.h.
+const FUSE: i64 = 0x6573_5546;
+
+/// Whether another process serves the file, and has all that was written: nothing of it is in the kernel's memory.
+///
+/// # Errors
+/// What the file says.
+pub(super) fn is_served(file: &File) -> io::Result<bool> {
+    Ok(rustix::fs::fstatfs(file)?.f_type == FUSE)
+}
+
+/// Reads the block that begins at an offset, and forgets it: whoever serves the file has it at hand then.
+///
+/// # Errors
+/// What the file says.
+pub(super) fn read_block(file: &File, offset: u64) -> io::Result<()> {
+    use std::os::unix::fs::FileExt;
+    file.read_at(&mut [0; BLOCK_BYTES], offset).map(drop)
 }
 
 /// Makes all that was written last.

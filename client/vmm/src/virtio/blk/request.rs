@@ -11,6 +11,8 @@ use crate::virtio::{BadChain, Chain, GuestMemory};
 
 /// The unit of addresses.
 pub(super) const SECTOR_BYTES: u64 = 512;
+/// The unit of what a file that another process serves can do without the rest: the block of an overlay.
+pub(super) const BLOCK_BYTES: usize = 4096;
 /// Bytes of one transfer: more than any driver sends at once, and what a backend can be asked for at once.
 pub(super) const MAX_TRANSFER_BYTES: u64 = 32 << 20;
 /// Ranges of one discard.
@@ -82,10 +84,32 @@ impl Action {
         }
     }
 
+    /// Where the blocks begin of which it changes a part: of each range at most its first and its last.
+    pub(super) fn partial_blocks(&self) -> Vec<u64> {
+        match self {
+            Action::Write(offset, buffers) => edges(*offset, buffers.bytes()).collect(),
+            Action::Discard(ranges) => {
+                ranges.iter().flat_map(|range| edges(range.offset, range.bytes)).collect()
+            }
+            Action::WriteZeroes(ranges) => {
+                ranges.iter().flat_map(|(range, _)| edges(range.offset, range.bytes)).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
     /// Whether the disk's content is another after it.
     pub(super) fn changes_the_disk(&self) -> bool {
         matches!(self, Action::Write(..) | Action::Discard(_) | Action::WriteZeroes(_))
     }
+}
+
+/// The blocks that a range covers in part.
+fn edges(offset: u64, bytes: u64) -> impl Iterator<Item = u64> {
+    let (end, block) = (offset.saturating_add(bytes), BLOCK_BYTES as u64);
+    let first = (!offset.is_multiple_of(block) && bytes > 0).then(|| offset - offset % block);
+    let last = (!end.is_multiple_of(block) && bytes > 0).then(|| end - end % block);
+    first.into_iter().chain(last.filter(|last| Some(*last) != first))
 }
 
 impl Request {
@@ -198,4 +222,21 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
 
 fn u64_at(bytes: &[u8], at: usize) -> u64 {
     bytes.get(at..at + 8).and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_le_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_has_the_blocks_it_covers_in_part_at_its_edges() {
+        let of = |offset, bytes| edges(offset, bytes).collect::<Vec<u64>>();
+        assert!(of(0, 8192).is_empty());
+        assert_eq!(of(512, 512), [0]);
+        assert_eq!(of(0, 512), [0]);
+        assert_eq!(of(3584, 512), [0]);
+        assert_eq!(of(512, 8192), [0, 8192]);
+        assert_eq!(of(4096, 4608), [8192]);
+        assert!(of(512, 0).is_empty());
+    }
 }

@@ -5,7 +5,9 @@
 //! the driver of what it answered together, and is looked after by a timer ([`Guard`]): should a request wait after all, the next
 //! thread tells what was answered and goes on with the rest. Once none is idle one more is started, until there are as many as may be.
 //!
-//! Reads may wait for long, so they never have the last threads: writes and flushes go on whatever reads wait for.
+//! Reads may wait for long, so they never have the last threads: writes and flushes go on whatever reads wait for. Where another
+//! process serves the file, what changes a part of a block is preceded by a read of it, for it needs the rest: the kernel holds
+//! a lock over a write that every flush waits for, and over a read it holds none.
 
 use std::collections::VecDeque;
 use std::io;
@@ -154,7 +156,7 @@ impl Server {
                 Err(error) => return Err(error.into()),
             }
             match events[0].data.u64() {
-                STOP => {}
+                STOP => return Ok(()),
                 TIMER => self.look_after(),
                 queue => {
                     let known = usize::try_from(queue).ok().filter(|queue| *queue < self.queues.len());
@@ -255,7 +257,8 @@ impl Server {
             }
         };
         let taken = Taken { queue, chain, request };
-        if !matches!(taken.request.action, Action::Read(..)) {
+        let needs_blocks = self.disk.is_served && !taken.request.action.partial_blocks().is_empty();
+        if !matches!(taken.request.action, Action::Read(..)) && !needs_blocks {
             return self.answer(&taken);
         }
         {
@@ -285,6 +288,12 @@ impl Server {
                 (VIRTIO_BLK_S_IOERR, 0)
             }
             action => {
+                if self.disk.is_served {
+                    for block in action.partial_blocks() {
+                        // A failure is seen by what follows.
+                        let _ = file::read_block(&self.disk.file, block);
+                    }
+                }
                 let written = self.insist(action)?;
                 if self.writes_through && action.changes_the_disk() {
                     self.insist(&Action::Flush)?;
@@ -371,7 +380,10 @@ impl Server {
                 // The one before may have been told of what this one would not be.
                 self.check_whole()?;
                 if let Err(error) = file::flush(file) {
-                    self.disk.has_failed.store(true, Ordering::SeqCst);
+                    let is_full = error.kind() == io::ErrorKind::StorageFull;
+                    if !(self.disk.is_served && is_full) {
+                        self.disk.has_failed.store(true, Ordering::SeqCst);
+                    }
                     return Err(error);
                 }
                 count(&metrics.flushes, 1);

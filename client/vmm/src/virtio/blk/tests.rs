@@ -30,6 +30,10 @@ impl Rig {
     }
 
     fn with(read_only: bool, queues: u16) -> Rig {
+        Rig::made(read_only, queues, |_| {})
+    }
+
+    fn made(read_only: bool, queues: u16, change: impl FnOnce(&mut Disk)) -> Rig {
         let file = tempfile::tempfile().unwrap();
         let content: Vec<u8> = (0..DISK_BYTES / 8).flat_map(u64::to_le_bytes).collect();
         file.write_all_at(&content, 0).unwrap();
@@ -42,6 +46,7 @@ impl Rig {
             faults: Arc::clone(&faults),
         };
         let mut blk = Blk::new(config).unwrap();
+        change(Arc::get_mut(&mut blk.disk).unwrap());
         let driver = Driver::start(&mut blk);
         Rig { blk, driver, file, faults }
     }
@@ -349,6 +354,27 @@ fn reads_that_wait_leave_threads_to_writes_and_flushes() {
     heads.sort_unstable();
     assert_eq!(answered, heads);
     assert_eq!(rig.driver.ask(1, &[&header(0, 0)], &[512, 1]).1, 513);
+}
+
+#[test]
+fn parts_of_blocks_are_written_alike_where_the_file_is_served() {
+    let mut rig = Rig::made(false, 1, |disk| disk.is_served = true);
+    let mut expected = rig.content(0, 16384);
+    for (sector, sectors) in [(0, 8), (1, 1), (7, 2), (15, 17)] {
+        let (at, bytes) = (sector * 512, sectors * 512);
+        expected[at..at + bytes].fill(6);
+        assert_eq!(rig.driver.ask(0, &[&header(1, sector as u64), &vec![6; bytes]], &[1]), (vec![0], 1));
+    }
+    expected[512..1024].fill(0);
+    let zeroes = rig.driver.ask(0, &[&header(13, 0), &range(1, 1, 0)], &[1]);
+    assert_eq!(zeroes, (vec![0], 1));
+    assert_eq!(rig.content(0, 16384), expected);
+}
+
+#[test]
+fn threads_end_when_their_crew_does_whatever_the_disk_is_at() {
+    let mut rig = Rig::new();
+    rig.blk.crew.take().unwrap().end();
 }
 
 #[test]

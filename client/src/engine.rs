@@ -39,7 +39,10 @@ pub enum MachineEvent {
     /// What carries its network has ended; the machine goes on without.
     NetworkEnded,
     /// It is off. Its process is gone as soon as what it reads is answered.
-    Ended,
+    Off {
+        /// The guest switched it off, and nobody else.
+        by_guest: bool,
+    },
 }
 
 /// What the machine's screen is shown on.

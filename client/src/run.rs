@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use crate::control::{Connection, ControlError, Reply, Request};
 use crate::desktop::{DesktopError, DesktopStore};
-use crate::engine::console::{self, Key, RawTerminal};
+use crate::engine::console::{self, ConsoleOutput, Key, RawTerminal};
 use crate::engine::qmp::Qmp;
 use crate::engine::running::{Ended, Running, Starter};
 use crate::engine::{Display, Engine, EngineError, Machine, MachineEvent, die_with_parent};
@@ -127,6 +127,8 @@ pub struct RunRequest {
     pub cpus: u32,
     /// The machine's screen.
     pub display: Display,
+    /// Where its serial console goes.
+    pub console: ConsoleOutput,
     /// Whether to sync after the machine was switched off.
     pub sync: bool,
     /// How long a machine has to run, until its guest switches it off, for its start to be a good one.
@@ -265,7 +267,7 @@ async fn run_machine(
         let began = *began_at.get_or_insert_with(Instant::now);
         if let Some(serial) = serial {
             let keys = key_sender.clone();
-            console::connect(serial, interactive, keys).map_err(setup("start a thread"))?;
+            console::connect(serial, request.console, interactive, keys).map_err(setup("start a thread"))?;
         }
         if request.display == Display::Vnc
             && let Some(qmp) = running.qmp()
@@ -281,6 +283,7 @@ async fn run_machine(
             kill_at: None,
             left_behind_at: None,
             off_at: None,
+            is_left_behind: false,
             is_forced: false,
             refuse_at: None,
             stops: Stops::default(),
@@ -290,19 +293,16 @@ async fn run_machine(
         };
         let ended = supervisor.watch(mount, signals, &mut keys).await;
         asked_to_stop = supervisor.asked_to_stop;
-        *was_forced = supervisor.left_behind_at.is_some();
-        if let (Some(golden), true) = (golden, ended.is_err() || *was_forced)
-            && (ended.is_err() || is_cut_off(&request.desktop_directory).await)
-        {
-            // Reads that waited for the network, and disks that are gone, say nothing of what is on them.
+        let is_switched_off = supervisor.left_behind_at.is_some();
+        *was_forced = is_switched_off || supervisor.is_left_behind;
+        // Disks that are gone, a guest that has not run, and reads that waited for the network say nothing of what is on them.
+        let says_nothing = matches!(ended, Err(_) | Ok(Ended::NotStarted { .. }))
+            || is_switched_off && is_cut_off(&request.desktop_directory).await;
+        if let Some(golden) = golden.filter(|_| says_nothing) {
             noted(starts::note_neutral(&request.desktop_directory, golden.id));
         }
         let ended = ended?;
-        if let (Some(golden), Ended::NotStarted { .. }) = (golden, &ended) {
-            // No guest has run: that says nothing of what is on its disks.
-            noted(starts::note_neutral(&request.desktop_directory, golden.id));
-        }
-        let by_itself = supervisor.left_behind_at.is_none() && matches!(ended, Ended::Off);
+        let by_itself = !is_switched_off && matches!(ended, Ended::Off);
         if let Some(golden) = golden.filter(|_| by_itself) {
             if began.elapsed() >= request.good_after {
                 noted(starts::note_good(&request.desktop_directory, golden.id));
@@ -369,8 +369,10 @@ struct Supervisor<'a, E: Fn(Event)> {
     kill_at: Option<Instant>,
     /// When a machine that was switched off is left behind: it waits for its disks, which end next.
     left_behind_at: Option<Instant>,
-    /// When a machine that said that it is off is left behind.
-    off_at: Option<Instant>,
+    /// When a machine that said that it is off is left behind, and as what it ended then.
+    off_at: Option<(Instant, Ended)>,
+    /// A machine was left behind.
+    is_left_behind: bool,
     /// A person had it switched off.
     is_forced: bool,
     /// When the machine that asks for the desktop is told that this one does not switch off.
@@ -398,17 +400,21 @@ impl<E: Fn(Event)> Supervisor<'_, E> {
         let mut guest = GuestDesk::open(self.running.agent.take(), self.desktop_directory);
         loop {
             let (kill_at, refuse_at) = (self.kill_at, self.refuse_at);
-            let (left_behind_at, off_at) = (self.left_behind_at, self.off_at);
+            let left_behind_at = self.left_behind_at;
+            let off_at = self.off_at.as_ref().map(|(at, _)| *at);
             tokio::select! {
                 ended = self.running.ended() => return Ok(ended),
                 () = reached(kill_at) => {
                     self.kill_at = None;
                     self.running.kill();
                 }
-                () = reached(left_behind_at) => return Ok(Ended::Off),
-                () = reached(off_at) => {
-                    self.left_behind_at = off_at;
+                () = reached(left_behind_at) => {
+                    self.is_left_behind = true;
                     return Ok(Ended::Off);
+                }
+                () = reached(off_at) => {
+                    self.is_left_behind = true;
+                    return Ok(self.off_at.take().map_or(Ended::Off, |(_, ended)| ended));
                 }
                 () = reached(self.press_again_at) => {
                     self.press_again_at = Some(Instant::now() + PRESS_AGAIN_INTERVAL);
@@ -503,7 +509,15 @@ impl<E: Fn(Event)> Supervisor<'_, E> {
             }
             MachineEvent::Panicked => (self.events)(Event::Panicked),
             MachineEvent::NetworkEnded => (self.events)(Event::NetworkEnded),
-            MachineEvent::Ended => self.off_at = Some(Instant::now() + KILLED_PATIENCE),
+            MachineEvent::Off { by_guest } if self.left_behind_at.is_none() => {
+                let ended = match by_guest {
+                    true => Ended::Off,
+                    // Nobody forced it: it was looking for what to boot.
+                    false => Ended::NotStarted { said: "it was switched off before a guest ran".to_owned() },
+                };
+                self.off_at = Some((Instant::now() + KILLED_PATIENCE, ended));
+            }
+            MachineEvent::Off { .. } => {}
         }
     }
 }

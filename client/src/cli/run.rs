@@ -98,6 +98,7 @@ pub(crate) async fn run(context: &Context, args: RunArgs) -> anyhow::Result<()> 
         memory_mib,
         cpus: args.cpus,
         display,
+        console: if context.json { console::ConsoleOutput::Stderr } else { console::ConsoleOutput::Stdout },
         // Without a network the changes stay here, and the next sync takes them along.
         sync: !args.no_sync && !args.open.offline && !args.open.read_only,
         good_after: Duration::from_secs(args.good_after * 60),

@@ -79,18 +79,35 @@ impl Keyboard {
     }
 }
 
+/// Where what the machine says on its serial console goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConsoleOutput {
+    /// Standard output.
+    Stdout,
+    /// Standard error: the other is for data.
+    Stderr,
+}
+
 /// Connects terminal and serial console with two threads, which end with the machine or the process. `keys` gets what
 /// a person asks of the console; when standard input is no terminal, every byte goes to the machine.
 ///
 /// # Errors
 /// When the threads cannot be started.
-pub fn connect(serial: UnixStream, interactive: bool, keys: mpsc::UnboundedSender<Key>) -> io::Result<()> {
+pub fn connect(
+    serial: UnixStream,
+    output: ConsoleOutput,
+    interactive: bool,
+    keys: mpsc::UnboundedSender<Key>,
+) -> io::Result<()> {
     serial.set_nonblocking(false)?;
     let mut from_machine = serial.try_clone()?;
     let mut to_machine = serial;
     std::thread::Builder::new().name("console-out".to_owned()).spawn(move || {
         let mut buffer = [0; 4096];
-        let mut terminal = io::stdout();
+        let mut terminal: Box<dyn Write> = match output {
+            ConsoleOutput::Stdout => Box::new(io::stdout()),
+            ConsoleOutput::Stderr => Box::new(io::stderr()),
+        };
         while let Ok(read) = from_machine.read(&mut buffer)
             && read > 0
         {

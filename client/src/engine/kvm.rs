@@ -119,7 +119,7 @@ pub async fn start(
             .write(true)
             .open(path)
             .map_err(|source| EngineError::Prepare { path: path.clone(), source })?;
-        command.args(["--disk", &format!("id={id},fd={}", file.as_raw_fd())]);
+        command.args(["--disk", &format!("id={id},fd={},served", file.as_raw_fd())]);
         given.push(OwnedFd::from(file));
     }
     let serial = line.machine_end.try_clone().map_err(EngineError::Connection)?;

@@ -28,7 +28,7 @@ pub struct VmmControl {
 enum Said {
     DiskFailed { fault: Fault },
     Panicked,
-    Ended {},
+    Ended { end: Value },
 }
 
 #[derive(Deserialize)]
@@ -90,7 +90,12 @@ async fn read_lines(mut reader: BufReader<OwnedReadHalf>, events: mpsc::Unbounde
                 events.send(MachineEvent::DiskStopped { no_space, is_final }).is_ok()
             }
             Ok(Said::Panicked) => events.send(MachineEvent::Panicked).is_ok(),
-            Ok(Said::Ended {}) => events.send(MachineEvent::Ended).is_ok(),
+            Ok(Said::Ended { end }) => match end.as_str() {
+                Some("powered-off") => events.send(MachineEvent::Off { by_guest: true }).is_ok(),
+                Some("forced") => events.send(MachineEvent::Off { by_guest: false }).is_ok(),
+                // Its status says more.
+                _ => true,
+            },
             // The answer to a command, or what a later one says.
             Err(_) => true,
         };
@@ -136,7 +141,7 @@ mod tests {
         assert_eq!(events.recv().await, Some(MachineEvent::Panicked));
         let stopped = MachineEvent::DiskStopped { no_space: true, is_final: false };
         assert_eq!(events.recv().await, Some(stopped));
-        assert_eq!(events.recv().await, Some(MachineEvent::Ended));
+        assert_eq!(events.recv().await, Some(MachineEvent::Off { by_guest: false }));
         assert_eq!(events.recv().await, Some(MachineEvent::Panicked));
         assert!(matches!(control.send("power-button").await, Err(EngineError::Connection(_))));
     }

@@ -18,6 +18,7 @@ fn served_by(script: &str, desktop_directory: &Path) -> RunRequest {
         memory_mib: 128,
         cpus: 1,
         display: Display::None,
+        console: ConsoleOutput::Stdout,
         sync: false,
         good_after: Duration::ZERO,
     }

@@ -50,8 +50,14 @@ struct Rig {
 impl Rig {
     fn new(depth: u16) -> Rig {
         let faults = Arc::new(Faults::new(Event::new().expect("an event")));
-        let config =
-            BlkConfig { file: disk_file(), id: "disk".to_owned(), read_only: false, queues: 1, faults };
+        let config = BlkConfig {
+            file: disk_file(),
+            id: "disk".to_owned(),
+            read_only: false,
+            served: false,
+            queues: 1,
+            faults,
+        };
         let mut blk = Blk::new(config).expect("a disk");
         let mut driver = Driver::start(&mut blk);
         let places = (0..depth).map(|_| [16, BLOCK_BYTES, 1].map(|length| driver.buffer(length))).collect();

@@ -39,6 +39,8 @@ pub struct DiskConfig {
     pub file: File,
     /// Whether the guest may only read it.
     pub read_only: bool,
+    /// Whether another process serves it as `satchel mount` does.
+    pub served: bool,
 }
 
 /// What carries the frames of the machine's network.

@@ -36,11 +36,11 @@ enum Action {
 }
 
 /// Run a machine until it is switched off. Exits with 0 when it was, with 3 when it wants to be started again, with 4 when the
-/// disk boots nothing this machine can start, with 5 when it cannot be made or the disk cannot be read and no guest has run, else
-/// with 1
+/// disk boots nothing this machine can start, with 5 when it cannot be made, the disk cannot be read or the search for what to boot was
+/// given up and no guest has run, else with 1
 #[derive(Args)]
 struct RunArgs {
-    /// A disk: PATH, or a list of path=PATH or fd=N, id=NAME, read-only; the first one boots
+    /// A disk: PATH, or a list of path=PATH or fd=N, id=NAME, read-only, served (as `satchel mount` serves it); the first one boots
     #[arg(long, required = true, value_name = "DISK")]
     disk: Vec<DiskArg>,
     /// Memory, in MiB
@@ -96,28 +96,30 @@ struct DiskArg {
     at: String,
     id: Option<String>,
     read_only: bool,
+    served: bool,
 }
 
 impl std::str::FromStr for DiskArg {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let is_list = ["path=", "fd=", "id=", "read-only"].iter().any(|key| text.starts_with(key));
+        let is_list = ["path=", "fd=", "id=", "read-only", "served"].iter().any(|key| text.starts_with(key));
         if !is_list {
-            return Ok(DiskArg { at: text.to_owned(), id: None, read_only: false });
+            return Ok(DiskArg { at: text.to_owned(), id: None, read_only: false, served: false });
         }
-        let (mut at, mut id, mut read_only) = (None, None, false);
+        let (mut at, mut id, mut read_only, mut served) = (None, None, false, false);
         for part in text.split(',') {
             match part.split_once('=') {
                 Some(("path", path)) => at = Some(path.to_owned()),
                 Some(("fd", _)) => at = Some(part.to_owned()),
                 Some(("id", name)) => id = Some(name.to_owned()),
                 None if part == "read-only" => read_only = true,
-                _ => return Err(format!("`{part}` is none of path=PATH, fd=N, id=NAME, read-only")),
+                None if part == "served" => served = true,
+                _ => return Err(format!("`{part}` is none of path=PATH, fd=N, id=NAME, read-only, served")),
             }
         }
         let at = at.ok_or("it names neither path=PATH nor fd=N")?;
-        Ok(DiskArg { at, id, read_only })
+        Ok(DiskArg { at, id, read_only, served })
     }
 }
 
@@ -211,7 +213,7 @@ fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
                 .with_context(|| format!("cannot open {}", disk.at))?,
         };
         let id = disk.id.clone().unwrap_or_else(|| format!("disk{number}"));
-        disks.push(DiskConfig { id, file, read_only: disk.read_only });
+        disks.push(DiskConfig { id, file, read_only: disk.read_only, served: disk.served });
     }
     let kvm = match descriptor(&args.kvm)? {
         Some(descriptor) => descriptor,

@@ -63,6 +63,7 @@ fuzz_target!(|data: &[u8]| {
         file: file.try_clone().expect("a descriptor"),
         id: "disk".to_owned(),
         read_only,
+        served: shape & 4 != 0,
         queues,
         faults: Arc::clone(&faults),
     };

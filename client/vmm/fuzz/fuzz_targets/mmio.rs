@@ -38,7 +38,7 @@ fn device(kind: u8, faults: &Arc<Faults>) -> Box<dyn VirtioDevice> {
             let file = File::from(file);
             file.set_len(DISK_BYTES).expect("a length");
             let (queues, faults) = (u16::from(kind), Arc::clone(faults));
-            let config = BlkConfig { file, id: "disk".to_owned(), read_only: false, queues, faults };
+            let config = BlkConfig { file, id: "disk".to_owned(), read_only: false, served: false, queues, faults };
             Box::new(Blk::new(config).expect("a disk"))
         }
     }

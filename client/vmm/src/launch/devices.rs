@@ -59,6 +59,7 @@ impl Devices {
                 file: disk.file,
                 id: disk.id.clone(),
                 read_only: disk.read_only,
+                served: disk.served,
                 queues: queues.clamp(1, MAX_DISK_QUEUES),
                 faults: Arc::clone(faults),
             };

@@ -71,6 +71,9 @@ pub struct BlkConfig {
     pub id: String,
     /// Whether the guest may only read it.
     pub read_only: bool,
+    /// Whether another process serves the file as `satchel mount` does: the kernel keeps nothing of it, what is not made last for
+    /// want of space is still there, and is made last when that is asked for again (`docs/semantics.md`).
+    pub served: bool,
     /// How many queues it has, 1 to [`MAX_QUEUES`].
     pub queues: u16,
     /// Who is told when the file fails.
@@ -97,8 +100,6 @@ struct Disk {
     /// A flush failed, and nothing is written any more that could seem to last.
     has_failed: AtomicBool,
     timer: Timer,
-    /// Another process serves the file. What it does not make last for want of space it still has, and makes last when it is
-    /// asked again (`docs/semantics.md`); what it has only a part of it may have to wait for.
     is_served: bool,
 }
 
@@ -113,7 +114,7 @@ impl Blk {
         let bytes = (&config.file).seek(SeekFrom::End(0))?;
         let geometry = Geometry { bytes: bytes - bytes % SECTOR_BYTES, read_only: config.read_only };
         let disk = Disk {
-            is_served: file::is_served(&config.file)?,
+            is_served: config.served,
             file: config.file,
             id: config.id,
             geometry,

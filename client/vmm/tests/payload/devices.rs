@@ -49,7 +49,8 @@ pub(crate) fn disk(bytes: u64, queues: u16) -> (Blk, File) {
     file.set_len(bytes).expect("a size");
     let faults = Arc::new(Faults::new(Event::new().expect("an event")));
     let copy = file.try_clone().expect("a descriptor");
-    let config = BlkConfig { file: copy, id: "payload".to_owned(), read_only: false, queues, faults };
+    let config =
+        BlkConfig { file: copy, id: "payload".to_owned(), read_only: false, served: false, queues, faults };
     (Blk::new(config).expect("a disk"), file)
 }
 

@@ -117,17 +117,6 @@ fn transfer_batch<B: BitmapSlice>(
     Ok(total)
 }
 
-/// `FUSE_SUPER_MAGIC` of linux/magic.h.
-const FUSE: i64 = 0x6573_5546;
-
-/// Whether another process serves the file, and has all that was written: nothing of it is in the kernel's memory.
-///
-/// # Errors
-/// What the file says.
-pub(super) fn is_served(file: &File) -> io::Result<bool> {
-    Ok(rustix::fs::fstatfs(file)?.f_type == FUSE)
-}
-
 /// Reads the block that begins at an offset, and forgets it: whoever serves the file has it at hand then.
 ///
 /// # Errors

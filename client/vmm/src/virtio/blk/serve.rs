@@ -7,7 +7,8 @@
 //!
 //! Reads may wait for long, so they never have the last threads: writes and flushes go on whatever reads wait for. Where another
 //! process serves the file, what changes a part of a block is preceded by a read of it, for it needs the rest: the kernel holds
-//! a lock over a write that every flush waits for, and over a read it holds none.
+//! a lock over a write that every flush waits for, and over a read it holds none. Such writes have threads of their own: they
+//! wait for each other at most, not for reads.
 
 use std::collections::VecDeque;
 use std::io;
@@ -30,9 +31,10 @@ use crate::faults::{Fault, Verdict};
 use crate::virtio::crew::Crew;
 use crate::virtio::{Chain, DeviceQueue, GuestMemory};
 
-/// Threads of a disk, and how many of them may read at once.
-pub(super) const THREADS: usize = 16;
-const READING_THREADS: usize = THREADS - 2;
+/// Threads of a disk, and how many of them may be at work at once for reads and for writes of parts of blocks.
+pub(super) const THREADS: usize = 20;
+const READING_THREADS: usize = 14;
+const PART_WRITING_THREADS: usize = 4;
 /// Threads there are from the beginning: one that may wait in a read, one for a write or a flush, one to look after them.
 pub(super) const FIRST_THREADS: usize = 3;
 /// Answers the driver is told of together at most, each of fewer bytes than this.
@@ -44,7 +46,8 @@ pub(super) struct Server {
     disk: Arc<Disk>,
     memory: GuestMemory,
     queues: Vec<Mutex<Served>>,
-    reads: Mutex<Reads>,
+    reads: Lane,
+    part_writes: Lane,
     guard: Guard,
     gathering: Gathering,
     /// Threads that wait for a ring.
@@ -78,11 +81,21 @@ struct Taken {
     request: Request,
 }
 
-/// Reads under way, and those that wait for one to end: at most what the queues hold, for of each no more chains are out.
+/// Requests that may wait for long.
 #[derive(Default)]
-struct Reads {
+struct Lane(Mutex<Waiting>);
+
+/// Those under way, and those that wait for one of them to end: at most what the queues hold, for of each no more chains are out.
+#[derive(Default)]
+struct Waiting {
     under_way: usize,
     waiting: VecDeque<Taken>,
+}
+
+impl Lane {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Server {
@@ -100,7 +113,8 @@ impl Server {
                 .into_iter()
                 .map(|queue| Mutex::new(Served { queue, untold: 0, taken: 0, taken_before: 0 }))
                 .collect(),
-            reads: Mutex::default(),
+            reads: Lane::default(),
+            part_writes: Lane::default(),
             guard: Guard::default(),
             gathering: Gathering::new(Instant::now()),
             idle: AtomicUsize::new(0),
@@ -112,10 +126,6 @@ impl Server {
 
     fn queue(&self, queue: usize) -> MutexGuard<'_, Served> {
         self.queues[queue].lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn reads(&self) -> MutexGuard<'_, Reads> {
-        self.reads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What each thread does until the crew is to end.
@@ -244,8 +254,8 @@ impl Server {
         }
     }
 
-    /// Sees to a request, by doing it or, when too many read already, by leaving it to one of those. `None` when the device is
-    /// to stop.
+    /// Sees to a request, by doing it or, when too many of its kind may be waiting already, by leaving it to one of those. `None`
+    /// when the device is to stop.
     fn take_on(&self, queue: usize, chain: Chain) -> Option<()> {
         let request = match Request::parse(&chain, &self.memory, self.disk.geometry) {
             Ok(request) => request,
@@ -257,24 +267,27 @@ impl Server {
             }
         };
         let taken = Taken { queue, chain, request };
-        let needs_blocks = self.disk.is_served && !taken.request.action.partial_blocks().is_empty();
-        if !matches!(taken.request.action, Action::Read(..)) && !needs_blocks {
-            return self.answer(&taken);
-        }
+        let (lane, most) = match &taken.request.action {
+            Action::Read(..) => (&self.reads, READING_THREADS),
+            action if self.disk.is_served && !action.partial_blocks().is_empty() => {
+                (&self.part_writes, PART_WRITING_THREADS)
+            }
+            _ => return self.answer(&taken),
+        };
         {
-            let mut reads = self.reads();
-            if reads.under_way >= READING_THREADS {
-                reads.waiting.push_back(taken);
+            let mut lane = lane.lock();
+            if lane.under_way >= most {
+                lane.waiting.push_back(taken);
                 return Some(());
             }
-            reads.under_way += 1;
+            lane.under_way += 1;
         }
         let mut next = Some(taken);
         while let Some(taken) = next {
             self.answer(&taken)?;
-            let mut reads = self.reads();
-            next = reads.waiting.pop_front();
-            reads.under_way -= usize::from(next.is_none());
+            let mut lane = lane.lock();
+            next = lane.waiting.pop_front();
+            lane.under_way -= usize::from(next.is_none());
         }
         Some(())
     }

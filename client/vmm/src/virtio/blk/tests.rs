@@ -42,6 +42,7 @@ impl Rig {
             file: file.try_clone().unwrap(),
             id: "system".to_owned(),
             read_only,
+            served: false,
             queues,
             faults: Arc::clone(&faults),
         };
@@ -326,7 +327,12 @@ fn a_flush_that_waited_for_one_that_failed_fails_too() {
 
 #[test]
 fn reads_that_wait_leave_threads_to_writes_and_flushes() {
-    let mut rig = Rig::with(false, 4);
+    for is_served in [false, true] {
+        reads_wait(Rig::made(false, 4, |disk| disk.is_served = is_served));
+    }
+}
+
+fn reads_wait(mut rig: Rig) {
     rig.file.set_len(4096).unwrap();
     let reads = THREADS as u64 + 4;
     let heads: Vec<u16> =

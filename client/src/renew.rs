@@ -108,6 +108,9 @@ pub struct Renewed {
     /// The fork that version is of: the server did not know the golden version before, nor therefore what stood on it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fork: Option<Name>,
+    /// The golden version that its channel names, and that is not taken up on this machine as long as it does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub skipped: Option<NamedVersion>,
 }
 
 /// A desktop that has another mode.
@@ -262,7 +265,14 @@ impl Renewer<'_> {
         }
         let golden = self.fetch_named(session, &now, &info, by_channel, to).await?;
         let note = format!("moved to {}@{}", info.image, to.sequence);
-        self.take_up(session, now, &golden, None, note, false).await
+        // Who says where it is to be means it for more than one start.
+        let named = rollout.map(|rollout| rollout.version).filter(|named| named.sequence > to.sequence);
+        let skipped = named.filter(|_| now.mode != SystemMode::Own);
+        let renewed = self.take_up(session, now, &golden, None, note, false).await?;
+        if let Some(skipped) = skipped {
+            unless_noted(starts::note_left(self.directory, skipped.id, false));
+        }
+        Ok(Renewed { skipped, ..renewed })
     }
 
     /// Gives a desktop another mode. One that is to renew its system disk begins with that of the golden version it stands on; in
@@ -406,6 +416,7 @@ impl Renewer<'_> {
             reverted,
             version: committed,
             fork,
+            skipped: None,
         })
     }
 

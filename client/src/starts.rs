@@ -194,7 +194,7 @@ pub fn note_good(directory: &Path, golden: ManifestId) -> Result<(), StartsError
     })
 }
 
-/// Notes that a desktop has moved to a golden version: its starts there are counted anew.
+/// Notes that a desktop has moved to a golden version: its starts there are counted anew, and it is skipped no more.
 ///
 /// # Errors
 /// [`StartsError`].
@@ -202,6 +202,7 @@ pub fn note_moved(directory: &Path, golden: NamedVersion) -> Result<(), StartsEr
     change(directory, |starts| {
         let entry = starts.entry(golden);
         (entry.begun, entry.reverted) = (0, false);
+        starts.skipped = starts.skipped.filter(|skipped| *skipped != golden.id);
     })
 }
 

@@ -286,7 +286,7 @@ async fn renewed(
 
 /// What a renewal did, in a line.
 pub(crate) fn say_renewed(desktop: &Name, renewed: &Renewed) -> String {
-    let Renewed { image, from, to, reverted, version, fork } = renewed;
+    let Renewed { image, from, to, reverted, version, fork, skipped } = renewed;
     if let Some(fork) = fork {
         return format!(
             "version {from} of {image}, which the server does not know, is left for version {}: the home of {desktop} is kept in \
@@ -301,10 +301,18 @@ pub(crate) fn say_renewed(desktop: &Name, renewed: &Renewed) -> String {
              was (version {} of the desktop), until {image} moves on",
             to.sequence, version.sequence
         ),
-        false => format!(
-            "{desktop} is renewed from version {from} of {image} to version {} (version {} of the desktop)",
-            to.sequence, version.sequence
-        ),
+        false => {
+            let stays = skipped.map_or(String::new(), |skipped| {
+                format!(
+                    "; on this machine it stays there until its channel names another version than {}, and `satchel rebase {desktop}` takes that up",
+                    skipped.sequence
+                )
+            });
+            format!(
+                "{desktop} is renewed from version {from} of {image} to version {} (version {} of the desktop){stays}",
+                to.sequence, version.sequence
+            )
+        }
     }
 }
 

@@ -132,6 +132,14 @@ fn desktops_take_up_a_new_version_as_their_mode_says() {
     assert!(refused.stderr.contains("it stands on version 1 of image golden already"), "{}", refused.stderr);
     let third = push(&published, 62, &[]);
     visit(&laptop, "keep", (&third, &homes[1]), nothing);
+    // As does one that was told where to be, until it is told otherwise.
+    let said = laptop.satchel(["rebase", "keep", "--to", "2"]).ok().stdout;
+    assert!(said.contains("until its channel names another version than 3"), "{said}");
+    for _ in 0..2 {
+        visit(&laptop, "keep", (&second, &homes[1]), nothing);
+    }
+    let _ = laptop.satchel(["rebase", "keep"]).ok();
+    visit(&laptop, "keep", (&third, &homes[1]), nothing);
     published.server.verify();
 }
 

@@ -93,6 +93,13 @@ struct Late {
     bytes: Vec<u8>,
 }
 
+/// A profile, its file and its signature, and what points to them.
+struct Pointed {
+    profile: Profile,
+    parts: [Late; 2],
+    pointer: Late,
+}
+
 impl<'a> Exporter<'a> {
     /// Has versions written to a directory from a source. Large files that are there in their length are taken for whole, unless
     /// `checks` says to read them.
@@ -119,13 +126,16 @@ impl<'a> Exporter<'a> {
             .flat_map(|disk| disk.segments.iter().copied())
             .filter(|segment| !segment.is_zero())
             .collect();
-        let (locators, mut late): (Vec<Locator>, Vec<Late>) =
+        let (locators, late): (Vec<Locator>, Vec<Late>) =
             self.small(&namespace, &segments).await?.into_iter().unzip();
         let mut packs: BTreeMap<PackId, PackRef> = BTreeMap::new();
         for locator in &locators {
             packs.extend(locator.packs().iter().map(|pack| (pack.pack, pack.clone())));
         }
-        let profile = self.profile(version, &namespace, &mut late).await?;
+        let (profile, pointed_at, pointer) = match self.profile(version, &namespace).await? {
+            Some(Pointed { profile, parts, pointer }) => (Some(profile), Vec::from(parts), Some(pointer)),
+            None => (None, Vec::new(), None),
+        };
         let streams = profile.iter().flat_map(|profile| &profile.streams);
         let mut large: Vec<(ObjectPath, u64)> = packs
             .values()
@@ -144,19 +154,24 @@ impl<'a> Exporter<'a> {
             .try_for_each(|()| std::future::ready(Ok(())))
             .await?;
         self.tree.sync().await?;
+        self.place(late.into_iter().chain(pointed_at)).await?;
+        // The manifest last: where it is, everything it needs is.
+        let signature =
+            Late { path: path(Object::ManifestSignature(version.id)), bytes: version.signature.encode() };
+        let manifest = Late { path: path(Object::Manifest(version.id)), bytes: version.bytes.to_vec() };
+        self.place(pointer.into_iter().chain([signature, manifest])).await?;
+        Ok(Exported { files, bytes, has_profile: profile.is_some() })
+    }
+
+    /// Writes what refers to what is there, and makes it durable. What is the same is left alone: a name that is given anew can be
+    /// lost.
+    async fn place(&self, late: impl Iterator<Item = Late>) -> Result<(), ExportError> {
         for Late { path, bytes } in late {
-            // What is the same is left alone: a name that is given anew can be lost.
             if self.tree.read(&path, bytes.len()).await.is_none_or(|there| there != bytes) {
                 self.tree.write(&path, bytes).await?;
             }
         }
-        self.tree.sync().await?;
-        // The manifest last: where it is, everything it needs is.
-        let signature = version.signature.encode();
-        self.tree.write(&path(Object::ManifestSignature(version.id)), signature).await?;
-        self.tree.write(&path(Object::Manifest(version.id)), version.bytes.to_vec()).await?;
-        self.tree.sync().await?;
-        Ok(Exported { files, bytes, has_profile: profile.is_some() })
+        self.tree.sync().await
     }
 
     /// Segments, which are written, and their locators, which are to be.
@@ -193,13 +208,12 @@ impl<'a> Exporter<'a> {
         futures_util::stream::iter(fetches).buffer_unordered(SMALL_REQUESTS).try_collect().await
     }
 
-    /// The version's profile, if it has one; what points to it is to be written `late`.
+    /// The version's profile, if it has one, which is to be written.
     async fn profile(
         &self,
         version: &Version,
         namespace: &Namespace,
-        late: &mut Vec<Late>,
-    ) -> Result<Option<Profile>, ExportError> {
+    ) -> Result<Option<Pointed>, ExportError> {
         let path = |object| ObjectPath { namespace: namespace.clone(), object };
         let pointer = path(Object::ManifestProfile(version.id));
         let pointed_at = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end().parse::<ProfileId>();
@@ -213,9 +227,8 @@ impl<'a> Exporter<'a> {
         let signature =
             self.fetch(&signed, MAX_SIGNATURE_BYTES, |line| Signature::decode(line).map(drop)).await?;
         let decoded = Profile::decode(&profile)?;
-        let parts = [(object, profile), (signed, signature), (pointer, bytes)];
-        late.extend(parts.map(|(path, bytes)| Late { path, bytes }));
-        Ok(Some(decoded))
+        let parts = [(object, profile), (signed, signature)].map(|(path, bytes)| Late { path, bytes });
+        Ok(Some(Pointed { profile: decoded, parts, pointer: Late { path: pointer, bytes } }))
     }
 
     /// A pack or stream: kept when a file of its length is there, and holds when that is looked at.

@@ -42,6 +42,12 @@ const REDRAW: Duration = Duration::from_millis(200);
 const SAVE_INTERVAL: Duration = Duration::from_secs(2);
 
 #[derive(Serialize)]
+struct Paused<'a> {
+    desktop: &'a Name,
+    paused: bool,
+}
+
+#[derive(Serialize)]
 struct Pinned<'a> {
     desktop: &'a Name,
     pinned: bool,
@@ -66,8 +72,11 @@ pub(crate) async fn run(context: &Context, args: PinArgs) -> anyhow::Result<()> 
             );
         };
         connection.ask(&Request::Pause { paused: args.pause }, |_| {}).await?;
-        let what = if args.pause { "stopped; reads of the machine still fetch" } else { "goes on" };
-        context.printer.message(&format!("fetching in the background {what}"));
+        let paused = Paused { desktop: &args.desktop, paused: args.pause };
+        context.printer.result(&paused, |paused| {
+            let what = if paused.paused { "stopped; reads of the machine still fetch" } else { "goes on" };
+            format!("fetching in the background {what}")
+        })?;
         return Ok(());
     }
     let report = match running {

@@ -12,8 +12,8 @@ use satchel_client::disk::Base;
 use satchel_client::engine::Display;
 use satchel_client::fetch::Fetcher;
 use satchel_client::profile::{
-    Attacher, LinkShape, Mapper, Reading, Recorder, SignedProfile, Step, StreamProgress, disks_of,
-    encode_streams, fetch_profile,
+    Attacher, LinkShape, Mapper, ProfileError, Reading, Recorder, SignedProfile, Step, StreamProgress,
+    disks_of, encode_streams, fetch_profile,
 };
 use satchel_client::remote::Remote;
 use satchel_client::source::HttpSource;
@@ -243,7 +243,11 @@ async fn profile_of(remote: &Remote, state: &StateDir, version: &Version) -> any
     })
 }
 
-/// The version of an image whose profile is to be carried over.
+/// How many versions `newest` looks back for one with a profile.
+const LOOKED_BACK: u32 = 4;
+
+/// The version of an image whose profile is to be carried over. The newest that has one may not be the newest there is: an
+/// earlier command may have been interrupted between a version and its profile.
 pub(crate) async fn find_profiled(
     remote: &Remote,
     state: &StateDir,
@@ -253,14 +257,26 @@ pub(crate) async fn find_profiled(
     let info = remote.image(image).await?;
     check_publisher(&info, state.pin(image)?.as_ref())?;
     let subject = Subject::Image { image: image.clone() };
-    let id = match wanted {
-        "newest" => info.latest.id,
-        wanted => find_version(remote, &subject, wanted).await?.id,
+    let candidates: Vec<ManifestId> = match wanted {
+        "newest" => {
+            let listed = remote.versions(&subject, LOOKED_BACK, None).await?;
+            listed.into_iter().map(|listed| listed.id).collect()
+        }
+        wanted => vec![find_version(remote, &subject, wanted).await?.id],
     };
-    let version = fetch_version(remote, &subject, id, &info.publisher).await?;
-    // Said before the work, not after it.
-    profile_of(remote, state, &version).await?;
-    Ok(version)
+    let mut missing = None;
+    for id in candidates {
+        let version = fetch_version(remote, &subject, id, &info.publisher).await?;
+        // Said before the work, not after it.
+        match profile_of(remote, state, &version).await {
+            Ok(_) => return Ok(version),
+            Err(error) if matches!(error.downcast_ref(), Some(ProfileError::Fetch(_))) => {
+                missing = missing.or(Some(error));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Err(missing.unwrap_or_else(|| anyhow::anyhow!("image {image} has no versions")))
 }
 
 /// Carries the profile of one version over to another.

@@ -76,10 +76,7 @@ pub(super) fn boot_facts(head: &[u8]) -> Option<BootFacts> {
 /// The types of all partitions in a GPT with sectors of 512 or 4,096 bytes.
 fn gpt_types(head: &[u8]) -> Option<Vec<[u8; 16]>> {
     const MAX_ENTRIES: usize = 128;
-    // Of an entry of the MBR that stands for a GPT. Without one, what looks like it is left of what the disk was before.
-    const PROTECTIVE: u8 = 0xee;
-    let mbr = head.get(446..512).filter(|table| table.ends_with(&[0x55, 0xaa]))?;
-    if !mbr[..64].as_chunks::<16>().0.iter().any(|entry| entry[4] == PROTECTIVE) {
+    if !super::partitions::is_protective(head) {
         return None;
     }
     for sector in [512, 4096] {

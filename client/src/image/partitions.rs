@@ -19,12 +19,10 @@ pub(crate) fn partitions(disk: &dyn DiskImage) -> io::Result<Vec<Range<u64>>> {
     let size = disk.size_bytes();
     let sector = read(disk, 0, 512)?;
     let entries = sector[446..510].as_chunks::<16>().0;
-    let has_signature = sector[510..] == [0x55, 0xaa];
-    // As the kernel does: a GPT counts where the MBR says that there is one. It can be left of what a disk was before.
-    if has_signature && entries.iter().any(|entry| entry[4] == PROTECTIVE) {
+    if is_protective(&sector) {
         return Ok(gpt(disk)?.unwrap_or_default());
     }
-    let is_table = has_signature && entries.iter().all(|entry| matches!(entry[0], 0 | 0x80));
+    let is_table = sector[510..] == [0x55, 0xaa] && entries.iter().all(|entry| matches!(entry[0], 0 | 0x80));
     let used: Vec<Range<u64>> = entries
         .iter()
         .filter(|entry| is_table && entry[4] != 0)
@@ -35,6 +33,13 @@ pub(crate) fn partitions(disk: &dyn DiskImage) -> io::Result<Vec<Range<u64>>> {
         .filter(|range| range.start < range.end && range.end <= size)
         .collect();
     Ok(if used.is_empty() { std::iter::once(0..size).collect() } else { used })
+}
+
+/// Whether the first sector of a disk says that there is a GPT. Without that, as to the kernel, what looks like one is left of what
+/// the disk was before.
+pub(super) fn is_protective(sector: &[u8]) -> bool {
+    let table = sector.get(446..512).filter(|table| table.ends_with(&[0x55, 0xaa]));
+    table.is_some_and(|table| table[..64].as_chunks::<16>().0.iter().any(|entry| entry[4] == PROTECTIVE))
 }
 
 /// The partitions of a GPT whose header and table are as their checksums say; none when there is no such one at the disk's

@@ -193,7 +193,7 @@ fn of_remote(error: &RemoteError) -> Option<String> {
             "store_full" => "the server has no space left; what was sent is kept, and repeating the command \
                  continues once there is some"
                 .to_owned(),
-            "busy" => "try again in a moment".to_owned(),
+            "busy" | "store_unreachable" => "try again in a moment".to_owned(),
             "internal" => "tell the server's operator: the server's log has the cause, and `satchel-server verify` \
                  finds what is damaged in its store"
                 .to_owned(),

@@ -24,10 +24,12 @@ use std::time::{Duration, Instant};
 use chunk_format::Namespace;
 use serde::Serialize;
 
+use crate::cause::chain;
 use crate::clock::now_ms;
 use crate::database::garbage::Old;
 use crate::database::namespaces::{self, NamespaceId};
 use crate::database::{Database, DatabaseError};
+use crate::identity;
 use crate::layout::{DataDir, LayoutError};
 use crate::server::STAGING_KEPT;
 use crate::storage::{Leftovers, Object, ObjectKey, Storage, StorageError};
@@ -105,7 +107,7 @@ pub struct Counts {
 }
 
 /// What a run did, or would do.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Report {
     /// Whether nothing was changed.
     pub dry_run: bool,
@@ -119,6 +121,8 @@ pub struct Report {
     pub unfinished: Leftovers,
     /// Objects without rows, removed.
     pub leftovers: Leftovers,
+    /// Why not every object could be looked at for these two, if so.
+    pub unlisted: Option<String>,
 }
 
 /// Hears how far a run is.
@@ -163,7 +167,7 @@ pub async fn collect(root: &Path, options: Options, progress: Arc<dyn Progress>)
     let lock = dir.lock()?;
     let database = Database::open(&dir.database()).await?;
     drop(lock);
-    let storage = Storage::local(dir.objects())?;
+    let storage = Storage::of(&dir, &identity::read(&dir.identity_key())?.public()).await?;
     let mut run = Run::new(database.clone(), storage, options, now_ms()).await?;
     run.progress = progress;
     run.is_shared = true;
@@ -232,12 +236,16 @@ impl Run {
         self.sweep().await?;
         self.condemn().await?;
         if !self.options.dry_run {
-            self.report.unfinished = self.storage.sweep_staging(Some(STAGING_KEPT)).await?;
+            match self.storage.sweep_staging(Some(STAGING_KEPT)).await {
+                Ok(unfinished) => self.report.unfinished = unfinished,
+                // What was done before is done, and is told.
+                Err(error) => self.report.unlisted = Some(chain(&error)),
+            }
             if self.options.leftovers {
                 self.sweep_leftovers().await?;
             }
         }
-        Ok(self.report)
+        Ok(self.report.clone())
     }
 
     /// Cuts the run short before its nth step, as a crash would.

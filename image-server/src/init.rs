@@ -12,6 +12,7 @@ use crate::identity;
 use crate::layout::{DataDir, LayoutError, io_error, sync_dir, write_durably};
 use crate::role::Role;
 use crate::secret::{NoRandomness, Secret};
+use crate::storage::{Bucket, Storage, StorageError};
 use crate::tls::{Fingerprint, TlsError, make_certificate};
 use crate::tokens::{NewToken, TokenError, issue_in};
 
@@ -34,6 +35,9 @@ pub enum InitError {
     /// No randomness for keys.
     #[error(transparent)]
     Random(#[from] NoRandomness),
+    /// The bucket cannot be the server's.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
     /// The first token could not be made.
     #[error(transparent)]
     Token(#[from] TokenError),
@@ -50,25 +54,35 @@ pub struct Initialised {
     pub server: PublicKey,
 }
 
-/// Makes a server in `root`: keys, a certificate for `names`, database and object store.
+/// Makes a server in `root`: keys, a certificate for `names`, database and object store, in a bucket if one is named.
 ///
-/// The directory must be missing, empty, or left by an `init` that was cut short.
+/// The directory must be missing, empty, or left by an `init` that was cut short; the bucket must be empty.
 ///
 /// # Errors
-/// `Layout` when the directory holds a server or anything else; `Tls` for a bad name; otherwise what failed.
-pub async fn init(root: &Path, names: &[String]) -> Result<Initialised, InitError> {
+/// `Layout` when the directory holds a server or anything else; `Storage` when the bucket does, or cannot be used; `Tls` for a
+/// bad name; otherwise what failed.
+pub async fn init(root: &Path, names: &[String], bucket: Option<Bucket>) -> Result<Initialised, InitError> {
     let made = make_certificate(names)?;
-    let dir = DataDir::new(root);
+    let dir = DataDir::new(root).with_bucket(bucket);
     let _unfinished = begin(&dir)?;
     clear(&dir)?;
 
-    let key = SecretKey::from_bytes(&crate::secret::random()?);
-    identity::write(&dir.identity_key(), &key)?;
+    // Of an init that was cut short, if it is whole: the bucket may be its server's already.
+    let key = match identity::read(&dir.identity_key()) {
+        Ok(key) => key,
+        Err(_) => {
+            let key = SecretKey::from_bytes(&crate::secret::random()?);
+            identity::write(&dir.identity_key(), &key)?;
+            key
+        }
+    };
     make_dir(&dir.tls())?;
     write_durably(&dir.certificate(), made.certificate_pem.as_bytes(), 0o644)?;
     write_durably(&dir.certificate_key(), made.key_pem.as_bytes(), 0o600)?;
     sync_dir(&dir.tls())?;
-    make_dir(&dir.objects())?;
+    if dir.bucket().is_none() {
+        make_dir(&dir.objects())?;
+    }
 
     let database = Database::create(&dir.database()).await?;
     let first = NewToken {
@@ -82,6 +96,9 @@ pub async fn init(root: &Path, names: &[String]) -> Result<Initialised, InitErro
     let token = token?;
     sync_dir(root)?;
 
+    if let Some(bucket) = dir.bucket() {
+        Storage::claim(bucket, &key.public()).await?;
+    }
     dir.write_marker()?;
     fs::remove_file(dir.unfinished()).map_err(io_error("remove", &dir.unfinished()))?;
     sync_dir(root)?;
@@ -162,7 +179,7 @@ mod tests {
     async fn a_server_is_made_once() {
         let temp = tempfile::tempdir().unwrap();
         let root = temp.path().join("deep/server");
-        let made = init(&root, &["files.example.org".to_owned()]).await.unwrap();
+        let made = init(&root, &["files.example.org".to_owned()], None).await.unwrap();
         assert!(made.token.reveal().starts_with("satchel_"));
         assert_eq!(fs::metadata(&root).unwrap().permissions().mode() & 0o777, 0o700);
         let dir = DataDir::open(&root).unwrap();
@@ -170,7 +187,7 @@ mod tests {
             assert_eq!(fs::metadata(&secret).unwrap().permissions().mode() & 0o777, 0o600, "{secret:?}");
         }
         let key = fs::read(dir.identity_key()).unwrap();
-        let error = init(&root, &[]).await.unwrap_err();
+        let error = init(&root, &[], None).await.unwrap_err();
         assert!(matches!(error, InitError::Layout(LayoutError::AlreadyInitialised { .. })), "{error}");
         assert_eq!(fs::read(dir.identity_key()).unwrap(), key);
     }
@@ -179,7 +196,7 @@ mod tests {
     async fn a_directory_with_other_things_is_left_alone() {
         let temp = tempfile::tempdir().unwrap();
         fs::write(temp.path().join("thesis.txt"), "important").unwrap();
-        let error = init(temp.path(), &[]).await.unwrap_err();
+        let error = init(temp.path(), &[], None).await.unwrap_err();
         assert!(matches!(error, InitError::Layout(LayoutError::NotEmpty { .. })), "{error}");
         assert_eq!(fs::read_dir(temp.path()).unwrap().count(), 1);
     }
@@ -187,7 +204,7 @@ mod tests {
     #[tokio::test]
     async fn an_init_cut_short_anywhere_is_made_again() {
         let whole = tempfile::tempdir().unwrap();
-        init(whole.path(), &[]).await.unwrap();
+        init(whole.path(), &[], None).await.unwrap();
         let mut names: Vec<_> =
             fs::read_dir(whole.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         names.retain(|name| name != "server.json");
@@ -205,7 +222,7 @@ mod tests {
                 }
             }
             assert!(matches!(DataDir::open(temp.path()), Err(LayoutError::Unfinished { .. })));
-            init(temp.path(), &[]).await.unwrap();
+            init(temp.path(), &[], None).await.unwrap();
             DataDir::open(temp.path()).unwrap();
         }
     }
@@ -215,7 +232,7 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let dir = DataDir::new(temp.path());
         let _held = begin(&dir).unwrap();
-        let error = init(temp.path(), &[]).await.unwrap_err();
+        let error = init(temp.path(), &[], None).await.unwrap_err();
         assert!(matches!(error, InitError::Layout(LayoutError::InitRunning { .. })), "{error}");
     }
 }

@@ -2,12 +2,13 @@
 //!
 //! ```text
 //! DIR/                    0700
-//!   server.json           format and version; written last by `init`: without it the directory is not a server's
+//!   server.json           format, version and the bucket of the objects, if they lie in one; written last by `init`:
+//!                         without it the directory is not a server's
 //!   unfinished            there while `init` runs, and after one that was cut short
 //!   identity.key          0600, the server's Ed25519 key
 //!   tls/cert.pem key.pem  the certificate clients pin; may be replaced by one of a public authority
 //!   database.sqlite       and its -wal and -shm
-//!   objects/              the object store: image/..., user/... as in the data plane, and staging/
+//!   objects/              the object store: image/..., user/... as in the data plane, and staging/; absent when a bucket is
 //! ```
 
 use std::fs::{self, File, OpenOptions};
@@ -17,8 +18,12 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::storage::Bucket;
+
 const FORMAT: &str = "satchel-server";
+/// Of a server that has its objects in its directory, and of one that has them in a bucket.
 const VERSION: u64 = 1;
+const VERSION_WITH_BUCKET: u64 = 2;
 
 /// Why a directory cannot be used as a server's.
 #[derive(Debug, thiserror::Error)]
@@ -58,7 +63,10 @@ pub enum LayoutError {
         path: PathBuf,
     },
     /// Made by another program, or a newer one.
-    #[error("{} says format {format:?}, version {version}; this program knows {FORMAT:?}, version {VERSION}", path.display())]
+    #[error(
+        "{} says format {format:?}, version {version}; this program knows {FORMAT:?}, versions {VERSION} and \
+         {VERSION_WITH_BUCKET}", path.display()
+    )]
     Unknown {
         /// The marker file.
         path: PathBuf,
@@ -98,18 +106,26 @@ pub(crate) fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Err
 struct Marker {
     format: String,
     version: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    bucket: Option<Bucket>,
 }
 
 /// A server's directory.
 #[derive(Clone, Debug)]
 pub(crate) struct DataDir {
     root: PathBuf,
+    bucket: Option<Bucket>,
 }
 
 impl DataDir {
     /// Names a directory without looking at it.
     pub(crate) fn new(root: &Path) -> Self {
-        Self { root: root.to_owned() }
+        Self { root: root.to_owned(), bucket: None }
+    }
+
+    /// Names the bucket of the objects.
+    pub(crate) fn with_bucket(self, bucket: Option<Bucket>) -> Self {
+        Self { bucket, ..self }
     }
 
     /// Takes a directory that `init` has finished.
@@ -134,11 +150,16 @@ impl DataDir {
         };
         let marker: Marker = serde_json::from_slice(&text)
             .map_err(|error| LayoutError::Invalid { path: path.clone(), reason: error.to_string() })?;
-        if marker.format != FORMAT || marker.version != VERSION {
-            let Marker { format, version } = marker;
+        let Marker { format, version, bucket } = marker;
+        if format != FORMAT || version != version_of(bucket.as_ref()) {
             return Err(LayoutError::Unknown { path, format, version });
         }
-        Ok(dir)
+        Ok(dir.with_bucket(bucket))
+    }
+
+    /// Where the objects lie, unless in the directory.
+    pub(crate) fn bucket(&self) -> Option<&Bucket> {
+        self.bucket.as_ref()
     }
 
     pub(crate) fn root(&self) -> &Path {
@@ -179,7 +200,8 @@ impl DataDir {
 
     /// Marks the directory as a finished server's, durably: the last step of `init`.
     pub(crate) fn write_marker(&self) -> Result<(), LayoutError> {
-        let marker = Marker { format: FORMAT.to_owned(), version: VERSION };
+        let (bucket, version) = (self.bucket.clone(), version_of(self.bucket.as_ref()));
+        let marker = Marker { format: FORMAT.to_owned(), version, bucket };
         let text = serde_json::to_vec(&marker)
             .map_err(|error| LayoutError::Invalid { path: self.marker(), reason: error.to_string() })?;
         let staged = self.root.join("server.json.new");
@@ -195,6 +217,11 @@ impl DataDir {
         file.lock().map_err(io_error("lock", &path))?;
         Ok(file)
     }
+}
+
+/// A program that knows no buckets must not take such a server for one without objects.
+fn version_of(bucket: Option<&Bucket>) -> u64 {
+    if bucket.is_some() { VERSION_WITH_BUCKET } else { VERSION }
 }
 
 /// Writes a file with these permissions and waits until it is on disk.
@@ -225,9 +252,27 @@ mod tests {
         assert!(matches!(DataDir::open(temp.path()).unwrap_err(), LayoutError::Unfinished { .. }));
         dir.write_marker().unwrap();
         DataDir::open(temp.path()).unwrap();
-        fs::write(dir.marker(), r#"{"format":"satchel-server","version":2}"#).unwrap();
-        assert!(matches!(DataDir::open(temp.path()).unwrap_err(), LayoutError::Unknown { version: 2, .. }));
+        for version in [2, 3] {
+            fs::write(dir.marker(), format!(r#"{{"format":"satchel-server","version":{version}}}"#)).unwrap();
+            let error = DataDir::open(temp.path()).unwrap_err();
+            assert!(matches!(error, LayoutError::Unknown { version: found, .. } if found == version));
+        }
         fs::write(dir.marker(), "").unwrap();
         assert!(matches!(DataDir::open(temp.path()).unwrap_err(), LayoutError::Invalid { .. }));
+    }
+
+    #[test]
+    fn the_marker_names_the_bucket() {
+        let temp = tempfile::tempdir().unwrap();
+        let bucket: Bucket = "s3://desktops/prod".parse().unwrap();
+        DataDir::new(temp.path()).with_bucket(Some(bucket.clone())).write_marker().unwrap();
+        let text = fs::read_to_string(temp.path().join("server.json")).unwrap();
+        assert_eq!(
+            text,
+            r#"{"format":"satchel-server","version":2,"bucket":{"bucket":"desktops","prefix":"prod"}}"#
+        );
+        assert_eq!(DataDir::open(temp.path()).unwrap().bucket(), Some(&bucket));
+        fs::write(temp.path().join("server.json"), text.replace("\"version\":2", "\"version\":1")).unwrap();
+        assert!(matches!(DataDir::open(temp.path()).unwrap_err(), LayoutError::Unknown { version: 1, .. }));
     }
 }

@@ -45,5 +45,5 @@ pub use limits::Limits;
 pub use role::{Role, UnknownRole};
 pub use secret::{NoRandomness, Secret};
 pub use server::{Config, Server, ServerError};
-pub use storage::{Leftovers, StorageError};
+pub use storage::{Bucket, BucketError, Leftovers, StorageError};
 pub use tls::{Fingerprint, TlsError};

@@ -51,7 +51,7 @@ pub enum ServerError {
 pub struct Config {
     /// What clients may use.
     pub limits: Limits,
-    /// Where objects lie, when not in the directory. It must be durable by itself, as S3 is.
+    /// Where objects lie, when not where the directory says. It must be durable by itself, as S3 is.
     pub store: Option<Arc<dyn ObjectStore>>,
 }
 
@@ -74,7 +74,7 @@ impl Server {
         let identity = identity::read(&dir.identity_key())?.public();
         let storage = match config.store {
             Some(store) => Storage::remote(store),
-            None => Storage::local(dir.objects())?,
+            None => Storage::of(&dir, &identity).await?,
         };
         let lock = dir.lock()?;
         let database = Database::open(&dir.database()).await?;

@@ -1,15 +1,17 @@
 //! The object store: one object per path of the data plane, so that the same tree can be served by any static host.
 
+mod bucket;
+mod error;
 mod key;
+mod owner;
 mod reading;
 mod staging;
 
-use std::error::Error as StdError;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -23,6 +25,11 @@ use object_store::{
     PutMode, PutPayload,
 };
 
+use error::{failed, is_past_the_end};
+use owner::{OWNER, Owned};
+
+pub use bucket::{Bucket, BucketError};
+pub use error::StorageError;
 pub(crate) use key::{Object, ObjectKey};
 pub(crate) use staging::Staging;
 
@@ -37,79 +44,6 @@ const LOCAL_PART_BYTES: usize = 1 << 20;
 /// The smallest part S3 takes; only the last may be smaller.
 const REMOTE_PART_BYTES: usize = 5 << 20;
 
-/// Why the object store did not do what it was asked.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum StorageError {
-    /// The directory of the local store cannot be used.
-    #[error("cannot open the object store {}", path.display())]
-    Open {
-        /// The directory.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        source: StoreError,
-    },
-    /// There is no such object.
-    #[error("there is no object {path}")]
-    NotFound {
-        /// Its path in the store.
-        path: String,
-    },
-    /// There is no room to write.
-    #[error("no space left in the object store, trying to {action} {path}")]
-    Full {
-        /// What was tried.
-        action: &'static str,
-        /// The object's path in the store.
-        path: String,
-        /// The store's words.
-        #[source]
-        source: StoreError,
-    },
-    /// There is room, and it is kept.
-    #[error(
-        "no space left for uploads in the object store: of the {free_bytes} bytes there, {KEPT_FREE_BYTES}, or a 64th of the \
-         file system where that is less, are kept for the database and for what makes room"
-    )]
-    Kept {
-        /// What is left, bytes.
-        free_bytes: u64,
-    },
-    /// Anything else.
-    #[error("the object store failed to {action} {path}")]
-    Failed {
-        /// What was tried.
-        action: &'static str,
-        /// The object's path in the store.
-        path: String,
-        /// The store's words.
-        #[source]
-        source: StoreError,
-    },
-}
-
-/// Names what was tried and sorts out the failures that are nobody's fault.
-fn failed(action: &'static str, path: &Path) -> impl FnOnce(StoreError) -> StorageError {
-    let path = path.to_string();
-    move |source| match source {
-        StoreError::NotFound { .. } => StorageError::NotFound { path },
-        source if is_full(&source) => StorageError::Full { action, path, source },
-        source => StorageError::Failed { action, path, source },
-    }
-}
-
-fn is_full(error: &StoreError) -> bool {
-    let mut cause: Option<&(dyn StdError + 'static)> = Some(error);
-    while let Some(error) = cause {
-        if let Some(error) = error.downcast_ref::<io::Error>() {
-            return matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
-        }
-        cause = error.source();
-    }
-    false
-}
-
 /// Whether an upload of this length leaves free what is kept free.
 fn has_room(free_bytes: u64, all_bytes: u64, len_bytes: u64) -> bool {
     free_bytes.saturating_sub(len_bytes) >= KEPT_FREE_BYTES.min(all_bytes / KEPT_FREE_PART)
@@ -122,13 +56,32 @@ pub(crate) struct Storage {
     part_bytes: usize,
     /// The directory of a local store: what a crash leaves there is not in the store's own listing.
     local_root: Option<PathBuf>,
+    /// A bucket that was seen to be ours.
+    owned: Option<Owned>,
+    away: Arc<OnceLock<String>>,
+}
+
+/// What is read of an opened object.
+enum Content {
+    /// A local store's file: what is read of it is of one object, even if another takes its name meanwhile.
+    File(File),
+    /// These bytes, on their way.
+    Stream(Range<u64>, BoxStream<'static, Result<Bytes, StoreError>>),
+    /// Nothing yet.
+    Unasked,
+}
+
+/// What will be read of an object that is opened.
+pub(crate) enum Likely {
+    Whole,
+    Part(Range<u64>),
+    Unknown,
 }
 
 /// An object found and not yet read.
 pub(crate) struct Opened {
     pub(crate) len_bytes: u64,
-    /// A local store's file: what is read of it is of one object, even if another takes its name meanwhile.
-    file: Option<File>,
+    content: Content,
 }
 
 /// What is left of uploads that were cut short.
@@ -153,26 +106,38 @@ impl Storage {
         let store = LocalFileSystem::new_with_prefix(&root)
             .map_err(|source| StorageError::Open { path: root.clone(), source })?
             .with_fsync(true);
-        Ok(Self { store: Arc::new(store), part_bytes: LOCAL_PART_BYTES, local_root: Some(root) })
+        Ok(Self { part_bytes: LOCAL_PART_BYTES, local_root: Some(root), ..Self::remote(Arc::new(store)) })
     }
 
     /// Takes a store that is durable by itself.
     pub(crate) fn remote(store: Arc<dyn ObjectStore>) -> Self {
-        Self { store, part_bytes: REMOTE_PART_BYTES, local_root: None }
+        Self { store, part_bytes: REMOTE_PART_BYTES, local_root: None, owned: None, away: Arc::default() }
     }
 
-    /// Opens an object without reading it yet.
-    pub(crate) async fn open(&self, key: &ObjectKey) -> Result<Opened, StorageError> {
+    /// Opens an object; `likely` is what will be read of it, if that is known: a store far away is then asked once.
+    pub(crate) async fn open(&self, key: &ObjectKey, likely: Likely) -> Result<Opened, StorageError> {
         let path = key.path();
-        if self.local_root.is_some() {
-            let found = self.store.get(&path).await.map_err(failed("open", &path))?;
-            let len_bytes = found.meta.size;
-            return Ok(match found.payload {
-                GetResultPayload::File(file, _) => Opened { len_bytes, file: Some(file) },
-                GetResultPayload::Stream(_) => Opened { len_bytes, file: None },
-            });
-        }
-        Ok(Opened { len_bytes: self.len(&path).await?, file: None })
+        let range = match (self.local_root.is_some(), likely) {
+            (true, _) | (false, Likely::Whole) => None,
+            (false, Likely::Part(range)) => Some(GetRange::Bounded(range)),
+            (false, Likely::Unknown) => {
+                return Ok(Opened { len_bytes: self.len(&path).await?, content: Content::Unasked });
+            }
+        };
+        let is_part = range.is_some();
+        let found = match self.store.get_opts(&path, GetOptions { range, ..GetOptions::default() }).await {
+            Ok(found) => found,
+            Err(error) if is_part && is_past_the_end(&error) => {
+                return Ok(Opened { len_bytes: self.len(&path).await?, content: Content::Unasked });
+            }
+            Err(error) => return self.sure(Err(failed("open", &path)(error))).await,
+        };
+        let (len_bytes, range) = (found.meta.size, found.range.clone());
+        let content = match found.payload {
+            GetResultPayload::File(file, _) => Content::File(file),
+            GetResultPayload::Stream(stream) => Content::Stream(range, stream),
+        };
+        Ok(Opened { len_bytes, content })
     }
 
     /// Reads a range of an opened object, a piece at a time.
@@ -182,33 +147,39 @@ impl Storage {
         opened: Opened,
         range: Range<u64>,
     ) -> Result<BoxStream<'static, io::Result<Bytes>>, StorageError> {
-        if let Some(file) = opened.file {
-            return Ok(reading::pieces(file, range).boxed());
+        match opened.content {
+            Content::File(file) => return Ok(reading::pieces(file, range).boxed()),
+            Content::Stream(asked, stream) if asked == range => {
+                return Ok(stream.map_err(io::Error::other).boxed());
+            }
+            Content::Stream(..) | Content::Unasked => {}
         }
         let path = key.path();
         let options = GetOptions { range: Some(GetRange::Bounded(range)), ..GetOptions::default() };
-        let found = self.store.get_opts(&path, options).await.map_err(failed("read", &path))?;
+        let found = self.store.get_opts(&path, options).await.map_err(failed("read", &path));
+        let found = self.sure(found).await?;
         Ok(found.into_stream().map_err(io::Error::other).boxed())
     }
 
     /// Reads an object of at most `limit_bytes`; a longer one is cut there, which its id or checksum will tell.
     pub(crate) async fn read(&self, key: &ObjectKey, limit_bytes: u64) -> Result<Bytes, StorageError> {
         let path = key.path();
-        let found = self.store.get(&path).await.map_err(failed("read", &path))?;
+        let found = self.store.get(&path).await.map_err(failed("read", &path));
+        let found = self.sure(found).await?;
         if found.meta.size <= limit_bytes {
-            return found.bytes().await.map_err(failed("read", &path));
+            return self.sure(found.bytes().await.map_err(failed("read", &path))).await;
         }
         self.read_range(&path, 0..limit_bytes).await
     }
 
     /// Reads a range of the object at a path.
     pub(crate) async fn read_range(&self, path: &Path, range: Range<u64>) -> Result<Bytes, StorageError> {
-        self.store.get_range(path, range).await.map_err(failed("read", path))
+        self.sure(self.store.get_range(path, range).await.map_err(failed("read", path))).await
     }
 
     /// The length of an object, bytes.
     pub(crate) async fn len(&self, path: &Path) -> Result<u64, StorageError> {
-        self.store.head(path).await.map(|meta| meta.size).map_err(failed("look at", path))
+        self.sure(self.store.head(path).await.map(|meta| meta.size).map_err(failed("look at", path))).await
     }
 
     /// Writes an object whose name says what is in it: writing it again changes nothing, or heals it.
@@ -229,10 +200,15 @@ impl Storage {
     /// Removes an object; one that is gone already counts as removed.
     pub(crate) async fn remove(&self, key: &ObjectKey) -> Result<(), StorageError> {
         let path = key.path();
-        match self.store.delete(&path).await {
-            Ok(()) | Err(StoreError::NotFound { .. }) => Ok(()),
-            Err(source) => Err(failed("remove", &path)(source)),
+        match self.sure(self.store.delete(&path).await.map_err(failed("remove", &path))).await {
+            Err(StorageError::NotFound { .. }) => Ok(()),
+            removed => removed,
         }
+    }
+
+    /// Whether the objects lie where every request is a way over a network.
+    pub(crate) fn is_remote(&self) -> bool {
+        self.local_root.is_none()
     }
 
     /// Writes an object unless there is one; false when there is.
@@ -264,17 +240,18 @@ impl Storage {
     /// Starts receiving an object under a random name.
     pub(crate) async fn stage(&self, name: &str) -> Result<Staging, StorageError> {
         let path = Path::from_iter([STAGING, name]);
-        Staging::start(self.store.clone(), path, self.part_bytes).await
+        Staging::start(self.store.clone(), path, self.part_bytes, !self.is_remote()).await
     }
 
-    /// All objects outside the staging place, in no order.
+    /// All objects outside the staging place, in no order, but what says whose a bucket is.
     pub(crate) fn list(&self) -> BoxStream<'static, Result<ObjectMeta, StorageError>> {
         let root = Path::default();
-        let staging = Path::from(STAGING);
+        let (staging, owner) = (Path::from(STAGING), self.local_root.is_none().then(|| Path::from(OWNER)));
         self.store
             .list(None)
             .try_filter(move |meta| {
-                let outside = !meta.location.prefix_matches(&staging);
+                let outside =
+                    !meta.location.prefix_matches(&staging) && owner.as_ref() != Some(&meta.location);
                 futures_util::future::ready(outside)
             })
             .map_err(move |source| failed("list", &root)(source))
@@ -293,6 +270,10 @@ impl Storage {
         let mut found = Leftovers::default();
         let mut listing = self.store.list(Some(&prefix));
         while let Some(meta) = listing.try_next().await.map_err(failed("list", &prefix))? {
+            if self.is_remote() && meta.location.parts_count() != 2 {
+                // No upload of ours.
+                continue;
+            }
             let stale = before.is_some_and(|before| meta.last_modified < before);
             if stale {
                 match self.store.delete(&meta.location).await {

@@ -183,7 +183,7 @@ mod tests {
     #[tokio::test]
     async fn tokens_are_listed_with_their_state_and_revoked_by_id() {
         let temp = tempfile::tempdir().unwrap();
-        crate::init::init(temp.path(), &[]).await.unwrap();
+        crate::init::init(temp.path(), &[], None).await.unwrap();
         issue(temp.path(), &new("alice", None)).await.unwrap();
         issue(temp.path(), &new("alice", Some(1))).await.unwrap();
         revoke(temp.path(), 2).await.unwrap();
@@ -199,7 +199,7 @@ mod tests {
     #[tokio::test]
     async fn labels_that_would_garble_a_table_are_refused() {
         let temp = tempfile::tempdir().unwrap();
-        crate::init::init(temp.path(), &[]).await.unwrap();
+        crate::init::init(temp.path(), &[], None).await.unwrap();
         for label in ["a\nb".to_owned(), "x".repeat(101)] {
             let token = NewToken { label: Some(label), ..new("alice", None) };
             assert!(matches!(issue(temp.path(), &token).await.unwrap_err(), TokenError::Label));

@@ -21,6 +21,7 @@ use serde::Serialize;
 use crate::cause::chain;
 use crate::database::namespaces::{self, NamespaceId};
 use crate::database::{Database, DatabaseError};
+use crate::identity;
 use crate::layout::{DataDir, LayoutError};
 use crate::storage::{Leftovers, Storage, StorageError};
 
@@ -40,6 +41,12 @@ pub enum VerifyError {
     /// The object store does not answer.
     #[error(transparent)]
     Storage(#[from] StorageError),
+    /// The bucket was out of reach for a time: nothing can be said of what was asked for then.
+    #[error("the check was not finished, and says nothing of what is damaged: {reason}")]
+    Away {
+        /// How that showed first.
+        reason: String,
+    },
     /// A thread could not be used.
     #[error("a check was cut short")]
     Cut(#[source] tokio::task::JoinError),
@@ -143,7 +150,7 @@ pub async fn verify(root: &Path, progress: &dyn Progress) -> Result<Report, Veri
     let lock = dir.lock()?;
     let database = Database::open(&dir.database()).await?;
     drop(lock);
-    let storage = Storage::local(dir.objects())?;
+    let storage = Storage::of(&dir, &identity::read(&dir.identity_key())?.public()).await?;
     let checked = check(database.clone(), storage, progress).await;
     database.close().await;
     checked
@@ -172,7 +179,12 @@ pub(crate) async fn check(
     check.segments().await?;
     check.versions().await?;
     check.profiles().await?;
-    match check.files().await {
+    let listed = check.files().await;
+    check.reachable()?;
+    match listed {
+        Err(VerifyError::Storage(error @ StorageError::Unreachable { .. })) => {
+            return Err(VerifyError::Away { reason: chain(&error) });
+        }
         Err(VerifyError::Storage(error)) => {
             // All that was read before is found out, whatever the last step meets.
             check.find(
@@ -197,6 +209,14 @@ const ADVICE_PROFILE: &str =
 const ADVICE_VERSION: &str = "restore the file from a backup, or from a client that has this version";
 
 impl Check<'_> {
+    /// What a bucket did not answer is no damage: called before anything is read, and in the end.
+    fn reachable(&self) -> Result<(), VerifyError> {
+        match self.storage.away() {
+            Some(reason) => Err(VerifyError::Away { reason: reason.to_owned() }),
+            None => Ok(()),
+        }
+    }
+
     fn find(&mut self, object: impl ToString, problem: String, advice: &'static str) -> FindingAt {
         let (object, affects) = (object.to_string(), BTreeSet::new());
         self.report.findings.push(Finding { object, problem, affects, advice });

@@ -22,6 +22,7 @@
 //! The harness panics where a test could only fail, with what the programs last said. What it starts, it ends: child
 //! processes and mounts go with the test process, even when that is killed.
 
+mod bucket;
 mod client;
 pub mod disk;
 mod guest;
@@ -43,6 +44,7 @@ mod trace;
 mod turn;
 pub mod wait;
 
+pub use bucket::{TestBucket, files_below};
 pub use client::{Client, Mount, Output, RunOptions, Running};
 pub use guest::{Guest, Machine, MachineOptions, ShellOutput};
 pub use model::{Model, Zeroing};

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 use tokio::net::TcpSocket;
 
+use crate::bucket::TestBucket;
 use crate::client::Output;
 use crate::process::{Process, Signal};
 use crate::programs;
@@ -52,6 +53,8 @@ pub struct TestServer {
     admin_token: String,
     fingerprint: String,
     address: SocketAddr,
+    /// What its programs find in their environment.
+    environment: Vec<(&'static str, String)>,
     /// Keeps the port ours while no server listens.
     _reservation: TcpSocket,
     process: Option<Process>,
@@ -67,7 +70,16 @@ impl TestServer {
         let directory =
             tempfile::Builder::new().prefix("satchel-server-").tempdir().expect("a temporary directory");
         let store = directory.path().join("store");
-        Self::start_in(directory, store)
+        Self::start_in(directory, store, &[], Vec::new())
+    }
+
+    /// Makes a new store with its objects in a bucket, under a prefix and by way of a link if there is one, and serves it.
+    #[track_caller]
+    pub fn start_on(bucket: &TestBucket, prefix: &str, link: Option<&Link>) -> Self {
+        let directory =
+            tempfile::Builder::new().prefix("satchel-server-").tempdir().expect("a temporary directory");
+        let store = directory.path().join("store");
+        Self::start_in(directory, store, &bucket.arguments(prefix, link), bucket.environment().into())
     }
 
     /// Makes a new store in a directory of the caller's, on a small disk for example, and serves it.
@@ -75,13 +87,18 @@ impl TestServer {
     pub fn start_at(store: &Path) -> Self {
         let directory =
             tempfile::Builder::new().prefix("satchel-server-").tempdir().expect("a temporary directory");
-        Self::start_in(directory, store.to_owned())
+        Self::start_in(directory, store.to_owned(), &[], Vec::new())
     }
 
     #[track_caller]
-    fn start_in(directory: TempDir, store: PathBuf) -> Self {
-        let mut init = command(directory.path());
-        init.arg("init").arg(&store);
+    fn start_in(
+        directory: TempDir,
+        store: PathBuf,
+        arguments: &[String],
+        environment: Vec<(&'static str, String)>,
+    ) -> Self {
+        let mut init = command(directory.path(), &environment);
+        init.arg("init").arg(&store).args(arguments);
         let said = Output::of(&mut init).ok().stdout;
         let word = |name: &str| -> String {
             let value = said.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
@@ -93,13 +110,14 @@ impl TestServer {
         let free = SocketAddr::from(([127, 0, 0, 1], 0));
         let reservation = link::bind(free).expect("a socket can be bound");
         let address = reservation.local_addr().expect("it has an address");
-        let process = serve(directory.path(), &store, address);
+        let process = serve(directory.path(), &environment, &store, address);
         Self {
             directory,
             store,
             admin_token,
             fingerprint,
             address,
+            environment,
             _reservation: reservation,
             process: Some(process),
         }
@@ -164,8 +182,21 @@ impl TestServer {
     /// Runs `satchel-server VERB DIR ARGUMENTS` beside the running server.
     #[track_caller]
     pub fn run(&self, verb: &[&str], arguments: &[&str]) -> Output {
-        let mut command = command(self.directory.path());
+        let mut command = command(self.directory.path(), &self.environment);
         command.args(verb).arg(&self.store).args(arguments);
+        Output::of(&mut command)
+    }
+
+    /// Runs `satchel-server VERB ARGUMENTS` on another store than this server's, with this in its environment.
+    #[track_caller]
+    pub fn satchel_server(
+        &self,
+        verb: &[&str],
+        arguments: &[String],
+        environment: &[(&'static str, String)],
+    ) -> Output {
+        let mut command = command(self.directory.path(), environment);
+        command.args(verb).args(arguments);
         Output::of(&mut command)
     }
 
@@ -221,7 +252,7 @@ impl TestServer {
     #[track_caller]
     pub fn start_again(&mut self) {
         assert!(self.process.is_none(), "the server is running");
-        self.process = Some(serve(self.directory.path(), &self.store, self.address));
+        self.process = Some(serve(self.directory.path(), &self.environment, &self.store, self.address));
     }
 
     /// Stops the server in good order and starts it again.
@@ -249,8 +280,8 @@ fn copy_directory(from: &Path, to: &Path) {
 }
 
 #[track_caller]
-fn serve(home: &Path, store: &Path, listen: SocketAddr) -> Process {
-    let mut command = command(home);
+fn serve(home: &Path, environment: &[(&'static str, String)], store: &Path, listen: SocketAddr) -> Process {
+    let mut command = command(home, environment);
     command.arg("serve").arg(store).args(["--listen", &listen.to_string()]);
     let mut process = Process::start("satchel-server", &mut command);
     let address: SocketAddr =
@@ -261,8 +292,10 @@ fn serve(home: &Path, store: &Path, listen: SocketAddr) -> Process {
     process
 }
 
-/// Makes a command of the server that sees nothing of this machine's settings.
+/// Makes a command of the server that sees nothing of this machine's settings, but these.
 #[track_caller]
-fn command(home: &Path) -> Command {
-    programs::hermetic(&programs::path("satchel-server"), home)
+fn command(home: &Path, environment: &[(&'static str, String)]) -> Command {
+    let mut command = programs::hermetic(&programs::path("satchel-server"), home);
+    command.envs(environment.iter().map(|(name, value)| (name, value)));
+    command
 }

@@ -80,6 +80,7 @@ fn is_unreachable(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         cause.downcast_ref::<RemoteError>().is_some_and(|error| {
             matches!(error, RemoteError::Unreachable { .. } | RemoteError::Stalled { .. })
+                || error.code() == Some("store_unreachable")
         }) || cause.downcast_ref::<ControlError>().is_some_and(
             |error| matches!(error, ControlError::Failed { message } if message.starts_with("cannot reach ")),
         )

@@ -49,7 +49,12 @@ impl Gc {
                 output::data(&line)?;
             }
         }
-        Ok(ExitCode::SUCCESS)
+        let Some(reason) = report.unlisted else { return Ok(ExitCode::SUCCESS) };
+        output::message(&format!(
+            "not all objects could be listed: what uploads that were cut short, and crashes, left among the others is still \
+             there: {reason}"
+        ));
+        Ok(ExitCode::FAILURE)
     }
 }
 

@@ -54,7 +54,7 @@ impl Run {
             self.begin(kind);
             loop {
                 self.step()?;
-                let before = self.report;
+                let before = self.report.clone();
                 let mut tx = self.database.begin().await?;
                 let begun = Instant::now();
                 let more = self.condemn_some(&mut tx, &mut cursor, kind).await?;

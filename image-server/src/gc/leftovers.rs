@@ -6,6 +6,7 @@ use chrono::{TimeDelta, Utc};
 use futures_util::StreamExt;
 
 use super::{GcError, Part, Run};
+use crate::cause::chain;
 use crate::database::commit;
 use crate::presence;
 use crate::server::STAGING_KEPT;
@@ -24,7 +25,13 @@ impl Run {
         let mut listing = self.storage.list();
         let mut without_rows = Vec::with_capacity(OBJECTS_AT_ONCE);
         while let Some(found) = listing.next().await {
-            let found = found?;
+            let found = match found {
+                Ok(found) => found,
+                Err(error) => {
+                    self.report.unlisted = Some(chain(&error));
+                    break;
+                }
+            };
             self.progress.advance(1);
             if found.last_modified >= before {
                 continue;

@@ -17,6 +17,8 @@ const PACKS_AT_ONCE: u32 = 16;
 const STREAMS_AT_ONCE: u32 = 16;
 /// A dry run counts all at once.
 const ALL: u32 = u32::MAX;
+/// In a bucket, a part of them is deleted in one transaction, one over this number.
+const REMOTE_PART: u32 = 8;
 
 #[derive(Clone, Copy)]
 enum Kind {
@@ -33,7 +35,7 @@ impl Run {
         for kind in [Kind::Versions, Kind::Profiles, Kind::Segments, Kind::Packs, Kind::Streams] {
             loop {
                 self.step()?;
-                let before = self.report;
+                let before = self.report.clone();
                 // A dry run only reads, and holds nobody up.
                 let mut tx = match self.options.dry_run {
                     true => self.database.snapshot().await?,
@@ -71,7 +73,12 @@ impl Run {
     }
 
     fn batch(&self, rows: u32) -> u32 {
-        if self.options.dry_run { ALL } else { rows }
+        match (self.options.dry_run, self.storage.is_remote()) {
+            (true, _) => ALL,
+            (false, false) => rows,
+            // Each object is a request, and nobody else writes meanwhile.
+            (false, true) => (rows / REMOTE_PART).max(1),
+        }
     }
 
     /// Deletes objects of one row, of whatever namespace; whether the row is to go as well.

@@ -74,6 +74,10 @@ pub(crate) enum ApiError {
     Busy(#[source] Option<Cause>),
     #[error("the server has no space left: nothing was stored, and what was stored before is safe")]
     StoreFull(#[source] Cause),
+    #[error(
+        "cannot reach what the server keeps its objects in: what was stored is safe; try again in {RETRY_AFTER_S} s"
+    )]
+    StoreUnreachable(#[source] Cause),
     #[error("{path} was stored and is gone from the store")]
     Lost {
         path: String,
@@ -130,6 +134,7 @@ impl ApiError {
             Self::HeadTooLarge { .. } => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "head_too_large"),
             Self::Busy(_) => (StatusCode::SERVICE_UNAVAILABLE, "busy"),
             Self::StoreFull(_) => (StatusCode::INSUFFICIENT_STORAGE, "store_full"),
+            Self::StoreUnreachable(_) => (StatusCode::SERVICE_UNAVAILABLE, "store_unreachable"),
             Self::Lost { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "lost"),
             Self::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
         }
@@ -138,6 +143,7 @@ impl ApiError {
     fn cause(&self) -> Option<Cause> {
         match self {
             Self::StoreFull(cause)
+            | Self::StoreUnreachable(cause)
             | Self::Internal(cause)
             | Self::Busy(Some(cause))
             | Self::Lost { cause, .. } => Some(cause.clone()),
@@ -160,6 +166,7 @@ impl From<StorageError> for ApiError {
     fn from(error: StorageError) -> Self {
         match error {
             StorageError::Full { .. } | StorageError::Kept { .. } => Self::StoreFull(Arc::new(error)),
+            StorageError::Unreachable { .. } => Self::StoreUnreachable(Arc::new(error)),
             // Who asks for what was never stored is answered before the store is asked.
             StorageError::NotFound { ref path } => Self::Lost { path: path.clone(), cause: Arc::new(error) },
             error => Self::internal(error),
@@ -189,7 +196,7 @@ impl IntoResponse for ApiError {
                 }
             }
             Self::ApiVersion(_) => error["supported"] = json!(SUPPORTED),
-            Self::Busy(_) => {
+            Self::Busy(_) | Self::StoreUnreachable(_) => {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_S));
             }
             _ => {}

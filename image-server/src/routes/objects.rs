@@ -21,7 +21,7 @@ use crate::http::error::ApiError;
 use crate::http::params::{PathParams, QueryParams};
 use crate::presence;
 use crate::routes::profiles;
-use crate::storage::{Object, ObjectKey};
+use crate::storage::{Likely, Object, ObjectKey};
 
 const IMMUTABLE: &str = "private, max-age=31536000, immutable";
 const MAY_CHANGE: &str = "private, max-age=60";
@@ -76,7 +76,7 @@ async fn immutable(app: &App, key: &ObjectKey, parts: &Parts) -> Result<Response
         return Ok((StatusCode::NOT_MODIFIED, headers).into_response());
     }
     // A row without its object: the store lost it, and that is no 404.
-    let opened = app.storage.open(key).await?;
+    let opened = app.storage.open(key, likely(parts, &etag)).await?;
     let (status, headers, range) = select(parts, headers, &etag, opened.len_bytes)?;
     let body = if parts.method == Method::HEAD || range.is_empty() {
         Body::empty()
@@ -84,6 +84,19 @@ async fn immutable(app: &App, key: &ObjectKey, parts: &Parts) -> Result<Response
         Body::from_stream(app.storage.stream(key, opened, range).await?)
     };
     Ok((status, headers, body).into_response())
+}
+
+/// What of an object a request will be answered with, as far as that is known before its length is.
+fn likely(parts: &Parts, etag: &str) -> Likely {
+    if parts.method != Method::GET {
+        return Likely::Unknown;
+    }
+    match wanted(&parts.headers, etag, u64::MAX) {
+        Wanted::Whole => Likely::Whole,
+        // Else it names the end, or counts from there.
+        Wanted::Part(range) if range.end < u64::MAX => Likely::Part(range),
+        Wanted::Part(_) | Wanted::NotThere => Likely::Unknown,
+    }
 }
 
 /// Answers with what may change: small, and named by what it is for, so that its tag is made of its bytes.

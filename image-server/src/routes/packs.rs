@@ -74,12 +74,14 @@ async fn store(
     staging.finish().await?;
     let footer = pack_check::check(&app, staging.path(), len_bytes).await?;
     let key = ObjectKey { namespace, object: Object::Pack(pack) };
+    staging.prepare(&key).await?;
     // The object takes its name while the database is ours: the garbage collector removes objects in the same way.
     let mut tx = app.database.begin().await?;
     let row = caller.claim(&mut tx, &key.namespace).await?;
-    staging.publish(&key).await?;
+    staging.publish(&key, len_bytes).await?;
     let is_new =
         packs::insert(&mut tx, row, pack, len_bytes, footer.chunk_size, &footer.entries, now_ms()).await?;
     commit(tx).await?;
+    staging.discard().await;
     Ok(is_new)
 }

@@ -103,7 +103,7 @@ impl Fixture {
     /// An empty server.
     async fn empty(limits: Limits, store: Option<Arc<dyn ObjectStore>>) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let admin = init(dir.path(), &[]).await.unwrap().token.reveal().to_owned();
+        let admin = init(dir.path(), &[], None).await.unwrap().token.reveal().to_owned();
         let data = DataDir::open(dir.path()).unwrap();
         let database = Database::open(&data.database()).await.unwrap();
         let storage = match store {

@@ -36,7 +36,7 @@ struct Running {
 impl Running {
     async fn start(limits: Limits) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let token = init(dir.path(), &[]).await.unwrap().token.reveal().to_owned();
+        let token = init(dir.path(), &[], None).await.unwrap().token.reveal().to_owned();
         let certificate = std::fs::read(DataDir::new(dir.path()).certificate()).unwrap();
         let server = Server::open(dir.path(), Config { limits, store: None }).await.unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

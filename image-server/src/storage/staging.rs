@@ -7,7 +7,9 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use object_store::path::Path;
-use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt, PutPayload, Result as StoreResult};
+use object_store::{
+    Error as StoreError, MultipartUpload, ObjectStore, ObjectStoreExt, PutPayload, Result as StoreResult,
+};
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
@@ -19,6 +21,8 @@ pub(crate) struct Staging {
     store: Arc<dyn ObjectStore>,
     path: Path,
     part_bytes: usize,
+    /// Whether the store can give an object another name at once.
+    renames: bool,
     state: State,
     pending: Vec<Bytes>,
     pending_bytes: usize,
@@ -38,12 +42,14 @@ impl Staging {
         store: Arc<dyn ObjectStore>,
         path: Path,
         part_bytes: usize,
+        renames: bool,
     ) -> Result<Self, StorageError> {
         let upload = store.put_multipart(&path).await.map_err(failed("start", &path))?;
         Ok(Self {
             store,
             path,
             part_bytes,
+            renames,
             state: State::Receiving(upload),
             pending: Vec::new(),
             pending_bytes: 0,
@@ -56,11 +62,17 @@ impl Staging {
         &self.path
     }
 
-    /// Takes the next bytes.
-    pub(crate) async fn write(&mut self, bytes: Bytes) -> Result<(), StorageError> {
-        self.pending_bytes += bytes.len();
-        self.pending.push(bytes);
-        if self.pending_bytes >= self.part_bytes { self.flush().await } else { Ok(()) }
+    /// Takes the next bytes. All parts but the last have one length: there are buckets that take no others.
+    pub(crate) async fn write(&mut self, mut bytes: Bytes) -> Result<(), StorageError> {
+        while self.pending_bytes + bytes.len() >= self.part_bytes {
+            self.pending.push(bytes.split_to(self.part_bytes - self.pending_bytes));
+            self.flush().await?;
+        }
+        if !bytes.is_empty() {
+            self.pending_bytes += bytes.len();
+            self.pending.push(bytes);
+        }
+        Ok(())
     }
 
     /// Makes what was written whole and durable.
@@ -76,12 +88,52 @@ impl Staging {
         Ok(())
     }
 
+    /// Does what takes long of giving the object its own name, in a store that copies for that.
+    pub(crate) async fn prepare(&mut self, key: &ObjectKey) -> Result<(), StorageError> {
+        match self.renames {
+            true => Ok(()),
+            false => self.copy(&key.path()).await,
+        }
+    }
+
     /// Gives the object its own name. What had that name before is replaced.
-    pub(crate) async fn publish(mut self, key: &ObjectKey) -> Result<(), StorageError> {
+    pub(crate) async fn publish(&mut self, key: &ObjectKey, len_bytes: u64) -> Result<(), StorageError> {
         let to = key.path();
-        self.store.rename(&self.path, &to).await.map_err(failed("name", &to))?;
-        self.state = State::Done;
-        Ok(())
+        if self.renames {
+            self.store.rename(&self.path, &to).await.map_err(failed("name", &to))?;
+            self.state = State::Done;
+            return Ok(());
+        }
+        // A copy may fail though it is said to be done, and the collector may have removed what was copied.
+        if self.has_arrived(&to, len_bytes).await? {
+            return Ok(());
+        }
+        self.copy(&to).await?;
+        match self.has_arrived(&to, len_bytes).await? {
+            true => Ok(()),
+            false => Err(StorageError::NotFound { path: to.to_string() }),
+        }
+    }
+
+    async fn copy(&mut self, to: &Path) -> Result<(), StorageError> {
+        self.store.copy(&self.path, to).await.map_err(failed("name", to))
+    }
+
+    async fn has_arrived(&mut self, to: &Path, len_bytes: u64) -> Result<bool, StorageError> {
+        match self.store.head(to).await {
+            Ok(found) => Ok(found.size == len_bytes),
+            Err(StoreError::NotFound { .. }) => Ok(false),
+            Err(source) => Err(failed("look at", to)(source)),
+        }
+    }
+
+    /// Removes what has its own name now under the random one as well. What is left is removed by a later start.
+    pub(crate) async fn discard(mut self) {
+        if matches!(std::mem::replace(&mut self.state, State::Done), State::Whole)
+            && let Err(error) = self.store.delete(&self.path).await
+        {
+            tracing::warn!(path = %self.path, %error, "an upload could not be removed where it was staged");
+        }
     }
 
     async fn flush(&mut self) -> Result<(), StorageError> {

@@ -110,6 +110,7 @@ impl Check<'_> {
     }
 
     async fn pack(&self, row: &PackRow) -> Result<PackState, VerifyError> {
+        self.reachable()?;
         let key = ObjectKey { namespace: self.name(row.namespace)?, object: Object::Pack(row.pack) };
         let state = match self.read_pack(&key.path(), row).await {
             Ok(state) => state,

@@ -70,6 +70,7 @@ impl Check<'_> {
     }
 
     async fn profile(&mut self, row: &ProfileRow) -> Result<(), VerifyError> {
+        self.reachable()?;
         let problems = self.profile_problems(row).await?;
         if problems.is_empty() || !profiles::is_current(self.database.readers(), row.row).await? {
             return Ok(());

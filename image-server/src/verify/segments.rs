@@ -66,6 +66,7 @@ impl Check<'_> {
     }
 
     async fn segment(&self, row: &SegmentRow) -> Result<SegmentState, VerifyError> {
+        self.reachable()?;
         let namespace = self.name(row.namespace)?;
         let mut state = SegmentState::default();
         let mut decoder = FrameDecoder::new().map_err(VerifyError::Decoder)?;

@@ -113,7 +113,7 @@ async fn attach(router: &Router, token: &str, version: ManifestId, streams: &[&[
 impl Stored {
     async fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let admin = init(dir.path(), &[]).await.unwrap().token.reveal().to_owned();
+        let admin = init(dir.path(), &[], None).await.unwrap().token.reveal().to_owned();
         let alice =
             NewToken { user: "alice".parse().unwrap(), role: Role::User, label: None, expires_ms: None };
         let alice = issue(dir.path(), &alice).await.unwrap().reveal().to_owned();
@@ -423,6 +423,18 @@ async fn what_was_found_is_told_though_not_all_files_can_be_listed() {
     let found: Vec<&str> = report.findings.iter().map(|finding| finding.object.as_str()).collect();
     assert_eq!(found, ["objects"], "{:#?}", report.findings);
     assert!(report.packs > 0 && report.findings[0].problem.contains("cannot all be listed"));
+}
+
+#[tokio::test]
+async fn what_was_collected_is_told_though_not_all_files_can_be_listed() {
+    let stored = Stored::new().await;
+    stored.send_unneeded().await;
+    std::os::unix::fs::symlink(".", stored.path("image/loop")).unwrap();
+    let options = gc::Options { grace: Duration::ZERO, leftovers: true, ..gc::Options::default() };
+    let report = gc::collect(stored.dir.path(), options, Arc::new(Untold)).await.unwrap();
+    assert_eq!(report.condemned.packs, 1);
+    assert!(report.unlisted.is_some());
+    assert_eq!(stored.collect().await.unlisted, None);
 }
 
 #[tokio::test]

@@ -31,6 +31,7 @@ impl Check<'_> {
     }
 
     async fn version(&mut self, row: &VersionRow) -> Result<(), VerifyError> {
+        self.reachable()?;
         let mut connection = self.database.readers().acquire().await.map_err(failed("answer"))?;
         let (namespace, series) = versions::series_of(&mut *connection, row.row).await?;
         let label = match &namespace {

@@ -10,6 +10,12 @@ use sha2::{Digest, Sha256};
 
 /// Makes a certificate for loopback; its server configuration, and its fingerprint as `satchel login` takes it.
 pub(crate) fn new_identity() -> (Arc<ServerConfig>, String) {
+    let (config, fingerprint, _) = new_identity_and_pem();
+    (config, fingerprint)
+}
+
+/// The same, with the certificate as a file that programs can be told to trust.
+pub(crate) fn new_identity_and_pem() -> (Arc<ServerConfig>, String, String) {
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned(), "127.0.0.1".to_owned()])
         .expect("a certificate can be made");
     let certificate = made.cert.der().clone();
@@ -22,7 +28,7 @@ pub(crate) fn new_identity() -> (Arc<ServerConfig>, String) {
         .with_single_cert(vec![certificate], key.into())
         .expect("the certificate is made from this key");
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    (Arc::new(config), fingerprint)
+    (Arc::new(config), fingerprint, made.cert.pem())
 }
 
 /// Makes a client configuration that accepts exactly the certificate with this fingerprint.

@@ -1,5 +1,6 @@
 //! Syncs between machines through the real server: what is sent, what arrives, and what cuts and races leave behind.
 
+mod bucket;
 mod changes;
 mod discards;
 mod files;

@@ -27,6 +27,8 @@ use crate::testing;
 enum Fault {
     Full,
     Broken,
+    /// Nothing, and says that it is done.
+    Pretended,
 }
 
 /// A store whose nth call, reading calls not counted, fails.
@@ -47,7 +49,9 @@ impl Calls {
         let left = self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
         match (left, self.fault) {
             (Ok(1), Fault::Full) => Err(generic(io::Error::from(io::ErrorKind::StorageFull))),
-            (Ok(1), Fault::Broken) => Err(generic(io::Error::other("secret path /srv/objects is on fire"))),
+            (Ok(1), Fault::Broken | Fault::Pretended) => {
+                Err(generic(io::Error::other("secret path /srv/objects is on fire")))
+            }
             _ => Ok(()),
         }
     }
@@ -101,11 +105,16 @@ impl ObjectStore for FailingStore {
     }
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
-        self.inner.copy_opts(from, to, options).await
+        match (self.calls.count(), self.calls.fault) {
+            (Err(_), Fault::Pretended) => Ok(()),
+            (counted, _) => {
+                counted?;
+                self.inner.copy_opts(from, to, options).await
+            }
+        }
     }
 
     async fn rename_opts(&self, from: &Path, to: &Path, options: RenameOptions) -> Result<()> {
-        self.calls.count()?;
         self.inner.rename_opts(from, to, options).await
     }
 }
@@ -175,13 +184,24 @@ async fn fail_every_call(fault: Fault, status: u16, code: &str) -> usize {
 #[tokio::test]
 async fn a_full_store_is_told_at_every_call_and_nothing_is_lost() {
     let calls = fail_every_call(Fault::Full, 507, "store_full").await;
-    // Stage, a part, its end, the name; locator, segment; manifest, signature.
+    // Stage, a part, its end, the copy with its name; locator, segment; manifest, signature.
     assert_eq!(calls, 8);
 }
 
 #[tokio::test]
 async fn a_broken_store_is_ours_to_know_at_every_call() {
     fail_every_call(Fault::Broken, 500, "internal").await;
+}
+
+#[tokio::test]
+async fn a_copy_that_was_said_to_be_made_and_was_not_is_made_again() {
+    let objects = tempfile::tempdir().unwrap();
+    // After the beginning of the upload, its part and its end.
+    let fixture = failing_at(4, Fault::Pretended, &objects).await;
+    publish(&fixture).await.unwrap_or_else(|answer| panic!("{:?}", answer.body));
+    let path = format!("/v1/data/image/debian/packs/{}", fixture.image.pack);
+    let read = fixture.get(&path, &fixture.tokens.alice).await.done(200);
+    assert_eq!(read.body, fixture.image.pack_bytes[..]);
 }
 
 #[tokio::test]

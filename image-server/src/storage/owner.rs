@@ -1,0 +1,151 @@
+//! Whose a bucket is: it says so itself, and nobody else may use it.
+
+use bytes::Bytes;
+use chunk_format::PublicKey;
+use futures_util::TryStreamExt;
+use object_store::path::Path;
+use object_store::{
+    Error as StoreError, ObjectStore, ObjectStoreExt, PutMode, PutPayload, Result as StoreResult,
+};
+
+use super::bucket::Bucket;
+use super::{REMOTE_PART_BYTES, STAGING, Storage, StorageError};
+use crate::layout::DataDir;
+use crate::secret;
+
+/// Says in a bucket whose it is: the server's public key.
+pub(super) const OWNER: &str = "owner";
+const MAX_OWNER_BYTES: u64 = 256;
+
+/// What a store must be to be used.
+#[derive(Clone, Debug)]
+pub(super) struct Owned {
+    bucket: Bucket,
+    owner: String,
+}
+
+impl Storage {
+    /// Opens the store that a server's directory names: a bucket, which must be the server's, or the directory itself.
+    pub(crate) async fn of(dir: &DataDir, server: &PublicKey) -> Result<Self, StorageError> {
+        let Some(bucket) = dir.bucket() else { return Self::local(dir.objects()) };
+        let store = bucket.open()?;
+        let owner =
+            owner(&*store, OWNER).await.map_err(|source| bucket.failed("read who owns it", source))?;
+        if owner.as_deref() != Some(&server.to_string()) {
+            return Err(StorageError::BucketNotOurs { bucket: bucket.clone(), owner });
+        }
+        let owned = Owned { bucket: bucket.clone(), owner: server.to_string() };
+        Ok(Self { owned: Some(owned), ..Self::remote(store) })
+    }
+
+    /// Makes an empty bucket, or one that was claimed by it before, a server's, once all that is done in one works there.
+    pub(crate) async fn claim(bucket: &Bucket, server: &PublicKey) -> Result<(), StorageError> {
+        refuse_within(bucket).await?;
+        let store = bucket.open()?;
+        let failed = |action| move |source| bucket.failed(action, source);
+        let found = owner(&*store, OWNER).await.map_err(failed("read who owns it"))?;
+        let path = Path::from(OWNER);
+        let put = || store.put_opts(&path, PutPayload::from(server.to_string()), PutMode::Create.into());
+        if found.as_deref() != Some(&server.to_string()) {
+            if let Some(found) = store.list(None).try_next().await.map_err(failed("list what is in it"))? {
+                let path = found.location.to_string();
+                return Err(StorageError::BucketNotEmpty { bucket: bucket.clone(), path });
+            }
+            match put().await {
+                // Also when the answer to the first try was lost.
+                Ok(_) | Err(StoreError::AlreadyExists { .. }) => {}
+                Err(source) => return Err(bucket.failed("write who owns it", source)),
+            }
+        }
+        // Signatures of versions are written once: whoever comes second must be told.
+        match put().await {
+            Err(StoreError::AlreadyExists { .. }) => {}
+            Err(source) => return Err(bucket.failed("write who owns it", source)),
+            Ok(_) => return Err(StorageError::BucketOverwrites { bucket: bucket.clone() }),
+        }
+        let found = owner(&*store, OWNER).await.map_err(failed("read who owns it"))?;
+        if found.as_deref() != Some(&server.to_string()) {
+            return Err(StorageError::BucketNotOurs { bucket: bucket.clone(), owner: found });
+        }
+        rehearse(&*store).await.map_err(|(action, source)| bucket.failed(action, source))
+    }
+
+    /// Looks whether the bucket is there when it says that an object is not: a gateway before one that restarts may say so
+    /// of everything, and nothing is lost then.
+    pub(super) async fn sure<T>(&self, answer: Result<T, StorageError>) -> Result<T, StorageError> {
+        let answer = match (answer, &self.owned) {
+            (Err(StorageError::NotFound { path }), Some(Owned { bucket, owner: expected })) => {
+                match owner(&*self.store, OWNER).await {
+                    Ok(Some(found)) if found == *expected => Err(StorageError::NotFound { path }),
+                    Ok(owner) => Err(StorageError::BucketNotOurs { bucket: bucket.clone(), owner }),
+                    Err(source) => Err(StorageError::Unreachable { action: "look for", path, source }),
+                }
+            }
+            (answer, _) => answer,
+        };
+        if let Err(error @ (StorageError::Unreachable { .. } | StorageError::BucketNotOurs { .. })) = &answer
+        {
+            self.away.get_or_init(|| crate::cause::chain(error));
+        }
+        answer
+    }
+
+    /// Why the bucket could not be reached when that was first so.
+    pub(crate) fn away(&self) -> Option<&str> {
+        self.away.get().map(String::as_str)
+    }
+}
+
+/// Who owns what lies beside this object; nobody when there is no such object.
+async fn owner(store: &dyn ObjectStore, path: &str) -> StoreResult<Option<String>> {
+    match store.get_range(&Path::from(path), 0..MAX_OWNER_BYTES).await {
+        Ok(owner) => Ok(Some(String::from_utf8_lossy(&owner).into_owned())),
+        Err(StoreError::NotFound { .. }) => Ok(None),
+        Err(source) => Err(source),
+    }
+}
+
+/// A server whose bucket begins further out counts all that lies within as its own.
+async fn refuse_within(bucket: &Bucket) -> Result<(), StorageError> {
+    for outer in bucket.outer() {
+        // Whoever may not look there is told nothing; most are not allowed to.
+        let found = owner(&*outer.open()?, OWNER).await.unwrap_or_default();
+        if let Some(owner) = found {
+            return Err(StorageError::BucketWithin { bucket: bucket.clone(), owner, outer: Box::new(outer) });
+        }
+    }
+    Ok(())
+}
+
+/// Does once all that is done in a bucket: what is not allowed, or not known there, is better found out now.
+async fn rehearse(store: &dyn ObjectStore) -> Result<(), (&'static str, StoreError)> {
+    let failed = |action| move |source| (action, source);
+    let name = secret::random::<16>().unwrap_or_default();
+    let name: String = name.iter().map(|byte| format!("{byte:02x}")).collect();
+    let (from, to) = (Path::from_iter([STAGING, &name]), Path::from_iter([STAGING, &format!("{name}-copy")]));
+    let parts = [Bytes::from(vec![1; REMOTE_PART_BYTES]), Bytes::from_static(b"the last")];
+    let len_bytes: usize = parts.iter().map(Bytes::len).sum();
+    let mut upload = store.put_multipart(&from).await.map_err(failed("begin an upload in parts"))?;
+    for part in parts {
+        upload.put_part(part.into()).await.map_err(failed("upload a part"))?;
+    }
+    upload.complete().await.map_err(failed("complete an upload in parts"))?;
+    store.copy(&from, &to).await.map_err(failed("copy an object"))?;
+    let found = store.head(&to).await.map_err(failed("look at an object"))?;
+    let end = store.get_range(&to, len_bytes as u64 - 8..len_bytes as u64).await;
+    if found.size != len_bytes as u64 || end.map_err(failed("read a range"))? != b"the last"[..] {
+        let source = "what was uploaded in parts and copied is not what was sent".into();
+        return Err(("read what was written", StoreError::Generic { store: "bucket", source }));
+    }
+    for path in [&from, &to] {
+        store.delete(path).await.map_err(failed("delete an object"))?;
+    }
+    match store.head(&to).await {
+        Err(StoreError::NotFound { .. }) => Ok(()),
+        Err(source) => Err(("look for an object that was deleted", source)),
+        Ok(_) => {
+            let source = "an object that was deleted is still there".into();
+            Err(("delete an object", StoreError::Generic { store: "bucket", source }))
+        }
+    }
+}

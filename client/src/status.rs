@@ -305,7 +305,7 @@ fn live(desktop: &OpenDesktop) -> LiveStatus {
         online: link == LinkState::Up,
         offline_reason: match link {
             LinkState::Up => None,
-            LinkState::Down { reason } => Some(reason),
+            LinkState::Down { reason, .. } => Some(reason),
         },
         fetched_bytes: fetch.fetched_bytes,
         fetched_chunks: fetch.chunks,

@@ -123,7 +123,11 @@ pub(crate) fn say(printer: Printer, directory: &str, event: Event, mounted: impl
             printer.message(&format!("cleared away what a crashed process left mounted on {directory}"));
         }
         Event::Mounted => mounted(),
-        Event::LinkDown { reason } => printer.warning(&format!(
+        Event::LinkDown { reason, is_refusal: true } => printer.warning(&format!(
+            "the server refuses this machine ({reason}); reads of what is not here wait, everything else goes on. `satchel login` \
+             in another terminal, with a token that is valid, lets them go on"
+        )),
+        Event::LinkDown { reason, is_refusal: false } => printer.warning(&format!(
             "the server does not answer ({reason}); reads of what is not here wait, everything else goes on"
         )),
         Event::Wanted { machine } => {

@@ -132,11 +132,11 @@ pub(crate) async fn run(context: &Context, args: PublishArgs) -> anyhow::Result<
         remote.move_channel(&args.image, &args.channel, &to).await?;
     }
     for kept in &report.kept_free {
-        context.printer.message(&format!(
-            "the free space of the ext4 file system at {} is published as it is: {}",
-            ByteSize(kept.offset),
-            kept.reason
-        ));
+        let of = match kept.offset {
+            Some(offset) => format!("the ext4 file system at {}", ByteSize(offset)),
+            None => "the disk".to_owned(),
+        };
+        context.printer.message(&format!("the free space of {of} is published as it is: {}", kept.reason));
     }
     let carried = match previous {
         Some(previous) if previous.id != report.version.id => {

@@ -38,6 +38,8 @@ pub enum LinkState {
     Down {
         /// The last failure, in words.
         reason: String,
+        /// It was an answer, and a refusal: time alone does not mend that.
+        is_refusal: bool,
     },
 }
 
@@ -221,11 +223,14 @@ impl Sources {
             (failures, is_news)
         };
         if self.entries.iter().all(|entry| entry.lock().outage.is_some()) {
-            let reason = error_chain(error);
+            let (reason, is_refusal) = (error_chain(error), error.kind == FailureKind::Refused);
             self.state.send_if_modified(|state| {
-                let news = *state == LinkState::Up;
-                *state = LinkState::Down { reason };
-                news
+                let is_news = match state {
+                    LinkState::Up => true,
+                    LinkState::Down { is_refusal: was_refusal, .. } => is_refusal && !*was_refusal,
+                };
+                *state = LinkState::Down { reason, is_refusal };
+                is_news
             });
         } else if failures == 1 {
             tracing::warn!(error = error_chain(error), "a source does not answer; another one does");
@@ -415,10 +420,17 @@ mod tests {
         assert!(watch.has_changed().unwrap());
         assert_eq!(
             *watch.borrow_and_update(),
-            LinkState::Down { reason: "cannot fetch b from a: no route".to_owned() }
+            LinkState::Down { reason: "cannot fetch b from a: no route".to_owned(), is_refusal: false }
         );
         sources.failed(only, &image, &failure(FailureKind::Unreachable));
         assert!(!watch.has_changed().unwrap());
+        // Somebody has to do something about a refusal.
+        for is_news in [true, false] {
+            let (_, only) = sources.pick(&image, &[]).await.unwrap();
+            sources.failed(only, &image, &failure(FailureKind::Refused));
+            assert_eq!(watch.has_changed().unwrap(), is_news);
+            assert!(matches!(*watch.borrow_and_update(), LinkState::Down { is_refusal: true, .. }));
+        }
         let (_, only) = sources.pick(&image, &[]).await.unwrap();
         sources.succeeded(only);
         assert_eq!(*watch.borrow_and_update(), LinkState::Up);

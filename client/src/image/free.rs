@@ -8,11 +8,11 @@ use super::DiskImage;
 use super::ext4::{FreeBlocks, free_blocks};
 use super::partitions::partitions;
 
-/// A file system whose free blocks stay as they are.
+/// Free blocks that stay as they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KeptFree {
-    /// Where it begins on the disk, bytes.
-    pub offset: u64,
+    /// Where their file system begins on the disk, bytes; those of all of it when that is not known.
+    pub offset: Option<u64>,
     /// Why.
     pub reason: &'static str,
 }
@@ -26,19 +26,19 @@ pub(super) fn without_free(disk: Arc<dyn DiskImage>) -> io::Result<(Arc<dyn Disk
     let (mut free, mut kept) = (Vec::new(), Vec::new());
     let areas = partitions(&*disk)?;
     if areas.is_empty() {
-        kept.push(KeptFree { offset: 0, reason: "it has no partition that can be found" });
+        kept.push(KeptFree { offset: None, reason: "it has no partition that can be found" });
     }
     for area in areas {
         match free_blocks(&*disk, &area)? {
             FreeBlocks::None => {}
-            FreeBlocks::Unknown(reason) => kept.push(KeptFree { offset: area.start, reason }),
+            FreeBlocks::Unknown(reason) => kept.push(KeptFree { offset: Some(area.start), reason }),
             FreeBlocks::Known(ranges) => free.extend(ranges),
         }
     }
     free.sort_by_key(|range| range.start);
     if free.windows(2).any(|pair| pair[0].end > pair[1].start) {
         // Partitions that overlap: whose blocks are whose?
-        return Ok((disk, vec![KeptFree { offset: 0, reason: "its partitions overlap" }]));
+        return Ok((disk, vec![KeptFree { offset: None, reason: "its partitions overlap" }]));
     }
     Ok((Arc::new(WithoutFree { disk, free }), kept))
 }

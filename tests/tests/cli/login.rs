@@ -54,8 +54,9 @@ fn a_token_that_ends_while_a_desktop_is_in_use_is_replaced_by_a_login_beside_it(
     let _ = published.server.run(&["token"], &["--revoke", &newest.to_string()]).ok();
     let (content, system) = (published.content, mount.system());
     let reading = std::thread::spawn(move || content.assert_in(&system));
-    wait::until("it is said that reads wait", PATIENCE, || {
-        mount.process().stderr().contains("the server does not answer").then_some(())
+    wait::until("it is said that reads wait, and what helps", PATIENCE, || {
+        let said = mount.process().stderr();
+        (said.contains("refuses this machine") && said.contains("`satchel login`")).then_some(())
     });
     let _ = login(&laptop, &published.access()).ok();
     reading.join().expect("the read goes on");

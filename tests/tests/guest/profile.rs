@@ -1,6 +1,8 @@
 //! A start that was recorded is one download; the next one needs nobody.
 
 use std::fs::OpenOptions;
+use std::os::unix::fs::FileExt;
+use std::process::Command;
 
 use satchel_tests::{Client, Link, RunOptions, Shape, Turn, require};
 
@@ -10,6 +12,9 @@ use super::server::{DebianServer, emulated};
 /// The most that may come over the wire for a start, of the boot stream's length, percent: what the two recorded starts did
 /// not have in common, and what is needed to find it.
 const WIRE_LIMIT_PERCENT: u64 = 125;
+
+/// A place that no file system and no boot loader has, bytes.
+const BEFORE_PARTITIONS: u64 = 1000 << 10;
 
 #[test]
 fn a_recorded_start_is_one_download_and_then_needs_no_network() {
@@ -78,4 +83,20 @@ fn a_recorded_start_is_one_download_and_then_needs_no_network() {
     let words = ["mount".as_ref(), "work".as_ref(), directory.as_os_str(), "--offline".as_ref()];
     let refused = laptop.satchel(words).exited(1).stderr;
     assert!(refused.contains("that a start of desktop work reads are not on this machine"), "{refused}");
+
+    // An update that was cut between its version and its profile is finished by the same command.
+    let next = debian.publisher.directory().join("next.raw");
+    let copy = Command::new("cp").arg("--sparse=always").arg(&debian.image).arg(&next).status();
+    assert!(copy.expect("cp can be run").success());
+    let disk = OpenOptions::new().write(true).open(&next).expect("a copy");
+    disk.write_all_at(b"next", BEFORE_PARTITIONS).expect("a file can be written");
+    let _ = debian.publisher.publish(&next, "debian");
+    let none = debian.publisher.satchel(["profile", "show", "debian"]).exited(1).stderr;
+    assert!(none.contains("satchel profile record debian@2"), "{none}");
+    let next = next.to_str().expect("UTF-8");
+    let words = ["--json", "publish", next, "--image", "debian", "--profile-from", "newest"];
+    let published = debian.publisher.satchel(words).ok().json();
+    assert_eq!(published["unchanged"], true, "{published}");
+    let carried = debian.publisher.satchel(["--json", "profile", "show", "debian"]).ok().json();
+    assert_eq!(carried["chunks"], shown["chunks"], "{carried}");
 }

@@ -32,10 +32,12 @@ use crate::database::{Database, DatabaseError};
 use crate::identity;
 use crate::layout::{DataDir, LayoutError};
 use crate::server::STAGING_KEPT;
-use crate::storage::{Leftovers, Object, ObjectKey, Storage, StorageError};
+use crate::storage::{Leftovers, Object, ObjectKey, Patience, Storage, StorageError};
 
 /// The shortest pause between two batches. SQLite's other writers look for the lock every 100 ms at the latest, in no order:
 /// one that takes it again at once keeps them all out.
+/// In a bucket, a part of what is handled in one transaction elsewhere, one over this number.
+const REMOTE_PART: u32 = 8;
 const MIN_PAUSE: Duration = Duration::from_millis(100);
 
 /// How many graces what was sent is left alone while no version was committed with it: what a slow link sends within a day
@@ -167,7 +169,8 @@ pub async fn collect(root: &Path, options: Options, progress: Arc<dyn Progress>)
     let lock = dir.lock()?;
     let database = Database::open(&dir.database()).await?;
     drop(lock);
-    let storage = Storage::of(&dir, &identity::read(&dir.identity_key())?.public()).await?;
+    let identity = identity::read(&dir.identity_key())?.public();
+    let storage = Storage::of(&dir, &identity, Patience::OfPrograms).await?;
     let mut run = Run::new(database.clone(), storage, options, now_ms()).await?;
     run.progress = progress;
     run.is_shared = true;
@@ -252,6 +255,12 @@ impl Run {
     #[cfg(test)]
     pub(crate) fn cut_before_step(&mut self, steps: usize) {
         self.steps_left = Some(steps);
+    }
+
+    /// How many of so many objects are read or deleted in one transaction: where each is a request, nobody else writes for
+    /// as long as those take.
+    fn batch(&self, objects: u32) -> u32 {
+        if self.storage.is_remote() { (objects / REMOTE_PART).max(1) } else { objects }
     }
 
     /// Leaves the database to others after a batch that kept it from them for this long.

@@ -37,7 +37,7 @@ pub enum LayoutError {
     },
     /// `init` was cut short here.
     #[error(
-        "the initialisation of {} was not finished: run `satchel-server init {}` again",
+        "the initialisation of {} was not finished: run `satchel-server init {}` again, with the options it had",
         path.display(), path.display()
     )]
     Unfinished {

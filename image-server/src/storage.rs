@@ -25,9 +25,10 @@ use object_store::{
     PutMode, PutPayload,
 };
 
-use error::{failed, is_past_the_end};
+use error::{failed, is_past_the_end, not_written};
 use owner::{OWNER, Owned};
 
+pub(crate) use bucket::Patience;
 pub use bucket::{Bucket, BucketError};
 pub use error::StorageError;
 pub(crate) use key::{Object, ObjectKey};
@@ -186,7 +187,7 @@ impl Storage {
     pub(crate) async fn put(&self, key: &ObjectKey, bytes: Bytes) -> Result<(), StorageError> {
         let path = key.path();
         let payload = PutPayload::from_bytes(bytes);
-        self.store.put(&path, payload).await.map(drop).map_err(failed("write", &path))
+        self.store.put(&path, payload).await.map(drop).map_err(not_written("write", &path))
     }
 
     /// Writes an object where there is none. For one that was written before and may have been collected since.
@@ -217,7 +218,7 @@ impl Storage {
         match self.store.put_opts(&path, PutPayload::from_bytes(bytes), PutMode::Create.into()).await {
             Ok(_) => Ok(true),
             Err(StoreError::AlreadyExists { .. }) => Ok(false),
-            Err(source) => Err(failed("write", &path)(source)),
+            Err(source) => Err(not_written("write", &path)(source)),
         }
     }
 

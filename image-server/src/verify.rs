@@ -23,7 +23,7 @@ use crate::database::namespaces::{self, NamespaceId};
 use crate::database::{Database, DatabaseError};
 use crate::identity;
 use crate::layout::{DataDir, LayoutError};
-use crate::storage::{Leftovers, Storage, StorageError};
+use crate::storage::{Leftovers, Patience, Storage, StorageError};
 
 /// Unknown files named in a report; the rest is only counted.
 const MAX_NAMED_UNKNOWN: usize = 1000;
@@ -150,7 +150,8 @@ pub async fn verify(root: &Path, progress: &dyn Progress) -> Result<Report, Veri
     let lock = dir.lock()?;
     let database = Database::open(&dir.database()).await?;
     drop(lock);
-    let storage = Storage::of(&dir, &identity::read(&dir.identity_key())?.public()).await?;
+    let identity = identity::read(&dir.identity_key())?.public();
+    let storage = Storage::of(&dir, &identity, Patience::OfPrograms).await?;
     let checked = check(database.clone(), storage, progress).await;
     database.close().await;
     checked
@@ -182,7 +183,7 @@ pub(crate) async fn check(
     let listed = check.files().await;
     check.reachable()?;
     match listed {
-        Err(VerifyError::Storage(error @ StorageError::Unreachable { .. })) => {
+        Err(VerifyError::Storage(error)) if error.is_outage() => {
             return Err(VerifyError::Away { reason: chain(&error) });
         }
         Err(VerifyError::Storage(error)) => {

@@ -120,7 +120,8 @@ impl Run {
     /// Reads the locators of segments that are older than the table of what packs they keep: once in their life.
     async fn note_packs(&mut self, connection: &mut Connection) -> Result<bool, GcError> {
         let rows =
-            garbage::segments_without_packs(&mut *connection, SegmentRowId(0), LOCATORS_AT_ONCE).await?;
+            garbage::segments_without_packs(&mut *connection, SegmentRowId(0), self.batch(LOCATORS_AT_ONCE))
+                .await?;
         let more = !rows.is_empty();
         for row in rows {
             let packs = self.packs_of(&mut *connection, &row).await?;
@@ -160,10 +161,11 @@ impl Run {
             return Ok(false);
         };
         let within = cursor.pack..through;
-        let rows = garbage::unneeded_packs(&mut *connection, &within, self.old, PACKS_AT_ONCE).await?;
+        let limit = self.batch(PACKS_AT_ONCE);
+        let rows = garbage::unneeded_packs(&mut *connection, &within, self.old, limit).await?;
         // A batch that is full may not be all there is up to here.
         cursor.pack = match rows.last() {
-            Some(last) if rows.len() >= usize::try_from(PACKS_AT_ONCE).unwrap_or(usize::MAX) => last.row,
+            Some(last) if rows.len() >= usize::try_from(limit).unwrap_or(usize::MAX) => last.row,
             _ => through,
         };
         self.progress.advance(rows.len() as u64);
@@ -180,6 +182,8 @@ impl Run {
         let footer = read_footer(&self.storage, &key.path(), u64::from(row.len_bytes)).await;
         let chunks: Option<Vec<_>> = match footer {
             Ok(Ok(footer)) => Some(footer.entries.iter().map(|entry| entry.chunk).collect()),
+            // What would be said of every pack.
+            Err(error) if error.is_outage() => return Err(error.into()),
             // Damaged or lost: it goes away all the same.
             Ok(Err(_)) | Err(_) => None,
         };

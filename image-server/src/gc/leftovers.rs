@@ -13,7 +13,7 @@ use crate::server::STAGING_KEPT;
 use crate::storage::ObjectKey;
 
 /// Objects removed in one transaction.
-const OBJECTS_AT_ONCE: usize = 64;
+const OBJECTS_AT_ONCE: u32 = 64;
 
 impl Run {
     /// Looks at every object of the store and removes those that were written long ago and have no row. Whoever writes
@@ -23,7 +23,7 @@ impl Run {
         let before = Utc::now().checked_sub_signed(kept).unwrap_or_default();
         self.progress.begin(Part::Files, 0);
         let mut listing = self.storage.list();
-        let mut without_rows = Vec::with_capacity(OBJECTS_AT_ONCE);
+        let mut without_rows = Vec::new();
         while let Some(found) = listing.next().await {
             let found = match found {
                 Ok(found) => found,
@@ -40,7 +40,7 @@ impl Run {
             if !presence::counts(&self.database, &key).await? {
                 without_rows.push((key, found.size));
             }
-            if without_rows.len() == OBJECTS_AT_ONCE {
+            if without_rows.len() as u64 >= u64::from(self.batch(OBJECTS_AT_ONCE)) {
                 self.remove_without_rows(&mut without_rows).await?;
             }
         }

@@ -17,8 +17,6 @@ const PACKS_AT_ONCE: u32 = 16;
 const STREAMS_AT_ONCE: u32 = 16;
 /// A dry run counts all at once.
 const ALL: u32 = u32::MAX;
-/// In a bucket, a part of them is deleted in one transaction, one over this number.
-const REMOTE_PART: u32 = 8;
 
 #[derive(Clone, Copy)]
 enum Kind {
@@ -72,13 +70,8 @@ impl Run {
         }
     }
 
-    fn batch(&self, rows: u32) -> u32 {
-        match (self.options.dry_run, self.storage.is_remote()) {
-            (true, _) => ALL,
-            (false, false) => rows,
-            // Each object is a request, and nobody else writes meanwhile.
-            (false, true) => (rows / REMOTE_PART).max(1),
-        }
+    fn rows(&self, rows: u32) -> u32 {
+        if self.options.dry_run { ALL } else { self.batch(rows) }
     }
 
     /// Deletes objects of one row, of whatever namespace; whether the row is to go as well.
@@ -96,7 +89,7 @@ impl Run {
     }
 
     async fn purge_versions(&mut self, connection: &mut Connection) -> Result<bool, GcError> {
-        let limit = self.batch(VERSIONS_AT_ONCE);
+        let limit = self.rows(VERSIONS_AT_ONCE);
         let rows = garbage::unpurged_versions(&mut *connection, self.before_ms, limit).await?;
         let more = !rows.is_empty();
         for row in rows {
@@ -121,7 +114,7 @@ impl Run {
     }
 
     async fn delete_profiles(&mut self, connection: &mut Connection) -> Result<bool, GcError> {
-        let limit = self.batch(PROFILES_AT_ONCE);
+        let limit = self.rows(PROFILES_AT_ONCE);
         let rows = garbage::replaced_profiles(&mut *connection, self.before_ms, limit).await?;
         let more = !rows.is_empty();
         for row in rows {
@@ -136,7 +129,7 @@ impl Run {
     }
 
     async fn delete_segments(&mut self, connection: &mut Connection) -> Result<bool, GcError> {
-        let limit = self.batch(SEGMENTS_AT_ONCE);
+        let limit = self.rows(SEGMENTS_AT_ONCE);
         let rows = garbage::condemned_segments(&mut *connection, self.before_ms, limit).await?;
         let more = !rows.is_empty();
         for row in rows {
@@ -153,7 +146,7 @@ impl Run {
     }
 
     async fn delete_packs(&mut self, connection: &mut Connection) -> Result<bool, GcError> {
-        let limit = self.batch(PACKS_AT_ONCE);
+        let limit = self.rows(PACKS_AT_ONCE);
         let rows = garbage::condemned_packs(&mut *connection, self.before_ms, limit).await?;
         let more = !rows.is_empty();
         for row in rows {
@@ -168,7 +161,7 @@ impl Run {
     }
 
     async fn delete_streams(&mut self, connection: &mut Connection) -> Result<bool, GcError> {
-        let limit = self.batch(STREAMS_AT_ONCE);
+        let limit = self.rows(STREAMS_AT_ONCE);
         let rows = garbage::condemned_streams(&mut *connection, self.before_ms, limit).await?;
         let more = !rows.is_empty();
         for row in rows {

@@ -166,7 +166,9 @@ impl From<StorageError> for ApiError {
     fn from(error: StorageError) -> Self {
         match error {
             StorageError::Full { .. } | StorageError::Kept { .. } => Self::StoreFull(Arc::new(error)),
-            StorageError::Unreachable { .. } => Self::StoreUnreachable(Arc::new(error)),
+            StorageError::Unreachable { .. } | StorageError::BucketNotOurs { owner: None, .. } => {
+                Self::StoreUnreachable(Arc::new(error))
+            }
             // Who asks for what was never stored is answered before the store is asked.
             StorageError::NotFound { ref path } => Self::Lost { path: path.clone(), cause: Arc::new(error) },
             error => Self::internal(error),

@@ -78,7 +78,7 @@ async fn store(
     // The object takes its name while the database is ours: the garbage collector removes objects in the same way.
     let mut tx = app.database.begin().await?;
     let row = caller.claim(&mut tx, &key.namespace).await?;
-    staging.publish(&key, len_bytes).await?;
+    staging.publish(&key).await?;
     let is_new =
         packs::insert(&mut tx, row, pack, len_bytes, footer.chunk_size, &footer.entries, now_ms()).await?;
     commit(tx).await?;

@@ -38,9 +38,38 @@ const FROM_ENVIRONMENT: [&str; 10] = [
 /// How long a connection may take; and how long nothing may come of an answer, or of one to a request that is still being sent.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const SILENCE: Duration = Duration::from_secs(120);
-/// Requests are repeated this often and this long; then whoever asked is told, and asks again.
-const MAX_RETRIES: usize = 5;
-const RETRY_TIMEOUT: Duration = Duration::from_secs(30);
+/// Proxies that are used for what is not encrypted.
+const PROXIES: [&str; 4] = ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"];
+
+/// How long requests are repeated that a bucket does not answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Patience {
+    /// Some seconds: clients are told, and ask again.
+    OfServers,
+    /// Some minutes: what was read for hours is not to be read again.
+    OfPrograms,
+}
+
+impl Patience {
+    fn retries(self) -> RetryConfig {
+        match self {
+            Self::OfServers => RetryConfig {
+                backoff: BackoffConfig::default(),
+                max_retries: 5,
+                retry_timeout: Duration::from_secs(30),
+            },
+            Self::OfPrograms => RetryConfig {
+                backoff: BackoffConfig {
+                    init_backoff: Duration::from_secs(1),
+                    max_backoff: Duration::from_secs(30),
+                    base: 2.0,
+                },
+                max_retries: 10,
+                retry_timeout: Duration::from_secs(180),
+            },
+        }
+    }
+}
 
 /// Where the objects of a server lie that does not keep them in its directory.
 ///
@@ -108,7 +137,7 @@ impl Bucket {
         all.map(|prefix| Self { prefix, ..self.clone() }).collect()
     }
 
-    pub(super) fn open(&self) -> Result<Arc<dyn ObjectStore>, StorageError> {
+    pub(super) fn open(&self, patience: Patience) -> Result<Arc<dyn ObjectStore>, StorageError> {
         // The HTTP client takes the process's provider; it fails when there is one, which is as good.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let endpoint_is_plain =
@@ -119,14 +148,13 @@ impl Bucket {
             // An answer takes as long as whoever reads it does.
             .with_timeout_disabled()
             .with_read_timeout(SILENCE);
-        let retry = RetryConfig {
-            backoff: BackoffConfig::default(),
-            max_retries: MAX_RETRIES,
-            retry_timeout: RETRY_TIMEOUT,
-        };
+        let proxy = PROXIES.into_iter().find(|name| std::env::var_os(name).is_some());
+        if let (true, Some(variable)) = (endpoint_is_plain, proxy) {
+            return Err(StorageError::Proxied { bucket: self.clone(), variable });
+        }
         let mut builder = AmazonS3Builder::new()
             .with_client_options(client)
-            .with_retry(retry)
+            .with_retry(patience.retries())
             .with_bucket_name(&self.bucket)
             .with_conditional_put(S3ConditionalPut::ETagMatch);
         for name in FROM_ENVIRONMENT {

@@ -55,13 +55,24 @@ pub enum StorageError {
     },
     /// Something is in the bucket that is to become a server's.
     #[error(
-        "{bucket} is not empty: it holds {path}. Name an empty bucket, or a prefix under which nothing lies"
+        "{bucket} is not empty: it holds {path}. Name an empty bucket, or a prefix under which nothing lies; an \
+         `owner` alone, left by an `init` that was given up, may be deleted"
     )]
     BucketNotEmpty {
         /// The bucket.
         bucket: Bucket,
         /// One object of it.
         path: String,
+    },
+    /// A variable would have requests that nobody encrypts leave this machine.
+    #[error(
+        "{variable} is set, which would have a proxy read what goes to {bucket}: unset it, or name an https:// endpoint"
+    )]
+    Proxied {
+        /// The bucket.
+        bucket: Bucket,
+        /// The variable.
+        variable: &'static str,
     },
     /// The bucket is another server's.
     #[error(
@@ -109,8 +120,8 @@ pub enum StorageError {
         /// What is left, bytes.
         free_bytes: u64,
     },
-    /// A bucket does not answer, or with a failure of its own.
-    #[error("cannot reach the bucket to {action} {path}")]
+    /// A bucket does not answer, or with a failure of its own, or refuses everything.
+    #[error("cannot reach the object store to {action} {path}")]
     Unreachable {
         /// What was tried.
         action: &'static str,
@@ -131,6 +142,24 @@ pub enum StorageError {
         #[source]
         source: StoreError,
     },
+}
+
+impl StorageError {
+    /// Whether it says nothing of the object that was asked for: all would be answered so.
+    pub(crate) fn is_outage(&self) -> bool {
+        matches!(self, Self::Unreachable { .. } | Self::BucketNotOurs { .. })
+    }
+}
+
+/// The same of a call that writes: it needs nothing that could be lost.
+pub(super) fn not_written(action: &'static str, path: &Path) -> impl FnOnce(StoreError) -> StorageError {
+    let path = path.clone();
+    move |source| match source {
+        source @ StoreError::NotFound { .. } => {
+            StorageError::Unreachable { action, path: path.to_string(), source }
+        }
+        source => failed(action, &path)(source),
+    }
 }
 
 /// Names what was tried and sorts out the failures that are nobody's fault.
@@ -156,7 +185,10 @@ fn is_full(error: &StoreError) -> bool {
 fn is_away(error: &StoreError) -> bool {
     match status(error) {
         Some(status) => status >= 500 || status == 429 || status == 408,
-        None => causes(error).any(|error| error.is::<HttpError>()),
+        // Some of its failures come in an answer that says that all is well.
+        None => {
+            error.to_string().contains(FAILED_IN_ANSWER) || causes(error).any(|error| error.is::<HttpError>())
+        }
     }
 }
 
@@ -164,6 +196,8 @@ fn is_away(error: &StoreError) -> bool {
 pub(super) fn is_past_the_end(error: &StoreError) -> bool {
     status(error) == Some(RANGE_NOT_SATISFIABLE)
 }
+
+const FAILED_IN_ANSWER: &str = "Server returned error response: ";
 
 /// What a bucket answered in the end. The library tells it in words alone, before those of the bucket.
 fn status(error: &StoreError) -> Option<u16> {

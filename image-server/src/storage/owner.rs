@@ -8,7 +8,7 @@ use object_store::{
     Error as StoreError, ObjectStore, ObjectStoreExt, PutMode, PutPayload, Result as StoreResult,
 };
 
-use super::bucket::Bucket;
+use super::bucket::{Bucket, Patience};
 use super::{REMOTE_PART_BYTES, STAGING, Storage, StorageError};
 use crate::layout::DataDir;
 use crate::secret;
@@ -26,9 +26,13 @@ pub(super) struct Owned {
 
 impl Storage {
     /// Opens the store that a server's directory names: a bucket, which must be the server's, or the directory itself.
-    pub(crate) async fn of(dir: &DataDir, server: &PublicKey) -> Result<Self, StorageError> {
+    pub(crate) async fn of(
+        dir: &DataDir,
+        server: &PublicKey,
+        patience: Patience,
+    ) -> Result<Self, StorageError> {
         let Some(bucket) = dir.bucket() else { return Self::local(dir.objects()) };
-        let store = bucket.open()?;
+        let store = bucket.open(patience)?;
         let owner =
             owner(&*store, OWNER).await.map_err(|source| bucket.failed("read who owns it", source))?;
         if owner.as_deref() != Some(&server.to_string()) {
@@ -41,7 +45,7 @@ impl Storage {
     /// Makes an empty bucket, or one that was claimed by it before, a server's, once all that is done in one works there.
     pub(crate) async fn claim(bucket: &Bucket, server: &PublicKey) -> Result<(), StorageError> {
         refuse_within(bucket).await?;
-        let store = bucket.open()?;
+        let store = bucket.open(Patience::OfServers)?;
         let failed = |action| move |source| bucket.failed(action, source);
         let found = owner(&*store, OWNER).await.map_err(failed("read who owns it"))?;
         let path = Path::from(OWNER);
@@ -70,24 +74,42 @@ impl Storage {
         rehearse(&*store).await.map_err(|(action, source)| bucket.failed(action, source))
     }
 
-    /// Looks whether the bucket is there when it says that an object is not: a gateway before one that restarts may say so
-    /// of everything, and nothing is lost then.
+    /// Looks whether the bucket is there, and ours to read, when it says that an object is not, or refuses it: a gateway before
+    /// one that restarts may say so of everything, and so does a bucket when a token has ended, and nothing is lost then.
     pub(super) async fn sure<T>(&self, answer: Result<T, StorageError>) -> Result<T, StorageError> {
         let answer = match (answer, &self.owned) {
-            (Err(StorageError::NotFound { path }), Some(Owned { bucket, owner: expected })) => {
-                match owner(&*self.store, OWNER).await {
-                    Ok(Some(found)) if found == *expected => Err(StorageError::NotFound { path }),
-                    Ok(owner) => Err(StorageError::BucketNotOurs { bucket: bucket.clone(), owner }),
-                    Err(source) => Err(StorageError::Unreachable { action: "look for", path, source }),
+            (
+                Err(error @ (StorageError::NotFound { .. } | StorageError::Failed { .. })),
+                Some(Owned { bucket, owner: expected }),
+            ) => match owner(&*self.store, OWNER).await {
+                Ok(Some(found)) if found == *expected => Err(self.sure_of_object(error).await),
+                Ok(owner) => Err(StorageError::BucketNotOurs { bucket: bucket.clone(), owner }),
+                Err(source) => {
+                    Err(StorageError::Unreachable { action: "read", path: OWNER.to_owned(), source })
                 }
-            }
+            },
             (answer, _) => answer,
         };
-        if let Err(error @ (StorageError::Unreachable { .. } | StorageError::BucketNotOurs { .. })) = &answer
+        if let Err(error) = &answer
+            && error.is_outage()
         {
             self.away.get_or_init(|| crate::cause::chain(error));
         }
         answer
+    }
+
+    /// Asks again for what is said not to be there: several may answer for one bucket, of which one restarts.
+    async fn sure_of_object(&self, error: StorageError) -> StorageError {
+        let StorageError::NotFound { path } = error else { return error };
+        match self.store.head(&Path::from(path.as_str())).await {
+            Err(StoreError::NotFound { .. }) => StorageError::NotFound { path },
+            Ok(_) => {
+                let source = "it was said not to be there, and is".into();
+                let source = StoreError::Generic { store: "bucket", source };
+                StorageError::Unreachable { action: "read", path, source }
+            }
+            Err(source) => StorageError::Unreachable { action: "look for", path, source },
+        }
     }
 
     /// Why the bucket could not be reached when that was first so.
@@ -109,7 +131,7 @@ async fn owner(store: &dyn ObjectStore, path: &str) -> StoreResult<Option<String
 async fn refuse_within(bucket: &Bucket) -> Result<(), StorageError> {
     for outer in bucket.outer() {
         // Whoever may not look there is told nothing; most are not allowed to.
-        let found = owner(&*outer.open()?, OWNER).await.unwrap_or_default();
+        let found = owner(&*outer.open(Patience::OfServers)?, OWNER).await.unwrap_or_default();
         if let Some(owner) = found {
             return Err(StorageError::BucketWithin { bucket: bucket.clone(), owner, outer: Box::new(outer) });
         }

@@ -8,12 +8,13 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use object_store::path::Path;
 use object_store::{
-    Error as StoreError, MultipartUpload, ObjectStore, ObjectStoreExt, PutPayload, Result as StoreResult,
+    Error as StoreError, MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt, PutPayload,
+    Result as StoreResult,
 };
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
-use super::{Leftovers, ObjectKey, StorageError, failed};
+use super::{Leftovers, ObjectKey, StorageError, not_written};
 
 /// An upload on its way: written in parts, one part being written while the next one arrives. Dropped at any point, it
 /// leaves nothing behind.
@@ -23,6 +24,8 @@ pub(crate) struct Staging {
     part_bytes: usize,
     /// Whether the store can give an object another name at once.
     renames: bool,
+    /// What is to be copied, if it is.
+    staged: Option<ObjectMeta>,
     state: State,
     pending: Vec<Bytes>,
     pending_bytes: usize,
@@ -44,12 +47,13 @@ impl Staging {
         part_bytes: usize,
         renames: bool,
     ) -> Result<Self, StorageError> {
-        let upload = store.put_multipart(&path).await.map_err(failed("start", &path))?;
+        let upload = store.put_multipart(&path).await.map_err(not_written("start", &path))?;
         Ok(Self {
             store,
             path,
             part_bytes,
             renames,
+            staged: None,
             state: State::Receiving(upload),
             pending: Vec::new(),
             pending_bytes: 0,
@@ -82,7 +86,7 @@ impl Staging {
         }
         self.settle().await?;
         if let State::Receiving(upload) = &mut self.state {
-            upload.complete().await.map_err(failed("finish", &self.path))?;
+            upload.complete().await.map_err(not_written("finish", &self.path))?;
             self.state = State::Whole;
         }
         Ok(())
@@ -90,40 +94,47 @@ impl Staging {
 
     /// Does what takes long of giving the object its own name, in a store that copies for that.
     pub(crate) async fn prepare(&mut self, key: &ObjectKey) -> Result<(), StorageError> {
-        match self.renames {
-            true => Ok(()),
-            false => self.copy(&key.path()).await,
+        if self.renames {
+            return Ok(());
         }
+        let staged = self.store.head(&self.path).await.map_err(not_written("look at", &self.path))?;
+        self.staged = Some(staged);
+        self.copy(&key.path()).await
     }
 
     /// Gives the object its own name. What had that name before is replaced.
-    pub(crate) async fn publish(&mut self, key: &ObjectKey, len_bytes: u64) -> Result<(), StorageError> {
+    pub(crate) async fn publish(&mut self, key: &ObjectKey) -> Result<(), StorageError> {
         let to = key.path();
         if self.renames {
-            self.store.rename(&self.path, &to).await.map_err(failed("name", &to))?;
+            self.store.rename(&self.path, &to).await.map_err(not_written("name", &to))?;
             self.state = State::Done;
             return Ok(());
         }
         // A copy may fail though it is said to be done, and the collector may have removed what was copied.
-        if self.has_arrived(&to, len_bytes).await? {
+        if self.has_arrived(&to).await? {
             return Ok(());
         }
         self.copy(&to).await?;
-        match self.has_arrived(&to, len_bytes).await? {
+        match self.has_arrived(&to).await? {
             true => Ok(()),
-            false => Err(StorageError::NotFound { path: to.to_string() }),
+            false => {
+                let source = "what was copied there is not".into();
+                Err(not_written("name", &to)(StoreError::NotFound { path: to.to_string(), source }))
+            }
         }
     }
 
     async fn copy(&mut self, to: &Path) -> Result<(), StorageError> {
-        self.store.copy(&self.path, to).await.map_err(failed("name", to))
+        self.store.copy(&self.path, to).await.map_err(not_written("name", to))
     }
 
-    async fn has_arrived(&mut self, to: &Path, len_bytes: u64) -> Result<bool, StorageError> {
+    /// Whether the copy is there, and no older object that it was to replace.
+    async fn has_arrived(&mut self, to: &Path) -> Result<bool, StorageError> {
+        let Some(staged) = &self.staged else { return Ok(false) };
         match self.store.head(to).await {
-            Ok(found) => Ok(found.size == len_bytes),
+            Ok(found) => Ok(found.size == staged.size && found.last_modified >= staged.last_modified),
             Err(StoreError::NotFound { .. }) => Ok(false),
-            Err(source) => Err(failed("look at", to)(source)),
+            Err(source) => Err(not_written("look at", to)(source)),
         }
     }
 
@@ -150,7 +161,7 @@ impl Staging {
     async fn settle(&mut self) -> Result<(), StorageError> {
         let Some(writing) = self.writing.take() else { return Ok(()) };
         let written = writing.await.unwrap_or_else(|source| Err(source.into()));
-        written.map_err(failed("write", &self.path))
+        written.map_err(not_written("write", &self.path))
     }
 }
 

@@ -28,6 +28,7 @@ impl Check<'_> {
             for row in rows {
                 let namespace = self.name(row.namespace)?;
                 let key = ObjectKey { namespace, object: Object::Stream(row.stream) };
+                self.reachable()?;
                 if let Err(problem) = self.stream(&key, &row).await
                     && self.stream_counts(&key.namespace, &row).await?
                 {

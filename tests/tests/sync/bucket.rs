@@ -96,7 +96,7 @@ fn while_the_bucket_is_out_of_reach_reads_and_syncs_wait() {
         let reading = scope.spawn(|| disks.assert_in(&mount));
         let cut = cut;
         let server = published.server.process();
-        let fails = || server.stderr().contains("cannot reach the bucket").then_some(());
+        let fails = || server.stderr().contains("cannot reach the object store").then_some(());
         wait::until("the server says that it cannot reach its bucket", PATIENCE, fails);
         assert!(!reading.is_finished(), "a read that cannot be answered waits");
         drop(cut);

@@ -2,6 +2,7 @@
 
 mod accept;
 pub(crate) mod connection;
+mod wire;
 
 #[cfg(test)]
 mod tests;

@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use tracing::debug;
 
+use super::wire::Wire;
 use crate::limits::Limits;
 use crate::shares::Share;
 
@@ -38,8 +39,9 @@ const FRAME_BYTES: u32 = 64 << 10;
 /// Silent peers are asked whether they are there. The answer of one that sends a lot over a slow link queues behind that.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(60);
-/// Time a peer has to take note that its connection ends, once nothing is in flight. One that sleeps never does.
-const END_GRACE: Duration = Duration::from_secs(1);
+/// Time a peer has to take note that its connection ends, and to take what is kept of the last answers, once nothing is in
+/// flight. One that sleeps never does.
+const END_GRACE: Duration = Duration::from_secs(3);
 /// What HTTP/1.1 reads at once; a request's head has its own limit below it.
 const HTTP1_BUFFER_BYTES: usize = 128 << 10;
 
@@ -55,7 +57,8 @@ pub(super) async fn serve(
     if let Err(error) = stream.set_nodelay(true) {
         debug!(%error, "cannot set TCP_NODELAY");
     }
-    let stream = match timeout(limits.handshake_timeout, acceptor.accept(stream)).await {
+    let (wire, end) = Wire::new(stream);
+    let stream = match timeout(limits.handshake_timeout, acceptor.accept(wire)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return debug!(%error, "TLS handshake failed"),
         Err(_) => return debug!("TLS handshake took too long"),
@@ -76,10 +79,11 @@ pub(super) async fn serve(
     if let Err(error) = served {
         debug!(error = &error as &dyn std::error::Error, "connection ended");
     }
+    end.linger().await;
 }
 
 async fn serve_http1(
-    stream: TlsStream<TcpStream>,
+    stream: TlsStream<Wire>,
     router: Router,
     limits: &Limits,
     stop: CancellationToken,
@@ -102,7 +106,7 @@ async fn serve_http1(
 }
 
 async fn serve_http2(
-    stream: TlsStream<TcpStream>,
+    stream: TlsStream<Wire>,
     router: Router,
     limits: &Limits,
     stop: CancellationToken,

@@ -185,8 +185,10 @@ impl Opening<'_> {
             Ok(None) => return Err(SessionError::NoSuchDesktop { desktop }),
             Err(source) => return Err(SessionError::NotHere { desktop, source }),
         };
-        let (head, base) = self.fetch(&info).await?;
-        lease::note_standing(self.remote, self.desktop, &holder.key, head.id).await;
+        // This machine stands on nothing yet, so that it may be told before what is fetched holds.
+        let noted = lease::note_standing(self.remote, self.desktop, &holder.key, info.head.id);
+        let (fetched, ()) = tokio::join!(self.fetch(&info), noted);
+        let (head, base) = fetched?;
         let publisher = base.signature.key;
         let new = NewDesktop {
             server: self.login.server,

@@ -36,9 +36,9 @@ use crate::storage::{Leftovers, Object, ObjectKey, Patience, Storage, StorageErr
 
 /// The shortest pause between two batches. SQLite's other writers look for the lock every 100 ms at the latest, in no order:
 /// one that takes it again at once keeps them all out.
+const MIN_PAUSE: Duration = Duration::from_millis(100);
 /// In a bucket, a part of what is handled in one transaction elsewhere, one over this number.
 const REMOTE_PART: u32 = 8;
-const MIN_PAUSE: Duration = Duration::from_millis(100);
 
 /// How many graces what was sent is left alone while no version was committed with it: what a slow link sends within a day
 /// may be the smaller part of a home, and its commit comes last.
@@ -170,7 +170,7 @@ pub async fn collect(root: &Path, options: Options, progress: Arc<dyn Progress>)
     let database = Database::open(&dir.database()).await?;
     drop(lock);
     let identity = identity::read(&dir.identity_key())?.public();
-    let storage = Storage::of(&dir, &identity, Patience::OfPrograms).await?;
+    let storage = Storage::of(&dir, &identity, Patience::OfServers).await?;
     let mut run = Run::new(database.clone(), storage, options, now_ms()).await?;
     run.progress = progress;
     run.is_shared = true;

@@ -125,13 +125,13 @@ impl Storage {
                 return Ok(Opened { len_bytes: self.len(&path).await?, content: Content::Unasked });
             }
         };
-        let is_part = range.is_some();
-        let found = match self.store.get_opts(&path, GetOptions { range, ..GetOptions::default() }).await {
-            Ok(found) => found,
-            Err(error) if is_part && is_past_the_end(&error) => {
-                return Ok(Opened { len_bytes: self.len(&path).await?, content: Content::Unasked });
-            }
-            Err(error) => return self.sure(Err(failed("open", &path)(error))).await,
+        let options = GetOptions { range, ..GetOptions::default() };
+        let ask = async || match self.store.get_opts(&path, options.clone()).await {
+            Err(error) if options.range.is_some() && is_past_the_end(&error) => Ok(None),
+            found => found.map(Some).map_err(failed("open", &path)),
+        };
+        let Some(found) = self.asked(ask).await? else {
+            return Ok(Opened { len_bytes: self.len(&path).await?, content: Content::Unasked });
         };
         let (len_bytes, range) = (found.meta.size, found.range.clone());
         let content = match found.payload {
@@ -157,30 +157,34 @@ impl Storage {
         }
         let path = key.path();
         let options = GetOptions { range: Some(GetRange::Bounded(range)), ..GetOptions::default() };
-        let found = self.store.get_opts(&path, options).await.map_err(failed("read", &path));
-        let found = self.sure(found).await?;
+        let ask = async || self.store.get_opts(&path, options.clone()).await.map_err(failed("read", &path));
+        let found = self.asked(ask).await?;
         Ok(found.into_stream().map_err(io::Error::other).boxed())
     }
 
     /// Reads an object of at most `limit_bytes`; a longer one is cut there, which its id or checksum will tell.
     pub(crate) async fn read(&self, key: &ObjectKey, limit_bytes: u64) -> Result<Bytes, StorageError> {
         let path = key.path();
-        let found = self.store.get(&path).await.map_err(failed("read", &path));
-        let found = self.sure(found).await?;
-        if found.meta.size <= limit_bytes {
-            return self.sure(found.bytes().await.map_err(failed("read", &path))).await;
-        }
-        self.read_range(&path, 0..limit_bytes).await
+        let ask = async || {
+            let found = self.store.get(&path).await.map_err(failed("read", &path))?;
+            if found.meta.size <= limit_bytes {
+                return found.bytes().await.map_err(failed("read", &path));
+            }
+            self.store.get_range(&path, 0..limit_bytes).await.map_err(failed("read", &path))
+        };
+        self.asked(ask).await
     }
 
     /// Reads a range of the object at a path.
     pub(crate) async fn read_range(&self, path: &Path, range: Range<u64>) -> Result<Bytes, StorageError> {
-        self.sure(self.store.get_range(path, range).await.map_err(failed("read", path))).await
+        let ask = async || self.store.get_range(path, range.clone()).await.map_err(failed("read", path));
+        self.asked(ask).await
     }
 
     /// The length of an object, bytes.
     pub(crate) async fn len(&self, path: &Path) -> Result<u64, StorageError> {
-        self.sure(self.store.head(path).await.map(|meta| meta.size).map_err(failed("look at", path))).await
+        let ask = async || self.store.head(path).await.map(|meta| meta.size).map_err(failed("look at", path));
+        self.asked(ask).await
     }
 
     /// Writes an object whose name says what is in it: writing it again changes nothing, or heals it.
@@ -201,7 +205,8 @@ impl Storage {
     /// Removes an object; one that is gone already counts as removed.
     pub(crate) async fn remove(&self, key: &ObjectKey) -> Result<(), StorageError> {
         let path = key.path();
-        match self.sure(self.store.delete(&path).await.map_err(failed("remove", &path))).await {
+        let ask = async || self.store.delete(&path).await.map_err(failed("remove", &path));
+        match self.asked(ask).await {
             Err(StorageError::NotFound { .. }) => Ok(()),
             removed => removed,
         }

@@ -181,11 +181,12 @@ pub(crate) async fn check(
     check.versions().await?;
     check.profiles().await?;
     let listed = check.files().await;
+    if listed.is_err() {
+        // What it says is remembered, and told in place of what was listed.
+        let _ = check.storage.check_reach().await;
+    }
     check.reachable()?;
     match listed {
-        Err(VerifyError::Storage(error)) if error.is_outage() => {
-            return Err(VerifyError::Away { reason: chain(&error) });
-        }
         Err(VerifyError::Storage(error)) => {
             // All that was read before is found out, whatever the last step meets.
             check.find(

@@ -46,7 +46,8 @@ impl End {
                 match self.0.try_read(&mut unread) {
                     Ok(0) => return,
                     Err(error) if error.kind() != ErrorKind::WouldBlock => return,
-                    _ => {}
+                    // Else one who sends as fast as this reads would have it go on for good.
+                    _ => tokio::task::yield_now().await,
                 }
             }
         };

@@ -40,6 +40,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const SILENCE: Duration = Duration::from_secs(120);
 /// Proxies that are used for what is not encrypted.
 const PROXIES: [&str; 4] = ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"];
+const NOT_PROXIED: [&str; 2] = ["NO_PROXY", "no_proxy"];
 
 /// How long requests are repeated that a bucket does not answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,10 +62,11 @@ impl Patience {
             Self::OfPrograms => RetryConfig {
                 backoff: BackoffConfig {
                     init_backoff: Duration::from_secs(1),
-                    max_backoff: Duration::from_secs(30),
-                    base: 2.0,
+                    max_backoff: Duration::from_secs(15),
+                    base: 3.0,
                 },
-                max_retries: 10,
+                // The time is the limit.
+                max_retries: 1000,
                 retry_timeout: Duration::from_secs(180),
             },
         }
@@ -129,6 +131,17 @@ impl Bucket {
         StorageError::Bucket { bucket: self.clone(), action, source }
     }
 
+    /// The variable that has requests to the endpoint go to a proxy, if one does.
+    fn proxied(&self) -> Option<&'static str> {
+        let value = |name: &&'static str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let host = self.endpoint.as_deref().and_then(host)?;
+        let exempt = NOT_PROXIED
+            .iter()
+            .filter_map(value)
+            .any(|list| list.split(',').map(str::trim).any(|name| name == "*" || name == host));
+        PROXIES.into_iter().find(|name| !exempt && value(name).is_some())
+    }
+
     /// The buckets that this one would lie within.
     pub(super) fn outer(&self) -> Vec<Self> {
         let ends = self.prefix.match_indices('/').map(|(end, _)| end);
@@ -148,8 +161,7 @@ impl Bucket {
             // An answer takes as long as whoever reads it does.
             .with_timeout_disabled()
             .with_read_timeout(SILENCE);
-        let proxy = PROXIES.into_iter().find(|name| std::env::var_os(name).is_some());
-        if let (true, Some(variable)) = (endpoint_is_plain, proxy) {
+        if let (true, Some(variable)) = (endpoint_is_plain, self.proxied()) {
             return Err(StorageError::Proxied { bucket: self.clone(), variable });
         }
         let mut builder = AmazonS3Builder::new()
@@ -218,14 +230,18 @@ fn is_private(endpoint: &str) -> bool {
     if let Some(rest) = endpoint.strip_prefix("https://") {
         return !rest.is_empty() && !rest.contains('@');
     }
-    let Some(authority) = endpoint.strip_prefix("http://").filter(|rest| !rest.contains('@')) else {
-        return false;
-    };
-    let host = match authority.strip_prefix('[') {
-        Some(rest) => rest.split(']').next().unwrap_or_default(),
-        None => authority.split([':', '/']).next().unwrap_or_default(),
-    };
-    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+    host(endpoint).is_some_and(|host| {
+        host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+    })
+}
+
+/// Whom requests to an endpoint of `http://` go to.
+fn host(endpoint: &str) -> Option<&str> {
+    let authority = endpoint.strip_prefix("http://").filter(|rest| !rest.contains('@'))?;
+    match authority.strip_prefix('[') {
+        Some(rest) => rest.split(']').next(),
+        None => authority.split([':', '/']).next(),
+    }
 }
 
 #[cfg(test)]

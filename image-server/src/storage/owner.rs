@@ -74,42 +74,42 @@ impl Storage {
         rehearse(&*store).await.map_err(|(action, source)| bucket.failed(action, source))
     }
 
-    /// Looks whether the bucket is there, and ours to read, when it says that an object is not, or refuses it: a gateway before
-    /// one that restarts may say so of everything, and so does a bucket when a token has ended, and nothing is lost then.
-    pub(super) async fn sure<T>(&self, answer: Result<T, StorageError>) -> Result<T, StorageError> {
-        let answer = match (answer, &self.owned) {
-            (
-                Err(error @ (StorageError::NotFound { .. } | StorageError::Failed { .. })),
-                Some(Owned { bucket, owner: expected }),
-            ) => match owner(&*self.store, OWNER).await {
-                Ok(Some(found)) if found == *expected => Err(self.sure_of_object(error).await),
-                Ok(owner) => Err(StorageError::BucketNotOurs { bucket: bucket.clone(), owner }),
-                Err(source) => {
-                    Err(StorageError::Unreachable { action: "read", path: OWNER.to_owned(), source })
-                }
-            },
-            (answer, _) => answer,
+    /// Asks for something, and once more when that fails though the bucket is there and ours to read: a gateway before one that
+    /// restarts may say of everything that it is not there, and a bucket refuses everything when a token has ended. What fails
+    /// twice while the bucket answers is a failure of that object.
+    pub(super) async fn asked<T, F>(&self, ask: impl Fn() -> F) -> Result<T, StorageError>
+    where
+        F: Future<Output = Result<T, StorageError>>,
+    {
+        let error = match ask().await {
+            Ok(found) => return Ok(found),
+            Err(error) => error,
         };
-        if let Err(error) = &answer
-            && error.is_outage()
-        {
-            self.away.get_or_init(|| crate::cause::chain(error));
+        if self.owned.is_none() || matches!(error, StorageError::Full { .. } | StorageError::Kept { .. }) {
+            return Err(error);
         }
-        answer
+        self.check_reach().await?;
+        ask().await.map_err(|error| match error {
+            StorageError::Unreachable { action, path, source } => {
+                StorageError::Failed { action, path, source }
+            }
+            error => error,
+        })
     }
 
-    /// Asks again for what is said not to be there: several may answer for one bucket, of which one restarts.
-    async fn sure_of_object(&self, error: StorageError) -> StorageError {
-        let StorageError::NotFound { path } = error else { return error };
-        match self.store.head(&Path::from(path.as_str())).await {
-            Err(StoreError::NotFound { .. }) => StorageError::NotFound { path },
-            Ok(_) => {
-                let source = "it was said not to be there, and is".into();
-                let source = StoreError::Generic { store: "bucket", source };
-                StorageError::Unreachable { action: "read", path, source }
-            }
-            Err(source) => StorageError::Unreachable { action: "look for", path, source },
-        }
+    /// Looks whether a bucket can be reached, and is ours still.
+    ///
+    /// # Errors
+    /// `Unreachable`, `BucketNotOurs`; also noted for [`Storage::away`].
+    pub(crate) async fn check_reach(&self) -> Result<(), StorageError> {
+        let Some(Owned { bucket, owner: expected }) = &self.owned else { return Ok(()) };
+        let error = match owner(&*self.store, OWNER).await {
+            Ok(Some(found)) if found == *expected => return Ok(()),
+            Ok(owner) => StorageError::BucketNotOurs { bucket: bucket.clone(), owner },
+            Err(source) => StorageError::Unreachable { action: "read", path: OWNER.to_owned(), source },
+        };
+        self.away.get_or_init(|| crate::cause::chain(&error));
+        Err(error)
     }
 
     /// Why the bucket could not be reached when that was first so.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use chrono::TimeDelta;
 use object_store::path::Path;
 use object_store::{
     Error as StoreError, MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt, PutPayload,
@@ -15,6 +16,9 @@ use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
 use super::{Leftovers, ObjectKey, StorageError, not_written};
+
+/// How far apart the clocks may be of those that keep one bucket.
+const CLOCKS_APART: TimeDelta = TimeDelta::minutes(5);
 
 /// An upload on its way: written in parts, one part being written while the next one arrives. Dropped at any point, it
 /// leaves nothing behind.
@@ -132,7 +136,10 @@ impl Staging {
     async fn has_arrived(&mut self, to: &Path) -> Result<bool, StorageError> {
         let Some(staged) = &self.staged else { return Ok(false) };
         match self.store.head(to).await {
-            Ok(found) => Ok(found.size == staged.size && found.last_modified >= staged.last_modified),
+            Ok(found) => {
+                let is_as_new = found.last_modified >= staged.last_modified - CLOCKS_APART;
+                Ok(found.size == staged.size && is_as_new)
+            }
             Err(StoreError::NotFound { .. }) => Ok(false),
             Err(source) => Err(not_written("look at", to)(source)),
         }

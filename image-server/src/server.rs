@@ -23,7 +23,7 @@ use crate::identity;
 use crate::layout::{DataDir, LayoutError};
 use crate::limits::Limits;
 use crate::routes;
-use crate::storage::{Leftovers, Patience, Storage, StorageError};
+use crate::storage::{Patience, Storage, StorageError};
 use crate::tls::{self, Fingerprint, ServerTls, TlsError};
 
 /// Uploads that were cut short are removed this long after their last byte: any upload has ended by then.
@@ -80,14 +80,7 @@ impl Server {
         let lock = dir.lock()?;
         let database = Database::open(&dir.database()).await?;
         drop(lock);
-        let swept = match storage.sweep_staging(Some(STAGING_KEPT)).await {
-            Err(error) if error.is_outage() => {
-                let error = &error as &dyn std::error::Error;
-                tracing::warn!(error, "uploads that were cut short are removed at another start");
-                Leftovers::default()
-            }
-            swept => swept?,
-        };
+        let swept = storage.sweep_staging(Some(STAGING_KEPT)).await?;
         if swept.files > 0 {
             tracing::info!(files = swept.files, bytes = swept.bytes, "removed uploads that were cut short");
         }

@@ -59,6 +59,7 @@ pub(crate) struct Storage {
     local_root: Option<PathBuf>,
     /// A bucket that was seen to be ours.
     owned: Option<Owned>,
+    /// Why it could not be reached when that was first so: for a check, which must not take that for damage.
     away: Arc<OnceLock<String>>,
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder;
@@ -66,6 +66,28 @@ impl TestBucket {
         self.directory.path().join(BUCKET).join(prefix)
     }
 
+    /// Lists the files of the objects below `prefix`, without what the S3 server adds for itself.
+    ///
+    /// # Panics
+    /// When there are none.
+    pub fn files(&self, prefix: &str) -> Vec<PathBuf> {
+        let mut files = Vec::new();
+        let mut directories = vec![self.objects(prefix)];
+        while let Some(directory) = directories.pop() {
+            for entry in std::fs::read_dir(&directory).expect("a directory can be read") {
+                let entry = entry.expect("an entry can be read");
+                let path = entry.path();
+                if path.is_dir() {
+                    directories.push(path);
+                } else if !entry.file_name().to_string_lossy().starts_with('.') {
+                    files.push(path);
+                }
+            }
+        }
+        files.sort();
+        files
+    }
+
     /// Returns the words of `satchel-server init` that name what lies under `prefix` in it, by way of a link if there is one.
     pub fn arguments(&self, prefix: &str, link: Option<&Link>) -> [String; 4] {
         let address = link.map_or(self.address, Link::address);
@@ -85,28 +107,6 @@ impl TestBucket {
             ("SSL_CERT_FILE", self.certificate.clone()),
         ]
     }
-}
-
-/// Lists the files below a directory, without what the S3 server adds for itself.
-///
-/// # Panics
-/// When it cannot be read.
-pub fn files_below(directory: &Path) -> Vec<PathBuf> {
-    let mut files = Vec::new();
-    let mut directories = vec![directory.to_owned()];
-    while let Some(directory) = directories.pop() {
-        for entry in std::fs::read_dir(&directory).expect("a directory can be read") {
-            let entry = entry.expect("an entry can be read");
-            let path = entry.path();
-            if path.is_dir() {
-                directories.push(path);
-            } else if !entry.file_name().to_string_lossy().starts_with('.') {
-                files.push(path);
-            }
-        }
-    }
-    files.sort();
-    files
 }
 
 async fn serve(service: S3Service, tls: TlsAcceptor, listener: std::net::TcpListener) {

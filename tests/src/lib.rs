@@ -44,7 +44,7 @@ mod trace;
 mod turn;
 pub mod wait;
 
-pub use bucket::{TestBucket, files_below};
+pub use bucket::TestBucket;
 pub use client::{Client, Mount, Output, RunOptions, Running};
 pub use guest::{Guest, Machine, MachineOptions, ShellOutput};
 pub use model::{Model, Zeroing};

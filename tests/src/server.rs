@@ -67,8 +67,7 @@ impl TestServer {
     /// When the server does not start, as every method does when the server does not do what it is told.
     #[track_caller]
     pub fn start() -> Self {
-        let directory =
-            tempfile::Builder::new().prefix("satchel-server-").tempdir().expect("a temporary directory");
+        let directory = new_directory();
         let store = directory.path().join("store");
         Self::start_in(directory, store, &[], Vec::new())
     }
@@ -76,8 +75,7 @@ impl TestServer {
     /// Makes a new store with its objects in a bucket, under a prefix and by way of a link if there is one, and serves it.
     #[track_caller]
     pub fn start_on(bucket: &TestBucket, prefix: &str, link: Option<&Link>) -> Self {
-        let directory =
-            tempfile::Builder::new().prefix("satchel-server-").tempdir().expect("a temporary directory");
+        let directory = new_directory();
         let store = directory.path().join("store");
         Self::start_in(directory, store, &bucket.arguments(prefix, link), bucket.environment().into())
     }
@@ -85,8 +83,7 @@ impl TestServer {
     /// Makes a new store in a directory of the caller's, on a small disk for example, and serves it.
     #[track_caller]
     pub fn start_at(store: &Path) -> Self {
-        let directory =
-            tempfile::Builder::new().prefix("satchel-server-").tempdir().expect("a temporary directory");
+        let directory = new_directory();
         Self::start_in(directory, store.to_owned(), &[], Vec::new())
     }
 
@@ -266,6 +263,10 @@ impl TestServer {
     pub fn process(&mut self) -> &mut Process {
         self.process.as_mut().expect("the server is running")
     }
+}
+
+fn new_directory() -> TempDir {
+    tempfile::Builder::new().prefix("satchel-server-").tempdir().expect("a temporary directory")
 }
 
 /// What a server had when the copy was made.

@@ -38,6 +38,10 @@ pub(crate) struct Init {
 impl Init {
     pub(crate) async fn run(self) -> anyhow::Result<ExitCode> {
         let bucket = self.bucket()?;
+        if let Some(bucket) = &bucket {
+            // Some MiB over whatever link there is.
+            output::message(&format!("trying out {bucket}"));
+        }
         let made = image_server::init(&self.dir, &self.names, bucket).await?;
         let (token, fingerprint) = (made.token.reveal(), made.fingerprint.to_string());
         if self.json {
@@ -58,9 +62,10 @@ impl Init {
         if let Some(endpoint) = &self.bucket_endpoint {
             bucket = bucket.at(endpoint)?;
         }
-        let named = || REGIONS.into_iter().find_map(|name| std::env::var(name).ok());
+        let named =
+            || REGIONS.into_iter().find_map(|name| std::env::var(name).ok().filter(|name| !name.is_empty()));
         if let Some(region) = self.bucket_region.clone().or_else(named) {
-            bucket = bucket.in_region(region);
+            bucket = bucket.in_region(region)?;
         }
         Ok(Some(bucket))
     }

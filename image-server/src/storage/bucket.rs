@@ -6,6 +6,8 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::http::Uri;
+use axum::http::uri::Authority;
 use object_store::aws::{AmazonS3Builder, S3ConditionalPut};
 use object_store::path::Path;
 use object_store::prefix::PrefixStore;
@@ -78,15 +80,40 @@ impl Patience {
 /// What gives access to it is taken from the environment at every start, never stored: `AWS_ACCESS_KEY_ID` and
 /// `AWS_SECRET_ACCESS_KEY`, or what a container or an instance is given.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "Stored")]
 pub struct Bucket {
     bucket: String,
     /// What all names begin with, without slashes at its ends; may be empty.
     prefix: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     endpoint: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     region: Option<String>,
+}
+
+/// What a file says of a bucket, which a person may have edited: as good as what a command line says.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Stored {
+    bucket: String,
+    prefix: String,
+    endpoint: Option<String>,
+    region: Option<String>,
+}
+
+impl TryFrom<Stored> for Bucket {
+    type Error = BucketError;
+
+    fn try_from(stored: Stored) -> Result<Self, BucketError> {
+        let mut bucket: Self = format!("{SCHEME}{}/{}", stored.bucket, stored.prefix).parse()?;
+        if let Some(endpoint) = &stored.endpoint {
+            bucket = bucket.at(endpoint)?;
+        }
+        match stored.region {
+            Some(region) => bucket.in_region(region),
+            None => Ok(bucket),
+        }
+    }
 }
 
 /// Why what names a bucket does not.
@@ -101,9 +128,12 @@ pub enum BucketError {
     Form(String),
     /// Others could read content on the way, or change it.
     #[error(
-        "{0:?} is no https:// address, or names a user: http:// is for an endpoint on this machine alone"
+        "{0:?} is no address of the form https://HOST[:PORT]: http:// is for an endpoint on this machine alone"
     )]
     Endpoint(String),
+    /// It becomes a part of a host's name.
+    #[error("{0:?} names no region: they are like eu-central-1")]
+    Region(String),
 }
 
 impl Bucket {
@@ -113,7 +143,12 @@ impl Bucket {
     /// `Endpoint`, unless it is https, or http on this machine.
     pub fn at(mut self, endpoint: &str) -> Result<Self, BucketError> {
         let endpoint = endpoint.trim_end_matches('/');
-        if !is_private(endpoint) {
+        // The library does not look, and panics at what is none.
+        let is_address = endpoint.parse::<Uri>().is_ok_and(|uri| {
+            let is_host = |host: &Authority| host.as_str() == host.host() || host.port_u16().is_some();
+            uri.authority().is_some_and(is_host) && uri.query().is_none()
+        });
+        if !is_address || !is_private(endpoint) {
             return Err(BucketError::Endpoint(endpoint.to_owned()));
         }
         self.endpoint = Some(endpoint.to_owned());
@@ -121,10 +156,19 @@ impl Bucket {
     }
 
     /// Names the region, `us-east-1` if nobody does.
-    #[must_use]
-    pub fn in_region(mut self, region: String) -> Self {
+    ///
+    /// # Errors
+    /// `Region`, unless it is letters, digits and dashes.
+    pub fn in_region(mut self, region: String) -> Result<Self, BucketError> {
+        let is_region = |text: &str| {
+            (1..=MAX_NAME_CHARS).contains(&text.len())
+                && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+        };
+        if !is_region(&region) {
+            return Err(BucketError::Region(region));
+        }
         self.region = Some(region);
-        self
+        Ok(self)
     }
 
     pub(super) fn failed(&self, action: &'static str, source: StoreError) -> StorageError {
@@ -170,7 +214,13 @@ impl Bucket {
             .with_bucket_name(&self.bucket)
             .with_conditional_put(S3ConditionalPut::ETagMatch);
         for name in FROM_ENVIRONMENT {
-            if let (Ok(value), Ok(key)) = (std::env::var(name), name.to_ascii_lowercase().parse()) {
+            let Ok(value) = std::env::var(name) else { continue };
+            let value = value.trim();
+            // Some are sent in a head, where the library panics at them.
+            if !value.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic()) {
+                return Err(StorageError::Environment { variable: name });
+            }
+            if let Ok(key) = name.to_ascii_lowercase().parse() {
                 builder = builder.with_config(key, value);
             }
         }
@@ -310,6 +360,10 @@ mod tests {
             "minio.example",
             "https://",
             "ftp://localhost",
+            "https://s3 example:9000",
+            "https://s3.example:port",
+            "https://s3.example?a=b",
+            "https://s3.example\n",
         ] {
             assert!(bucket.clone().at(endpoint).is_err(), "{endpoint}");
         }
@@ -318,12 +372,22 @@ mod tests {
     #[test]
     fn what_is_stored_of_a_bucket_is_read_again() {
         let bucket: Bucket = "s3://desktops/prod".parse().unwrap();
-        let bucket = bucket.at("https://s3.example").unwrap().in_region("eu-1".to_owned());
+        let bucket = bucket.at("https://s3.example").unwrap().in_region("eu-1".to_owned()).unwrap();
         let text = serde_json::to_string(&bucket).unwrap();
         assert_eq!(
             text,
             r#"{"bucket":"desktops","prefix":"prod","endpoint":"https://s3.example","region":"eu-1"}"#
         );
         assert_eq!(serde_json::from_str::<Bucket>(&text).unwrap(), bucket);
+        for (from, to) in [
+            ("https", "http"),
+            ("prod", "staging"),
+            ("desktops", "a@b"),
+            ("eu-1", "eu.example/"),
+            ("eu-1", ""),
+        ] {
+            let edited = serde_json::from_str::<Bucket>(&text.replace(from, to));
+            assert!(edited.is_err(), "{to}");
+        }
     }
 }

@@ -74,6 +74,12 @@ pub enum StorageError {
         /// The variable.
         variable: &'static str,
     },
+    /// A variable holds what no key, token or path of one is.
+    #[error("{variable} holds other characters than one line of ASCII: set it anew")]
+    Environment {
+        /// The variable.
+        variable: &'static str,
+    },
     /// The bucket is another server's.
     #[error(
         "{bucket} does not say that it is this server's, but {}: name no other's bucket, and put back what was in it",

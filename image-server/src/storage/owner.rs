@@ -11,13 +11,12 @@ use object_store::{
 use super::bucket::{Bucket, Patience};
 use super::{REMOTE_PART_BYTES, STAGING, Storage, StorageError};
 use crate::layout::DataDir;
-use crate::secret;
 
 /// Says in a bucket whose it is: the server's public key.
 pub(super) const OWNER: &str = "owner";
 const MAX_OWNER_BYTES: u64 = 256;
 
-/// What a store must be to be used.
+/// A bucket, and what its `owner` must hold.
 #[derive(Clone, Debug)]
 pub(super) struct Owned {
     bucket: Bucket,
@@ -32,22 +31,23 @@ impl Storage {
         patience: Patience,
     ) -> Result<Self, StorageError> {
         let Some(bucket) = dir.bucket() else { return Self::local(dir.objects()) };
-        let store = bucket.open(patience)?;
-        let owner =
-            owner(&*store, OWNER).await.map_err(|source| bucket.failed("read who owns it", source))?;
+        // Whether it can be reached at all is told within seconds, however patient what comes then is.
+        let owner = owner(&*bucket.open(Patience::OfServers)?)
+            .await
+            .map_err(|source| bucket.failed("read who owns it", source))?;
         if owner.as_deref() != Some(&server.to_string()) {
             return Err(StorageError::BucketNotOurs { bucket: bucket.clone(), owner });
         }
         let owned = Owned { bucket: bucket.clone(), owner: server.to_string() };
-        Ok(Self { owned: Some(owned), ..Self::remote(store) })
+        Ok(Self { owned: Some(owned), ..Self::remote(bucket.open(patience)?) })
     }
 
     /// Makes an empty bucket, or one that was claimed by it before, a server's, once all that is done in one works there.
     pub(crate) async fn claim(bucket: &Bucket, server: &PublicKey) -> Result<(), StorageError> {
-        refuse_within(bucket).await?;
         let store = bucket.open(Patience::OfServers)?;
         let failed = |action| move |source| bucket.failed(action, source);
-        let found = owner(&*store, OWNER).await.map_err(failed("read who owns it"))?;
+        let found = owner(&*store).await.map_err(failed("read who owns it"))?;
+        refuse_within(bucket).await?;
         let path = Path::from(OWNER);
         let put = || store.put_opts(&path, PutPayload::from(server.to_string()), PutMode::Create.into());
         if found.as_deref() != Some(&server.to_string()) {
@@ -67,7 +67,7 @@ impl Storage {
             Err(source) => return Err(bucket.failed("write who owns it", source)),
             Ok(_) => return Err(StorageError::BucketOverwrites { bucket: bucket.clone() }),
         }
-        let found = owner(&*store, OWNER).await.map_err(failed("read who owns it"))?;
+        let found = owner(&*store).await.map_err(failed("read who owns it"))?;
         if found.as_deref() != Some(&server.to_string()) {
             return Err(StorageError::BucketNotOurs { bucket: bucket.clone(), owner: found });
         }
@@ -103,7 +103,7 @@ impl Storage {
     /// `Unreachable`, `BucketNotOurs`; also noted for [`Storage::away`].
     pub(crate) async fn check_reach(&self) -> Result<(), StorageError> {
         let Some(Owned { bucket, owner: expected }) = &self.owned else { return Ok(()) };
-        let error = match owner(&*self.store, OWNER).await {
+        let error = match owner(&*self.store).await {
             Ok(Some(found)) if found == *expected => return Ok(()),
             Ok(owner) => StorageError::BucketNotOurs { bucket: bucket.clone(), owner },
             Err(source) => StorageError::Unreachable { action: "read", path: OWNER.to_owned(), source },
@@ -118,10 +118,10 @@ impl Storage {
     }
 }
 
-/// Who owns what lies beside this object; nobody when there is no such object.
-async fn owner(store: &dyn ObjectStore, path: &str) -> StoreResult<Option<String>> {
-    match store.get_range(&Path::from(path), 0..MAX_OWNER_BYTES).await {
-        Ok(owner) => Ok(Some(String::from_utf8_lossy(&owner).into_owned())),
+/// Who owns a bucket, in words that are safe to print; nobody when it does not say.
+async fn owner(store: &dyn ObjectStore) -> StoreResult<Option<String>> {
+    match store.get_range(&Path::from(OWNER), 0..MAX_OWNER_BYTES).await {
+        Ok(owner) => Ok(Some(String::from_utf8_lossy(&owner).escape_debug().to_string())),
         Err(StoreError::NotFound { .. }) => Ok(None),
         Err(source) => Err(source),
     }
@@ -131,7 +131,7 @@ async fn owner(store: &dyn ObjectStore, path: &str) -> StoreResult<Option<String
 async fn refuse_within(bucket: &Bucket) -> Result<(), StorageError> {
     for outer in bucket.outer() {
         // Whoever may not look there is told nothing; most are not allowed to.
-        let found = owner(&*outer.open(Patience::OfServers)?, OWNER).await.unwrap_or_default();
+        let found = owner(&*outer.open(Patience::OfServers)?).await.unwrap_or_default();
         if let Some(owner) = found {
             return Err(StorageError::BucketWithin { bucket: bucket.clone(), owner, outer: Box::new(outer) });
         }
@@ -142,9 +142,8 @@ async fn refuse_within(bucket: &Bucket) -> Result<(), StorageError> {
 /// Does once all that is done in a bucket: what is not allowed, or not known there, is better found out now.
 async fn rehearse(store: &dyn ObjectStore) -> Result<(), (&'static str, StoreError)> {
     let failed = |action| move |source| (action, source);
-    let name = secret::random::<16>().unwrap_or_default();
-    let name: String = name.iter().map(|byte| format!("{byte:02x}")).collect();
-    let (from, to) = (Path::from_iter([STAGING, &name]), Path::from_iter([STAGING, &format!("{name}-copy")]));
+    // The bucket is one server's by now, and nobody else writes there; what is left of a failure is swept with uploads.
+    let [from, to] = ["rehearsal", "rehearsal-copy"].map(|name| Path::from_iter([STAGING, name]));
     let parts = [Bytes::from(vec![1; REMOTE_PART_BYTES]), Bytes::from_static(b"the last")];
     let len_bytes: usize = parts.iter().map(Bytes::len).sum();
     let mut upload = store.put_multipart(&from).await.map_err(failed("begin an upload in parts"))?;

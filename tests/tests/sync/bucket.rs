@@ -3,13 +3,11 @@
 use std::fs;
 
 use satchel_tests::wait::{self, PATIENCE};
-use satchel_tests::{
-    Event, Link, Output, Publication, Rng, Shape, TestBucket, TestServer, files_below, require,
-};
+use satchel_tests::{Event, Link, Output, Publication, Rng, Shape, TestBucket, TestServer, require};
 
 use super::story::{Disks, IMAGE_BYTES, sync};
 
-/// `satchel-server VERB DIR …` on the server, as its administrator runs it.
+/// Has the server checked, which must find damage; the names of the objects that are damaged.
 #[track_caller]
 fn says_what_is_damaged(server: &TestServer) -> Vec<String> {
     let report = server.run(&["verify"], &["--json"]).exited(1).json();
@@ -62,15 +60,15 @@ fn a_desktop_lives_in_a_bucket() {
     let report = published.server.run(&["verify"], &["--json"]).ok().json();
     assert_eq!(report["unfinished"]["files"], 1, "{report}");
     assert_eq!(report["unknown_files"], 0, "{report}");
-    let before = files_below(&bucket.objects("prod")).len();
+    let before = bucket.files("prod").len();
     let collect = || published.server.run(&["gc"], &["--grace", "0", "--leftovers"]).ok();
     let _ = (collect(), collect());
-    assert!(files_below(&bucket.objects("prod")).len() < before);
+    assert!(bucket.files("prod").len() < before);
     published.server.verify();
     disks.assert_on_another_machine(&published);
 
     // What is damaged there is found.
-    let packs = files_below(&bucket.objects("prod/image/golden/packs"));
+    let packs = bucket.files("prod/image/golden/packs");
     let mut bytes = fs::read(&packs[0]).expect("a pack can be read");
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
@@ -146,12 +144,21 @@ fn a_bucket_is_one_servers() {
     let refused = init_with("other", &environment).exited(1);
     assert!(refused.stderr.contains("AWS_SECRET_ACCESS_KEY"), "{}", refused.stderr);
     assert!(!refused.stderr.contains("mistyped"), "{}", refused.stderr);
+    environment[1].1 = "of two\nlines".to_owned();
+    refuses(init_with("other", &environment), &["AWS_SECRET_ACCESS_KEY", "set it anew"]);
     // Beside it; what the environment says of another place counts for nothing.
     let elsewhere =
         [("AWS_ENDPOINT_URL_S3", "http://192.0.2.1".to_owned()), ("AWS_SKIP_SIGNATURE", "true".to_owned())];
     let _ = init_with("other", &[&bucket.environment()[..], &elsewhere].concat()).ok();
-    let left: Vec<_> = files_below(&bucket.objects("other"));
+    let left = bucket.files("other");
     assert_eq!(left, [bucket.objects("other/owner")], "what was tried is gone");
+    // An `init` that was cut after that, and is repeated with the options it had, goes on.
+    let second = first.store().with_file_name("second");
+    fs::remove_file(second.join("server.json")).expect("it was finished");
+    fs::write(second.join("unfinished"), "").expect("it can be written to");
+    let arguments = bucket.arguments("other", None);
+    let second = second.to_str().expect("UTF-8");
+    let _ = first.satchel_server(&["init", second], &arguments, &bucket.environment()).ok();
     // One that was emptied, or put in the place of another, is not taken for the server's.
     fs::copy(bucket.objects("other/owner"), bucket.objects("prod/owner")).expect("it can be written to");
     refuses(first.run(&["verify"], &[]), &["does not say that it is this server's"]);

@@ -16,5 +16,6 @@ pub use map::{MapError, Mapper};
 pub use merge::merge;
 pub use reading::{Reading, ReadingError, disks_of};
 pub use record::{RecordError, Recorded, Recorder, Step};
+pub(crate) use store::UnjudgedProfile;
 pub use store::{ProfileError, ProfileStore, SignedProfile, fetch_profile};
 pub use stream::{StreamError, StreamProgress, encode_streams};

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use chunk_format::{ManifestId, Name, PublicKey, Subject};
+use futures_util::future::FutureExt;
 use tokio::runtime::Handle;
 
 use crate::cache::CacheError;
@@ -279,11 +280,14 @@ impl Session {
                 "the mirrors the server names were not noted"
             );
         }
+        let info = found.as_ref().ok().cloned().flatten();
         let mut notices = Vec::new();
         let holder = Holder { key: state.machine_key()?.public(), machine: options.machine.clone() };
-        let (found, is_read_only) = opening.claim(options, &holder, found, &mut notices).await?;
+        let ahead = opening.fetch_ahead(info.as_ref(), &holder);
+        let claim = opening.claim(options, &holder, found, &mut notices);
+        let ((found, is_read_only), ahead) = tokio::try_join!(claim, ahead.map(Ok))?;
         let stood_on = opening.stands_on();
-        let store = opening.bring_up_to_date(found, options, &holder, &mut notices).await?;
+        let store = opening.bring_up_to_date(found, ahead, options, &holder, &mut notices).await?;
         let head = store.record().head;
         let is_held = || LeaseRecord::load(store.volume()).is_some_and(|record| record.is_held);
         if !is_read_only && stood_on.is_some_and(|version| version != head) && is_held() {

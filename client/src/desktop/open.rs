@@ -213,12 +213,15 @@ impl OpenDesktop {
     /// # Errors
     /// [`LoadProfileError`], also when the version has no profile.
     pub async fn fetch_for_start(&self) -> Result<(), LoadProfileError> {
-        // What they hold is needed for any read; that they come beside the profile saves their round trip.
-        let (profile, _) = tokio::join!(self.load_profile(), self.load_segments());
-        let profile = profile?;
-        let plan = self.boot_plan(Profile::clone(&profile))?;
-        self.fetcher.fetch_boot(plan).await.map_err(ProfileError::from)?;
-        Ok(())
+        let fetch = async {
+            let profile = self.load_profile().await?;
+            let plan = self.boot_plan(Profile::clone(&profile))?;
+            self.fetcher.fetch_boot(plan).await.map_err(ProfileError::from)?;
+            Ok(())
+        };
+        // What they hold is needed for any read; that they come beside the profile and the stream saves their round trip.
+        let (fetched, _) = tokio::join!(fetch, self.load_segments());
+        fetched
     }
 
     async fn load_segments(&self) -> Result<(), FetchError> {

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use chunk_format::{
-    BootStream, ChunkId, ChunkIndex, FormatError, MAX_STREAM_CONTENT_BYTES, Namespace, Profile,
+    BootStream, ChunkId, ChunkIndex, FormatError, MAX_STREAM_CONTENT_BYTES, Namespace, Profile, ProfileEntry,
     STREAM_HISTORY_BYTES, StreamWindow,
 };
 use futures_util::future::FutureExt;
@@ -65,6 +65,17 @@ pub struct BootPlan {
     pub recorded: Vec<Arc<Base>>,
     /// The disks as they are now.
     pub now: Vec<Arc<Base>>,
+}
+
+impl BootPlan {
+    /// Whether each segment that the start touches is still the one it was recorded on.
+    fn holds_what_was_recorded(&self) -> bool {
+        let segment = |bases: &[Arc<Base>], entry: &ProfileEntry| {
+            let (segment, _) = bases.get(usize::from(entry.disk))?.segment_of(entry.chunk)?;
+            Some(segment.id)
+        };
+        self.profile.entries.iter().all(|entry| segment(&self.recorded, entry) == segment(&self.now, entry))
+    }
 }
 
 /// How far the fetching for a start is.
@@ -162,6 +173,8 @@ struct Boot<'a> {
 
 impl Boot<'_> {
     async fn run(&self) -> Result<(), FetchError> {
+        // It need not wait for what only says what its chunks must be.
+        let early = self.begin_stream();
         self.load_segments().await?;
         let entries = self.entries().await?;
         if !entries.iter().any(|entry| self.is_missing(entry)) {
@@ -169,20 +182,33 @@ impl Boot<'_> {
         }
         // Whatever the stream does not bring is then one round trip away, not two.
         let locating = self.load_locators();
-        let (fetched, _) = tokio::join!(self.fetch(&entries), locating);
+        let (fetched, _) = tokio::join!(self.fetch(&entries, early), locating);
         fetched
     }
 
-    async fn fetch(&self, entries: &[Entry]) -> Result<(), FetchError> {
+    /// Begins to download all of the stream when all of it will be wanted: nothing is here, the disks hold what they held when it
+    /// was recorded, and no source that is asked first hands out chunks by their ids.
+    fn begin_stream(&self) -> Option<Pieces> {
+        let (streams, namespace) = (&self.plan.profile.streams, &self.plan.namespace);
+        let is_wanted = !streams.is_empty()
+            && self.shared.cache.stats().occupied == 0
+            && self.plan.holds_what_was_recorded()
+            && self.shared.sources.first_by_id(namespace).is_none();
+        is_wanted.then(|| Pieces::start(Arc::clone(self.shared), namespace.clone(), streams.clone()))
+    }
+
+    /// `early` is the download of all of the stream, if that has begun.
+    async fn fetch(&self, entries: &[Entry], early: Option<Pieces>) -> Result<(), FetchError> {
         let parts = match self.are_mostly_handed_out(entries).await {
             true => None,
             false => self.parts(entries),
         };
         let Some(parts) = parts else {
+            drop(early);
             return self.fetch_single(entries).await;
         };
         let mut flights = self.register(entries, &parts);
-        let fetched = self.fetch_parts(&parts, entries, &mut flights).await;
+        let fetched = self.fetch_parts(&parts, entries, &mut flights, early).await;
         if fetched.is_err() {
             // Whoever was told to wait for the stream is not left waiting.
             self.release(&parts, entries, &flights).await;
@@ -222,10 +248,14 @@ impl Boot<'_> {
         parts: &[Part],
         entries: &[Entry],
         flights: &mut [Option<Arc<Flight>>],
+        early: Option<Pieces>,
     ) -> Result<(), FetchError> {
         let streamed: Vec<BootStream> =
             parts.iter().filter(|part| part.way == Way::Stream).map(|part| part.stream).collect();
-        let mut pieces = Pieces::start(Arc::clone(self.shared), self.plan.namespace.clone(), streamed);
+        let mut pieces = match early.filter(|_| streamed.len() == parts.len()) {
+            Some(early) => early,
+            None => Pieces::start(Arc::clone(self.shared), self.plan.namespace.clone(), streamed),
+        };
         // The stream before the part, when the part before was decoded here.
         let mut window = Some(StreamWindow::after(&[]));
         for (at, part) in parts.iter().enumerate() {

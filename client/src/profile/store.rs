@@ -4,12 +4,14 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 
 use chunk_format::{
-    FormatError, MAX_PROFILE_BYTES, MAX_SIGNATURE_BYTES, ManifestId, Profile, ProfileId, PublicKey, Signature,
+    FormatError, MAX_PROFILE_BYTES, MAX_SIGNATURE_BYTES, ManifestId, Namespace, Profile, ProfileId,
+    PublicKey, Signature,
 };
 
 use crate::desktop::Version;
 use crate::fetch::{FetchError, Fetcher, OnMissing, write_whole};
-use crate::source::{Object, ObjectPath};
+use crate::remote::Remote;
+use crate::source::{HttpSource, Object, ObjectPath, get_whole};
 
 /// A pointer is an id in text and a line end.
 const MAX_POINTER_BYTES: usize = 80;
@@ -68,6 +70,42 @@ impl SignedProfile {
             return Err(ProfileError::OtherVersion { found: profile.manifest, expected: version.id });
         }
         Ok(Self { profile, bytes, signature })
+    }
+}
+
+/// A profile's bytes and its signature, as they came.
+#[derive(Debug)]
+pub(crate) struct UnjudgedProfile {
+    bytes: Vec<u8>,
+    signature: Signature,
+}
+
+impl UnjudgedProfile {
+    /// Fetches a profile of an image's from the server; none when it cannot be had, for it is asked for again when it is needed.
+    pub(crate) async fn fetch(remote: &Remote, image: Namespace, id: ProfileId) -> Option<Self> {
+        let source = HttpSource::new(remote.clone());
+        let path = |object| ObjectPath { namespace: image.clone(), object };
+        let (profile, signature) = (path(Object::Profile(id)), path(Object::ProfileSignature(id)));
+        let fetched = tokio::try_join!(
+            get_whole(&source, &profile, MAX_PROFILE_BYTES),
+            get_whole(&source, &signature, MAX_SIGNATURE_BYTES)
+        );
+        let (bytes, signature) = match fetched {
+            Ok(fetched) => fetched,
+            Err(error) => {
+                tracing::info!(error = &error as &dyn std::error::Error, "no profile was fetched ahead");
+                return None;
+            }
+        };
+        // The signature is over the bytes: whether they are those of the id does not matter.
+        Some(Self { bytes, signature: Signature::decode(&signature).ok()? })
+    }
+
+    /// The profile, if it is this version's.
+    pub(crate) fn judge(self, version: &Version) -> Option<SignedProfile> {
+        SignedProfile::decode(self.bytes, self.signature, version)
+            .inspect_err(|error| tracing::info!(%error, "a profile that was fetched ahead is not used"))
+            .ok()
     }
 }
 

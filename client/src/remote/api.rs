@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use chunk_format::{
-    ChunkId, ID_BYTES, ManifestId, Name, Namespace, PackId, PublicKey, SegmentId, Signature, StreamId,
-    Subject,
+    ChunkId, ID_BYTES, ManifestId, Name, Namespace, PackId, ProfileId, PublicKey, SegmentId, Signature,
+    StreamId, Subject,
 };
 use reqwest::{Method, RequestBuilder};
 use serde::{Deserialize, Serialize};
@@ -116,6 +116,9 @@ pub struct BaseInfo {
     pub channel: Option<Name>,
     /// The golden version.
     pub version: ManifestId,
+    /// The profile attached to it, if there is one and the server says so.
+    #[serde(default, skip_serializing)]
+    pub profile: Option<ProfileId>,
     /// Static hosts that hold the image's objects too.
     #[serde(default)]
     pub mirrors: Vec<String>,

@@ -1,9 +1,12 @@
 //! What opening a desktop takes: the lease, the newest version, its sources, its disks.
 
 use std::path::Path;
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Instant;
 
-use chunk_format::{ChunkSize, ManifestId, Name, Subject};
+use chunk_format::{ChunkSize, ManifestId, Name, Namespace, Subject};
+use futures_util::future::{Either, select};
 use tokio::runtime::Handle;
 
 use super::{Holder, Notice, SessionError, SessionOptions, has_changes};
@@ -13,7 +16,7 @@ use crate::desktop::{
 };
 use crate::fetch::{Fetcher, SegmentStore};
 use crate::lease::{self, Asked, Claim, LeaseRecord, Standing};
-use crate::profile::ProfileStore;
+use crate::profile::{ProfileStore, UnjudgedProfile};
 use crate::remote::{AfterExpiry, DesktopInfo, NamedVersion, Remote, RemoteError};
 use crate::source::{ChunkSource, HttpSource, ImagesOnly, NoSource, SourceAddress, SourceList};
 use crate::state::Login;
@@ -26,6 +29,14 @@ pub(super) struct Opening<'a> {
     pub(super) remote: &'a Remote,
     pub(super) desktop: &'a Name,
     pub(super) directory: &'a Path,
+}
+
+/// What a desktop begins with on a machine: its newest version with the golden one below, and the profile of that.
+pub(super) struct Beginnings {
+    /// The version that was asked for.
+    head: ManifestId,
+    versions: Result<(Version, Version), SessionError>,
+    profile: Option<UnjudgedProfile>,
 }
 
 impl Opening<'_> {
@@ -146,6 +157,7 @@ impl Opening<'_> {
     pub(super) async fn bring_up_to_date(
         &self,
         found: Result<Option<DesktopInfo>, RemoteError>,
+        ahead: Option<Beginnings>,
         options: &SessionOptions,
         holder: &Holder,
         notices: &mut Vec<Notice>,
@@ -157,7 +169,7 @@ impl Opening<'_> {
         let opened =
             DesktopStore::open(Arc::clone(&volume), &self.login.server, &self.login.user, self.desktop);
         let store = match opened {
-            Err(DesktopError::NotHere) => return self.begin(volume, found, holder).await,
+            Err(DesktopError::NotHere) => return self.begin(volume, found, ahead, holder).await,
             opened => opened.map_err(|source| self.failed(source))?,
         };
         match found {
@@ -177,6 +189,7 @@ impl Opening<'_> {
         &self,
         volume: Arc<dyn Volume>,
         found: Result<Option<DesktopInfo>, RemoteError>,
+        ahead: Option<Beginnings>,
         holder: &Holder,
     ) -> Result<DesktopStore, SessionError> {
         let desktop = self.desktop.clone();
@@ -185,10 +198,16 @@ impl Opening<'_> {
             Ok(None) => return Err(SessionError::NoSuchDesktop { desktop }),
             Err(source) => return Err(SessionError::NotHere { desktop, source }),
         };
-        // This machine stands on nothing yet, so that it may be told before what is fetched holds.
-        let noted = lease::note_standing(self.remote, self.desktop, &holder.key, info.head.id);
-        let (fetched, ()) = tokio::join!(self.fetch(&info), noted);
-        let (head, base) = fetched?;
+        let beginnings = match ahead.filter(|ahead| ahead.head == info.head.id) {
+            Some(ahead) => ahead,
+            None => self.fetch_beginnings(&info, holder).await,
+        };
+        let (head, base) = beginnings.versions?;
+        if let Some(profile) = beginnings.profile
+            && let Some(profile) = profile.judge(&base)
+        {
+            self.profiles().keep(&profile);
+        }
         let publisher = base.signature.key;
         let new = NewDesktop {
             server: self.login.server,
@@ -198,6 +217,37 @@ impl Opening<'_> {
             publisher,
         };
         DesktopStore::create(volume, new, &head, &base).map_err(|source| self.failed(source))
+    }
+
+    /// Fetches what a desktop begins with on this machine, when nothing of it is here: beside the lease, so that a far server is
+    /// waited for once.
+    pub(super) async fn fetch_ahead(
+        &self,
+        info: Option<&DesktopInfo>,
+        holder: &Holder,
+    ) -> Option<Beginnings> {
+        let volume = DirVolume::open(self.directory).ok()?;
+        match DesktopStore::read_only(Arc::new(volume)) {
+            Err(DesktopError::NotHere) => Some(self.fetch_beginnings(info?, holder).await),
+            _ => None,
+        }
+    }
+
+    async fn fetch_beginnings(&self, info: &DesktopInfo, holder: &Holder) -> Beginnings {
+        // This machine stands on nothing yet, so that it may be told before what is fetched holds.
+        let noted = lease::note_standing(self.remote, self.desktop, &holder.key, info.head.id);
+        let image = Namespace::Image(info.base.image.clone());
+        let profile = async { UnjudgedProfile::fetch(self.remote, image, info.base.profile?).await };
+        let began = Instant::now();
+        let versions = async { tokio::join!(self.fetch(info), noted).0 };
+        let (versions, profile) = match select(pin!(versions), pin!(profile)).await {
+            // It is no reason to wait for long: whoever needs it asks again, and others than the server.
+            Either::Left((versions, profile)) => {
+                (versions, tokio::time::timeout(began.elapsed(), profile).await.ok().flatten())
+            }
+            Either::Right((profile, versions)) => (versions.await, profile),
+        };
+        Beginnings { head: info.head.id, versions, profile }
     }
 
     async fn catch_up(
@@ -345,6 +395,10 @@ impl Opening<'_> {
         moved.map_err(|source| self.failed(source))
     }
 
+    fn profiles(&self) -> ProfileStore {
+        ProfileStore::new(self.directory.join("profiles"))
+    }
+
     /// The desktop's cache, as it is for the version the files stand on.
     fn cache(&self, store: &DesktopStore, options: &SessionOptions) -> Result<Cache, SessionError> {
         let record = store.record();
@@ -436,13 +490,12 @@ impl Opening<'_> {
         let segments = SegmentStore::new(self.directory.join("segments"));
         let fetcher =
             Fetcher::new(runtime, self.sources(options)?, Arc::clone(&cache), segments, options.on_missing);
-        let profiles = ProfileStore::new(self.directory.join("profiles"));
         if is_read_only {
             let head = store.version(store.record().head).map_err(|source| self.failed(source))?;
             with_room(&cache, || store.add_discarded_generation(&layouts(&head.manifest)))
                 .map_err(|source| self.failed(source))?;
         }
-        OpenDesktop::assemble(store, cache, fetcher, profiles, runtime.clone())
+        OpenDesktop::assemble(store, cache, fetcher, self.profiles(), runtime.clone())
             .map_err(|source| self.failed(source))
     }
 }

@@ -10,7 +10,7 @@ use super::versions::{Page, no_versions};
 use crate::app::App;
 use crate::clock::now_ms;
 use crate::database::versions::{self, SeriesRow, VersionRow};
-use crate::database::{Connection, DatabaseError, leases, mirrors, namespaces};
+use crate::database::{Connection, DatabaseError, leases, mirrors, namespaces, profiles};
 use crate::http::auth::Caller;
 use crate::http::error::ApiError;
 use crate::http::params::{PathParams, QueryParams};
@@ -110,13 +110,14 @@ async fn base(connection: &mut Connection, head: &VersionRow) -> Result<BaseJson
     if let Some(row) = namespaces::find(&mut *connection, &namespace).await?
         && let Some(series) = versions::find_series(&mut *connection, row.id, &name).await?
     {
-        hosts = mirrors::list(connection, series.id).await?;
+        hosts = mirrors::list(&mut *connection, series.id).await?;
     }
     Ok(BaseJson {
         image: namespace.name().clone(),
         channel: head.base_channel.clone(),
         version: version.id,
         publisher: version.signature.key,
+        profile: profiles::current(&mut *connection, version.row).await?,
         mirrors: hosts,
     })
 }

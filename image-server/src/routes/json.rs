@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use axum::Json;
 use axum::http::header::CACHE_CONTROL;
 use axum::response::{IntoResponse, Response};
-use chunk_format::{ManifestId, Name, PublicKey};
+use chunk_format::{ManifestId, Name, ProfileId, PublicKey};
 use serde::Serialize;
 
 use crate::database::channels::{ChannelRow, Named};
@@ -155,6 +155,8 @@ pub(crate) struct BaseJson {
     pub(crate) channel: Option<Name>,
     pub(crate) version: ManifestId,
     pub(crate) publisher: PublicKey,
+    /// The profile attached to it, if there is one.
+    pub(crate) profile: Option<ProfileId>,
     pub(crate) mirrors: Vec<String>,
 }
 

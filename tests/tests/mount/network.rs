@@ -69,6 +69,25 @@ fn reads_are_right_over_a_slow_and_distant_link() {
     mount.unmount();
 }
 
+#[test]
+fn a_first_start_asks_for_its_versions_while_it_asks_for_the_lease() {
+    require!(fuse);
+    let published = Publication::new(25, IMAGE_BYTES);
+    published.machine("laptop").create("work", "golden", Some("16M"));
+    let proxy = FaultyHttps::start(&published.server.url(), published.server.fingerprint());
+    let other = published.machine("other");
+    other.login(&published.access().through_faulty(&proxy));
+    // Nothing that is told or asked of the server by PUT is answered to the end.
+    proxy.inject(Rule::new(Fault::Stall(NOTICE_LIMIT)).method("PUT"));
+    let directory = other.new_directory();
+    let mut mounting = other.start(["mount".as_ref(), "work".as_ref(), directory.as_os_str()]);
+    wait::until("the desktop's version and the golden one came, with their signatures", PATIENCE, || {
+        let came = proxy.exchanges().iter().filter(|exchange| exchange.class == Class::Manifests).count();
+        (came == 4).then_some(())
+    });
+    mounting.kill();
+}
+
 /// A machine behind a link, with a mounted desktop of which nothing was read yet.
 fn behind_a_link(published: &Publication) -> (Link, Client, Mount) {
     let link = Link::start(published.server.address(), Shape::default());

@@ -178,6 +178,47 @@ async fn what_the_disk_no_longer_holds_is_not_kept() {
     assert_eq!(boot.rig.fetcher.stats().in_time, CHUNKS as u64 - 1);
 }
 
+/// Has what the server has, but hands out no segment before an object of the stream was asked for.
+struct StreamFirst {
+    server: OnceLock<MemoryServer>,
+    is_asked: Semaphore,
+}
+
+impl ChunkSource for Arc<StreamFirst> {
+    fn origin(&self) -> String {
+        "stream first".to_owned()
+    }
+
+    fn get<'a>(
+        &'a self,
+        path: &'a ObjectPath,
+        range: Option<Range<u64>>,
+    ) -> BoxFuture<'a, Result<ObjectBody, SourceError>> {
+        Box::pin(async move {
+            match path.object {
+                Object::Stream(_) => self.is_asked.add_permits(1),
+                Object::Segment(_) => self.is_asked.acquire().await.unwrap().forget(),
+                _ => {}
+            }
+            self.server.get().unwrap().get(path, range).await
+        })
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_nothing_is_here_the_stream_does_not_wait_for_the_segments() {
+    let source = Arc::new(StreamFirst { server: OnceLock::new(), is_asked: Semaphore::new(0) });
+    let rig = Rig::beside(CHUNKS, OnMissing::Fail, |_| Some(Arc::new(Arc::clone(&source)) as _));
+    let boot = BootRig::on(rig);
+    source.server.set(boot.rig.server.clone()).unwrap_or_default();
+    let booted = tokio::time::timeout(Duration::from_secs(60), boot.boot()).await;
+    booted.expect("it is asked for at once");
+    let expected = 2 + boot.profile.streams.len() as u64;
+    assert_eq!(boot.rig.server.requests(), expected, "a segment, its locator and the stream, each once");
+    assert_eq!(boot.rig.fetcher.stats().failures, 0, "nobody lost patience");
+    assert_eq!(boot.read_all().await, 0);
+}
+
 /// Has what the server has, but lets as many objects of the stream through as there are places.
 struct Gated {
     server: OnceLock<MemoryServer>,

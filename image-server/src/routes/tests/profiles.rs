@@ -14,6 +14,12 @@ impl Fixture {
         self.put(&path, &self.tokens.publisher, bytes).await.done(201);
     }
 
+    /// The profile that a desktop's listing names.
+    async fn listed(&self) -> serde_json::Value {
+        let desktop = self.get("/v1/desktops/work", &self.tokens.alice).await.done(200).json();
+        desktop["base"]["profile"].clone()
+    }
+
     async fn pointer(&self) -> Answer {
         let path = format!("/v1/data/image/debian/manifests/{}.profile", self.image.version);
         self.get(&path, &self.tokens.alice).await
@@ -47,6 +53,7 @@ async fn a_profile_is_attached_read_and_replaced() {
     let second = testing::profile(version, &[b"one", b"two"], 1);
     fixture.attach(version, publisher, &second).await.done(201);
     assert_eq!(fixture.pointer().await.body, format!("{}\n", ProfileId::of(&second.0)));
+    assert_eq!(fixture.listed().await, ProfileId::of(&second.0).to_string());
     // Whoever was pointed to the first a moment ago still finds it.
     fixture.get(&path, alice).await.done(200);
     fixture.attach(version, publisher, &first).await.done(201);

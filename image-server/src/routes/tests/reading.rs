@@ -159,6 +159,9 @@ async fn listings_show_what_the_manual_says() {
     assert_eq!(desktop["head"]["machine"], "laptop-b");
     let mut base = serde_json::to_value(fixture.desktop.manifest.base.as_ref().unwrap()).unwrap();
     base["mirrors"] = serde_json::json!([]);
+    let pointer = format!("/v1/data/image/debian/manifests/{version}.profile");
+    let pointer = fixture.get(&pointer, alice).await.done(200).body;
+    base["profile"] = std::str::from_utf8(pointer.trim_ascii_end()).unwrap().into();
     assert_eq!(desktop["base"], base, "as the manifest has it");
     assert_eq!(base["publisher"].take(), image["publisher"]);
     assert_eq!(*desktop, fixture.get("/v1/desktops/work", alice).await.done(200).json());

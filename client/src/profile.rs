@@ -13,7 +13,7 @@ mod stream;
 pub use attach::{AttachError, Attached, Attacher};
 pub use link::{BadLink, LinkShape};
 pub use map::{MapError, Mapper};
-pub use merge::merge;
+pub use merge::{Merged, merge};
 pub use reading::{Reading, ReadingError, disks_of};
 pub use record::{RecordError, Recorded, Recorder, Step};
 pub(crate) use store::UnjudgedProfile;

@@ -15,7 +15,9 @@ const BOOT_LIMIT: Duration = Duration::from_secs(900);
 const HOME_BYTES: u64 = 1 << 30;
 
 const SECTOR_BYTES: u64 = 512;
-const HEAD: &str = "# offset and length of each read of a boot, bytes, in order";
+/// Says on which machine, too: what was recorded on another is recorded anew.
+const HEAD: &str =
+    "# offset and length of each read of a boot, bytes, in order; of a machine with an agent's port";
 
 /// A read of a disk, as the guest asked for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +46,9 @@ impl Trace {
     #[track_caller]
     pub fn of_boot(image: &Path, options: &MachineOptions) -> Self {
         let path = image.with_extension("reads");
-        if let Ok(text) = fs::read_to_string(&path) {
+        if let Ok(text) = fs::read_to_string(&path)
+            && text.starts_with(HEAD)
+        {
             return Self::parse(&text).unwrap_or_else(|line| panic!("{}: {line}", path.display()));
         }
         let trace = Self::record(image, options);

@@ -29,7 +29,7 @@ use super::run::DisplayArg;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ProfileCommand {
-    /// Boot a published version twice on this machine and attach what both starts read to it
+    /// Boot a published version twice on this machine and attach what the starts read to it
     Record(RecordArgs),
     /// Show a version's profile, and what a start takes over a given link
     Show(ShowProfileArgs),
@@ -163,7 +163,7 @@ async fn attach(
     entries: Vec<ProfileEntry>,
 ) -> anyhow::Result<Attachment> {
     if entries.is_empty() {
-        bail!("the starts have no read in common; was the machine up?");
+        bail!("the starts have too little in common; was the machine up?");
     }
     let progress = Arc::new(StreamProgress::default());
     let threads = std::thread::available_parallelism().map_or(1, usize::from);

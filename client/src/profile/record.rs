@@ -1,7 +1,8 @@
 //! Records what a start touches: boots the published version on this machine, twice, and notes the order of first reads.
 //!
 //! The machine stands on a desktop that exists only here: its overlays are thrown away, nothing of it is committed. What
-//! is fetched is kept between the two starts, and after an interruption, in the directory given.
+//! is fetched is kept between the two starts, and after an interruption, in the directory given. Where the golden version has no
+//! home disk the machine has one that is blank at first, as most desktops do: to format it, or to find it, is part of a start.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant};
 use chunk_format::{
     Base as ManifestBase, DiskRole, Features, Manifest, Name, ProfileEntry, SecretKey, Subject,
 };
+use rustix::fs::{Mode, OFlags};
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 use tokio::runtime::Handle;
@@ -23,7 +25,7 @@ use crate::fetch::Fetcher;
 use crate::fs::DesktopFs;
 use crate::fs::fuse::{self, MountOptions};
 use crate::mount::{PointError, clean_stale, unmount};
-use crate::profile::{ProfileStore, Reading, ReadingError, merge};
+use crate::profile::{Merged, ProfileStore, Reading, ReadingError, merge};
 use crate::source::ChunkSource;
 use crate::state::{Login, StateError, make_private_dir};
 use crate::volume::DirVolume;
@@ -34,6 +36,8 @@ const STARTS: u32 = 2;
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// The end of the console that is kept to look for the text that ends a start, bytes.
 const CONSOLE_KEPT_BYTES: usize = 64 << 10;
+/// Size of the home disk of a machine whose golden version has none.
+const HOME_BYTES: u64 = 1 << 30;
 /// How long QEMU may take to end.
 const QUIT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -135,7 +139,7 @@ pub struct Recorder<'a> {
 
 /// What was recorded, and what reads the version's chunks.
 pub struct Recorded {
-    /// What all starts touched.
+    /// What the starts touched.
     pub entries: Vec<ProfileEntry>,
     /// Fetches for the version's disks.
     pub fetcher: Fetcher,
@@ -150,6 +154,11 @@ impl Recorder<'_> {
     /// [`RecordError`].
     pub async fn record(&self, golden: &Version, steps: &impl Fn(Step)) -> Result<Recorded, RecordError> {
         let Reading { cache, fetcher } = Reading::open(self.directory, golden, Arc::clone(&self.source))?;
+        // The second start finds it as the first left it.
+        let home = match golden.manifest.disk(DiskRole::Home) {
+            Some(_) => None,
+            None => blank_disk(self.directory.join("home.raw"))?,
+        };
         let (mut starts, mut disks) = (Vec::new(), Vec::new());
         for start in 1..=STARTS {
             let directory = self.directory.join("start");
@@ -165,14 +174,21 @@ impl Recorder<'_> {
                 .iter()
                 .filter_map(|disk| Some(Arc::clone(&desktop.disk(disk.role)?.view().base)))
                 .collect();
-            starts.push(self.start(start, golden, &desktop, &directory, steps).await?);
+            starts.push(self.start(start, golden, &desktop, home.as_deref(), &directory, steps).await?);
             // What was learned of the disk is kept with the cache.
             if let Err(error) = desktop.cache().save_index() {
                 tracing::warn!(%error, "the cache's index was not saved");
             }
             clear(&directory)?;
         }
-        Ok(Recorded { entries: merge(&starts), fetcher, disks })
+        let Merged { entries, left_out } = merge(&starts);
+        if left_out > 0 {
+            tracing::warn!(
+                chunks = left_out,
+                "the starts differ by much: only what all of them read is in the profile; was the guest doing something else?"
+            );
+        }
+        Ok(Recorded { entries, fetcher, disks })
     }
 
     /// The desktop that is booted: at its first version, which nobody else will see.
@@ -214,6 +230,7 @@ impl Recorder<'_> {
         start: u32,
         golden: &Version,
         desktop: &OpenDesktop,
+        blank_home: Option<&Path>,
         directory: &Path,
         steps: &impl Fn(Step),
     ) -> Result<Vec<ProfileEntry>, RecordError> {
@@ -224,11 +241,11 @@ impl Recorder<'_> {
             .filter_map(|disk| Some(desktop.disk(disk.role)?.note_touches()))
             .collect();
         let mut mounted = Mounted::new(desktop, &directory.join("disks"))?;
-        let home = desktop.disk(DiskRole::Home).map(|_| mounted.directory.join("home.raw"));
+        let own_home = desktop.disk(DiskRole::Home).map(|_| mounted.directory.join("home.raw"));
         let machine = Machine {
             name: "recording".to_owned(),
             system: mounted.directory.join("system.raw"),
-            home,
+            home: own_home.or_else(|| blank_home.map(Path::to_owned)),
             firmware: golden.manifest.boot.firmware,
             settings: directory.join("uefi-settings.fd"),
             memory_mib: self.memory_mib,
@@ -350,6 +367,26 @@ impl Drop for Mounted {
             let _ = serving.join();
         }
     }
+}
+
+/// Makes a blank disk, if the file system takes what goes past its cache, as the machine's does.
+fn blank_disk(path: PathBuf) -> Result<Option<PathBuf>, RecordError> {
+    let flags = OFlags::CREATE | OFlags::TRUNC | OFlags::RDWR | OFlags::CLOEXEC | OFlags::DIRECT;
+    let file = match rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR) {
+        Ok(file) => file,
+        Err(rustix::io::Errno::INVAL) => {
+            tracing::warn!(
+                path = %path.display(),
+                "the file system takes no direct I/O: the recorded machine has no home disk"
+            );
+            // It was made before it was refused.
+            let _ = std::fs::remove_file(&path);
+            return Ok(None);
+        }
+        Err(error) => return Err(io("make a home disk")(error.into())),
+    };
+    rustix::fs::ftruncate(&file, HOME_BYTES).map_err(|error| io("make a home disk")(error.into()))?;
+    Ok(Some(path))
 }
 
 /// Removes what a start left, a dead mount included.

@@ -70,6 +70,9 @@ impl Machine {
             }
         }
         if let Some(log) = &options.read_log {
+            // The guest agent's port, which Satchel's machines have: its drivers are read at a start, too.
+            let port = "virtserialport,chardev=agent,name=org.qemu.guest_agent.0";
+            command.args(["-chardev", "null,id=agent", "-device", "virtio-serial-pci", "-device", port]);
             command.args(["-trace", "virtio_blk_handle_read", "-D"]).arg(log);
         }
         for disk in disks {

@@ -7,8 +7,7 @@
 //!
 //! So it is tried. Every now and then the threads wait their turn for some requests, and go on so as long as that is quicker
 //! than what was measured before; where it is not, the next trial comes after a time beside which what the last one lost is
-//! little. What was measured before is the quickest of some windows: in others the guest may have had nothing to ask for. A load that
-//! is suddenly much quicker is another one, of which nothing was measured yet.
+//! little. What was measured before is the quickest of some windows: in others the guest may have had nothing to ask for.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -17,7 +16,7 @@ use std::time::{Duration, Instant};
 use libc::c_long;
 
 /// Requests that are measured together.
-const WINDOW: u32 = 32;
+const WINDOW: u32 = 64;
 /// Windows of which the quickest counts.
 const WINDOWS: usize = 4;
 /// After a trial that failed there is none for so many times as long as it took too long, so that about two percent are lost.
@@ -28,10 +27,7 @@ const LAST_GOOD_FOR: u32 = 256;
 /// Turns that found one request only, in a row, after which nothing is gathered.
 const LEAN_TURNS: u32 = 8;
 /// A window that takes longer is of a guest with little to ask for, whom a trial would not help.
-const BUSY: Duration = Duration::from_millis(500);
-/// So many times as quick as when a trial failed, or as what went before in one that did not, is another load.
-const ANOTHER_AT_ONCE: u32 = 2;
-const ANOTHER_IN_TURN: u32 = 3;
+const BUSY: Duration = Duration::from_secs(1);
 /// No trial is taken to have lost more: no thread waits as long for a processor, and the rest was silence.
 const MOST_LOST: Duration = Duration::from_millis(50);
 
@@ -86,8 +82,6 @@ struct Trial {
     good: u32,
     /// What they took less.
     gained: Duration,
-    /// The quickest of them.
-    quickest: Option<Duration>,
     /// The last one was not: the guest may have been silent for a moment, which another window shows.
     is_doubtful: bool,
     /// Turns in a row that found one request only.
@@ -104,9 +98,8 @@ struct State {
     /// next one replaces the oldest.
     at_once: [Duration; WINDOWS],
     oldest: usize,
-    /// The next trial is not to begin before, unless the load is another one than at the last, when the quickest window took so long.
+    /// The next trial is not to begin before.
     not_before: Instant,
-    failed_at: Duration,
     /// Windows of the next trial.
     good_for: u32,
 }
@@ -120,7 +113,6 @@ impl State {
             at_once: [Duration::MAX; WINDOWS],
             oldest: 0,
             not_before: now,
-            failed_at: Duration::ZERO,
             good_for: FIRST_GOOD_FOR,
         }
     }
@@ -146,20 +138,13 @@ impl State {
         let is_lean = trial.lean >= LEAN_TURNS;
         if is_quicker && !is_lean {
             if is_full {
-                let window = took.saturating_mul(WINDOW) / self.requests;
-                let is_another =
-                    trial.quickest.is_some_and(|quickest| window.saturating_mul(ANOTHER_IN_TURN) < quickest);
                 trial.good += 1;
                 trial.is_doubtful = false;
                 trial.gained += would_take(self.requests).saturating_sub(took);
-                trial.quickest = Some(trial.quickest.map_or(window, |quickest| quickest.min(window)));
-                if is_another {
-                    self.good_for = FIRST_GOOD_FOR;
-                    self.measure_anew();
-                } else if trial.good >= self.good_for {
+                if trial.good >= self.good_for {
                     // The other way is looked at again.
                     self.good_for = self.good_for.saturating_mul(2).min(LAST_GOOD_FOR);
-                    self.measure_anew();
+                    self.trial = None;
                 }
                 self.begin(now);
             }
@@ -171,7 +156,6 @@ impl State {
             let lost = took.saturating_sub(would_take(self.requests)).max(took / 8).min(MOST_LOST);
             // Where it gained before, the load is another one now.
             self.not_before = now + lost.saturating_sub(trial.gained) * PAUSES;
-            self.failed_at = at_once;
             self.good_for = FIRST_GOOD_FOR;
             self.trial = None;
             self.begin(now);
@@ -185,18 +169,10 @@ impl State {
         }
         self.oldest = (self.oldest + 1) % WINDOWS;
         let is_known = !self.at_once.contains(&Duration::MAX);
-        let quickest = self.at_once.into_iter().min().unwrap_or(Duration::MAX);
-        let is_another = quickest.saturating_mul(ANOTHER_AT_ONCE) < self.failed_at;
-        if is_known && (now >= self.not_before || is_another) && took < BUSY {
+        if is_known && now >= self.not_before && took < BUSY {
             self.trial = Some(Trial::default());
         }
         self.begin(now);
-    }
-
-    /// Ends a trial that did not fail; the next one comes as soon as it is known what it is to be compared with.
-    fn measure_anew(&mut self) {
-        self.trial = None;
-        self.at_once = [Duration::MAX; WINDOWS];
     }
 
     fn begin(&mut self, now: Instant) {
@@ -341,22 +317,6 @@ mod tests {
         let guest = guest.asks_for(MANY, at_once, Turn(2, us(4000)));
         let lost = guest.lost(before + at_once.of(MANY));
         assert!(lost < 0.03, "{lost}");
-    }
-
-    #[test]
-    fn a_load_that_is_suddenly_another_is_measured_soon() {
-        // Little at a time, which gathering delays; then much.
-        let (waits, hurries) =
-            ((Turn(1, us(800)), Turn(1, us(1000))), (Turn(1, us(220)), Turn(16, us(16 * 130))));
-        let mut guest = Guest::new().asks_for(5000, waits.0, waits.1);
-        guest.gathered = 0;
-        let mut guest = guest.asks_for(5000, hurries.0, hurries.1);
-        assert!(guest.gathered > 4000, "{}", guest.gathered);
-        // Large requests, for which it is good, and then small ones, for which it is not.
-        guest = guest.asks_for(2000, Turn(1, us(20_000)), Turn(4, us(4 * 12_000)));
-        guest.gathered = 0;
-        let guest = guest.asks_for(5000, waits.0, waits.1);
-        assert!(guest.gathered < 500, "{}", guest.gathered);
     }
 
     #[test]

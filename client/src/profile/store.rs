@@ -180,3 +180,66 @@ impl ProfileStore {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use chunk_format::{
+        Architecture, BootFacts, ChunkIndex, ChunkSize, Disk, DiskRole, DiskSize, Features, Firmware,
+        Manifest, ProfileEntry, SecretKey, SegmentId, Subject,
+    };
+
+    use super::*;
+
+    fn golden(sequence: u64, key: &SecretKey) -> Version {
+        let manifest = Manifest {
+            features: Features::default(),
+            subject: Subject::Image { image: "debian".parse().unwrap() },
+            base: None,
+            parent: (sequence > 1).then(|| ManifestId::of(b"before")),
+            sequence,
+            created_ms: 0,
+            machine: "build-7".to_owned(),
+            note: None,
+            disks: vec![Disk {
+                role: DiskRole::System,
+                size: DiskSize::new(64 << 20).unwrap(),
+                chunk_size: ChunkSize::DEFAULT,
+                segments: vec![SegmentId::of(b"segment")],
+            }],
+            boot: BootFacts { firmware: Firmware::Bios, architecture: Architecture::X86_64 },
+            system_mode: None,
+        };
+        let bytes = manifest.encode().unwrap();
+        Version::decode(bytes.clone(), key.sign(&bytes)).unwrap()
+    }
+
+    fn unjudged(version: &Version, key: &SecretKey) -> UnjudgedProfile {
+        let entries = vec![ProfileEntry { disk: 0, chunk: ChunkIndex(7) }];
+        let bytes = Profile { manifest: version.id, entries, streams: Vec::new() }.encode().unwrap();
+        let signature = key.sign(&bytes);
+        UnjudgedProfile { bytes, signature }
+    }
+
+    #[test]
+    fn a_profile_is_kept_only_if_the_publisher_signed_it_for_this_version() {
+        let (publisher, other) = (SecretKey::from_bytes(&[1; 32]), SecretKey::from_bytes(&[2; 32]));
+        let (version, next) = (golden(1, &publisher), golden(2, &publisher));
+        assert!(unjudged(&version, &other).judge(&version).is_none());
+        assert!(unjudged(&next, &publisher).judge(&version).is_none());
+        let mut altered = unjudged(&version, &publisher);
+        *altered.bytes.last_mut().unwrap() ^= 1;
+        assert!(altered.judge(&version).is_none());
+
+        let profile = unjudged(&version, &publisher).judge(&version).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let store = ProfileStore::new(dir.path().to_owned());
+        assert!(store.load(&version).is_none());
+        store.keep(&profile);
+        assert_eq!(store.load(&version).unwrap().profile, profile.profile);
+        assert!(store.load(&next).is_none());
+        // What lies under a version's name is judged as what comes from elsewhere.
+        let misplaced = dir.path().join(next.id.to_string());
+        std::fs::copy(dir.path().join(version.id.to_string()), misplaced).unwrap();
+        assert!(store.load(&next).is_none());
+    }
+}

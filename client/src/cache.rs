@@ -514,6 +514,11 @@ impl Cache {
         }
     }
 
+    /// Whether it holds no chunk.
+    pub fn is_empty(&self) -> bool {
+        self.lock().by_id.is_empty()
+    }
+
     /// Bytes per slot.
     pub fn chunk_size(&self) -> ChunkSize {
         self.chunk_size

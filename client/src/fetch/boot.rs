@@ -191,7 +191,7 @@ impl Boot<'_> {
     fn begin_stream(&self) -> Option<Pieces> {
         let (streams, namespace) = (&self.plan.profile.streams, &self.plan.namespace);
         let is_wanted = !streams.is_empty()
-            && self.shared.cache.stats().occupied == 0
+            && self.shared.cache.is_empty()
             && self.plan.holds_what_was_recorded()
             && self.shared.sources.first_by_id(namespace).is_none();
         is_wanted.then(|| Pieces::start(Arc::clone(self.shared), namespace.clone(), streams.clone()))

@@ -178,51 +178,32 @@ async fn what_the_disk_no_longer_holds_is_not_kept() {
     assert_eq!(boot.rig.fetcher.stats().in_time, CHUNKS as u64 - 1);
 }
 
-/// Has what the server has, but hands out no segment before an object of the stream was asked for.
-struct StreamFirst {
-    server: OnceLock<MemoryServer>,
-    is_asked: Semaphore,
-}
-
-impl ChunkSource for Arc<StreamFirst> {
-    fn origin(&self) -> String {
-        "stream first".to_owned()
-    }
-
-    fn get<'a>(
-        &'a self,
-        path: &'a ObjectPath,
-        range: Option<Range<u64>>,
-    ) -> BoxFuture<'a, Result<ObjectBody, SourceError>> {
-        Box::pin(async move {
-            match path.object {
-                Object::Stream(_) => self.is_asked.add_permits(1),
-                Object::Segment(_) => self.is_asked.acquire().await.unwrap().forget(),
-                _ => {}
-            }
-            self.server.get().unwrap().get(path, range).await
-        })
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn where_nothing_is_here_the_stream_does_not_wait_for_the_segments() {
-    let source = Arc::new(StreamFirst { server: OnceLock::new(), is_asked: Semaphore::new(0) });
-    let rig = Rig::beside(CHUNKS, OnMissing::Fail, |_| Some(Arc::new(Arc::clone(&source)) as _));
-    let boot = BootRig::on(rig);
-    source.server.set(boot.rig.server.clone()).unwrap_or_default();
-    let booted = tokio::time::timeout(Duration::from_secs(60), boot.boot()).await;
-    booted.expect("it is asked for at once");
-    let expected = 2 + boot.profile.streams.len() as u64;
-    assert_eq!(boot.rig.server.requests(), expected, "a segment, its locator and the stream, each once");
-    assert_eq!(boot.rig.fetcher.stats().failures, 0, "nobody lost patience");
-    assert_eq!(boot.read_all().await, 0);
-}
-
-/// Has what the server has, but lets as many objects of the stream through as there are places.
+/// Has what the server has, but asks a gate before it hands some of that out.
 struct Gated {
     server: OnceLock<MemoryServer>,
     gate: Semaphore,
+    step: fn(&Object) -> Step,
+}
+
+/// What an object does at a gate.
+enum Step {
+    /// Goes by.
+    Pass,
+    /// Takes a place, for which it waits.
+    Wait,
+    /// Makes a place for another.
+    Open,
+}
+
+impl Gated {
+    /// A source that asks a gate without a place first, before the server of the rig.
+    fn rig(step: fn(&Object) -> Step) -> (Arc<Self>, BootRig) {
+        let gated = Arc::new(Self { server: OnceLock::new(), gate: Semaphore::new(0), step });
+        let rig = Rig::beside(CHUNKS, OnMissing::Fail, |_| Some(Arc::new(Arc::clone(&gated)) as _));
+        let boot = BootRig::on(rig);
+        gated.server.set(boot.rig.server.clone()).unwrap_or_default();
+        (gated, boot)
+    }
 }
 
 impl ChunkSource for Arc<Gated> {
@@ -236,21 +217,39 @@ impl ChunkSource for Arc<Gated> {
         range: Option<Range<u64>>,
     ) -> BoxFuture<'a, Result<ObjectBody, SourceError>> {
         Box::pin(async move {
-            if matches!(path.object, Object::Stream(_)) {
-                self.gate.acquire().await.unwrap().forget();
+            match (self.step)(&path.object) {
+                Step::Pass => {}
+                Step::Wait => self.gate.acquire().await.unwrap().forget(),
+                Step::Open => self.gate.add_permits(1),
             }
             self.server.get().unwrap().get(path, range).await
         })
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn where_nothing_is_here_the_stream_does_not_wait_for_the_segments() {
+    // No segment before an object of the stream was asked for.
+    let (_gated, boot) = Gated::rig(|object| match object {
+        Object::Stream(_) => Step::Open,
+        Object::Segment(_) => Step::Wait,
+        _ => Step::Pass,
+    });
+    let booted = tokio::time::timeout(Duration::from_secs(60), boot.boot()).await;
+    booted.expect("it is asked for at once");
+    let expected = 2 + boot.profile.streams.len() as u64;
+    assert_eq!(boot.rig.server.requests(), expected, "a segment, its locator and the stream, each once");
+    assert_eq!(boot.rig.fetcher.stats().failures, 0, "nobody lost patience");
+    assert_eq!(boot.read_all().await, 0);
+}
+
 // The clock stands still, so that nobody loses patience with the gate.
 #[tokio::test(start_paused = true)]
 async fn what_came_of_a_stream_is_not_in_memory_until_all_of_it_has() {
-    let gated = Arc::new(Gated { server: OnceLock::new(), gate: Semaphore::new(0) });
-    let rig = Rig::beside(CHUNKS, OnMissing::Fail, |_| Some(Arc::new(Arc::clone(&gated)) as _));
-    let boot = BootRig::on(rig);
-    gated.server.set(boot.rig.server.clone()).unwrap_or_default();
+    let (gated, boot) = Gated::rig(|object| match object {
+        Object::Stream(_) => Step::Wait,
+        _ => Step::Pass,
+    });
     let fetcher = &boot.rig.fetcher;
     let later = async || {
         std::thread::sleep(Duration::from_millis(1));

@@ -15,6 +15,7 @@ pub mod diff;
 pub mod disks;
 pub mod ext4;
 pub mod packages;
+pub mod places;
 
 pub use disks::{DiskFiles, FoundFileSystem, Holds};
 pub use ext4::{Effort, Entry, FileKind, FileSystem, Inode, InodeNumber, Moment, Run};

@@ -167,13 +167,8 @@ impl Past {
                 return Err(PastError::MixedChunkSizes);
             }
             let base = Arc::new(Base::new(disk, |segment| past.origins.namespace_of(segment)));
-            let view = View { overlays: Vec::new(), base: Arc::clone(&base) };
-            let disk = Disk::new(view, Arc::clone(&self.cache), self.fetcher.clone(), self.runtime.clone());
-            Ok(Arc::new(PastDisk {
-                disk: LiveDisk { disk: Arc::new(disk), runtime: self.runtime.clone() },
-                base,
-                fetcher: self.fetcher.clone(),
-            }))
+            let disk = LiveDisk::unwritten(&base, &self.cache, &self.fetcher, &self.runtime);
+            Ok(Arc::new(PastDisk { disk, base, fetcher: self.fetcher.clone() }))
         };
         past.version.manifest.disks.iter().map(open).collect()
     }
@@ -271,6 +266,15 @@ pub struct LiveDisk {
     pub disk: Arc<Disk>,
     /// Fetches.
     pub runtime: Handle,
+}
+
+impl LiveDisk {
+    /// A disk of a version, to which nothing was written.
+    pub fn unwritten(base: &Arc<Base>, cache: &Arc<Cache>, fetcher: &Fetcher, runtime: &Handle) -> Self {
+        let view = View { overlays: Vec::new(), base: Arc::clone(base) };
+        let disk = Disk::new(view, Arc::clone(cache), fetcher.clone(), runtime.clone());
+        Self { disk: Arc::new(disk), runtime: runtime.clone() }
+    }
 }
 
 impl DiskImage for LiveDisk {

@@ -2,6 +2,7 @@
 //! machine and signs them; clients fetch by them and never tell anyone what they read.
 
 mod attach;
+mod carry;
 mod link;
 mod map;
 mod merge;
@@ -9,10 +10,11 @@ mod reading;
 mod record;
 mod store;
 mod stream;
+mod successors;
 
 pub use attach::{AttachError, Attached, Attacher};
 pub use link::{BadLink, LinkShape};
-pub use map::{MapError, Mapper};
+pub use map::{BothImages, MapError, Mapper};
 pub use merge::{Merged, merge};
 pub use reading::{Reading, ReadingError, disks_of};
 pub use record::{RecordError, Recorded, Recorder, Step};

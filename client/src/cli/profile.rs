@@ -12,8 +12,8 @@ use satchel_client::disk::Base;
 use satchel_client::engine::Display;
 use satchel_client::fetch::Fetcher;
 use satchel_client::profile::{
-    Attacher, LinkShape, Mapper, ProfileError, Reading, Recorder, SignedProfile, Step, StreamProgress,
-    disks_of, encode_streams, fetch_profile,
+    Attacher, BothImages, LinkShape, Mapper, ProfileError, Reading, Recorder, SignedProfile, Step,
+    StreamProgress, disks_of, encode_streams, fetch_profile,
 };
 use satchel_client::remote::Remote;
 use satchel_client::source::HttpSource;
@@ -23,7 +23,7 @@ use serde::Serialize;
 
 use super::Context;
 use super::output::short;
-use super::progress::{ProgressLine, per_second, time_left, while_working};
+use super::progress::{ProgressLine, per_second, time_left, while_fetching, while_working};
 use super::quantity::ByteSize;
 use super::run::DisplayArg;
 
@@ -294,7 +294,12 @@ pub(crate) async fn carry_over(
     let reading = Reading::open(&directory, &version, Arc::new(HttpSource::new(remote.clone())))?;
     let (old, new) = (disks_of(previous), disks_of(&version));
     let profile = fetch_profile(&reading.fetcher, previous).await?.profile;
-    let entries = Mapper { fetcher: &reading.fetcher, old: &old, new: &new }.map(&profile).await?;
+    let both = old.iter().zip(&new).take_while(|(old, new)| old.chunk_size() == new.chunk_size());
+    let images =
+        both.map(|(old, new)| BothImages { old: reading.image(old), new: reading.image(new) }).collect();
+    let mapper = Mapper { fetcher: &reading.fetcher, old: &old, new: &new, images };
+    let fetched = || reading.fetcher.stats().fetched_bytes;
+    let entries = while_fetching("looking for what a start reads", fetched, mapper.map(&profile)).await?;
     let attacher = Attacher { remote, image, key: &key };
     let attachment = attach(attacher, version.id, &reading.fetcher, &new, entries).await?;
     remove(&reading.fetcher, &directory);

@@ -17,7 +17,7 @@ mod inode;
 mod journal;
 mod superblock;
 #[cfg(test)]
-pub(super) mod tests;
+pub(crate) mod tests;
 
 pub use directory::Entry;
 pub use extents::{Effort, Run};

@@ -1,12 +1,15 @@
 //! Carries a profile over to the next version.
 
-use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use chunk_format::{ChunkId, ChunkIndex, Profile, ProfileEntry, SEGMENT_CHUNKS};
+use chunk_format::{ChunkId, ChunkIndex, DiskRole, Profile, ProfileEntry, SEGMENT_CHUNKS};
 
+use super::carry::{Carrying, VersionDisk};
 use crate::disk::Base;
 use crate::fetch::{FetchError, Fetcher};
+use crate::files::places::FilePlaces;
+use crate::files::{DiskFiles, FilesError};
+use crate::image::DiskImage;
 
 /// Why a profile could not be carried over.
 #[derive(Debug, thiserror::Error)]
@@ -14,6 +17,18 @@ pub enum MapError {
     /// The chunk ids of a version could not be had.
     #[error("cannot read the chunks of a version")]
     Segments(#[from] FetchError),
+    /// A disk of a version could not be read.
+    #[error("cannot read the disk of a version")]
+    Files(#[from] FilesError),
+}
+
+/// A disk of two versions, to look for files in.
+#[derive(Clone)]
+pub struct BothImages {
+    /// Of the version the profile was recorded on.
+    pub old: Arc<dyn DiskImage>,
+    /// Of the version it is for.
+    pub new: Arc<dyn DiskImage>,
 }
 
 /// Two versions of an image.
@@ -24,55 +39,191 @@ pub struct Mapper<'a> {
     pub old: &'a [Arc<Base>],
     /// The disks of the version it is for.
     pub new: &'a [Arc<Base>],
+    /// The same disks, the first ones of them or all.
+    pub images: Vec<BothImages>,
 }
 
 impl Mapper<'_> {
-    /// The entries of a profile as they are on the new version, in the same order: a chunk where it went, or else what
-    /// stands in its place.
+    /// The entries of a profile as they are on the new version, in the same order: a chunk where it went, or else the files that
+    /// were in it, or else what stands in its place.
     ///
     /// # Errors
     /// [`MapError`].
     pub async fn map(&self, profile: &Profile) -> Result<Vec<ProfileEntry>, MapError> {
-        let old = self.ids(self.old).await?;
-        let new = self.ids(self.new).await?;
-        let mut places: HashMap<ChunkId, ProfileEntry> = HashMap::new();
-        for (entry, id) in &new {
-            places.entry(*id).or_insert(*entry);
+        let mut disks = Vec::new();
+        for (old, new) in self.old.iter().zip(self.new) {
+            disks.push((self.chunks(old).await?, self.chunks(new).await?));
         }
-        let new: HashMap<ProfileEntry, ChunkId> = new.into_iter().collect();
-        let old: HashMap<ProfileEntry, ChunkId> = old.into_iter().collect();
-        let mut mapped = Vec::with_capacity(profile.entries.len());
-        let mut seen = HashSet::new();
-        for entry in &profile.entries {
-            let id = old.get(entry);
-            let same_place = new.get(entry).map(|_| *entry);
-            let place = match id {
-                Some(id) if new.get(entry) == Some(id) => same_place,
-                Some(id) => places.get(id).copied().or(same_place),
-                None => same_place,
-            };
-            if let Some(place) = place.filter(|place| seen.insert(*place)) {
-                mapped.push(place);
+        let read = |number: usize| -> Vec<ChunkIndex> {
+            let entries = profile.entries.iter().filter(|entry| usize::from(entry.disk) == number);
+            entries.map(|entry| entry.chunk).collect()
+        };
+        let read: Vec<Vec<ChunkIndex>> = (0..disks.len()).map(read).collect();
+        for (((images, base), read), (old, new)) in
+            self.images.iter().zip(self.new).zip(&read).zip(&mut disks)
+        {
+            if read.iter().any(|chunk| old.chunks.get(chunk) != new.chunks.get(chunk)) {
+                [old.files, new.files] = find_files(base.role(), images.clone()).await?;
             }
+        }
+        let mut followed: Vec<Carrying<'_>> =
+            read.iter().zip(&disks).map(|(read, (old, new))| Carrying::new(read, old, new)).collect();
+        let mut mapped = Vec::with_capacity(profile.entries.len());
+        for entry in &profile.entries {
+            let Some(disk) = followed.get_mut(usize::from(entry.disk)) else { continue };
+            let chunks = disk.follow(entry.chunk);
+            mapped.extend(chunks.into_iter().map(|chunk| ProfileEntry { disk: entry.disk, chunk }));
         }
         Ok(mapped)
     }
 
-    /// The stored chunks of a version, and where they are.
-    async fn ids(&self, disks: &[Arc<Base>]) -> Result<Vec<(ProfileEntry, ChunkId)>, MapError> {
-        let mut ids = Vec::new();
-        for (disk, base) in (0u8..).zip(disks) {
-            for (index, segment) in (0u64..).zip(base.segments()) {
-                if segment.id.is_zero() {
-                    continue;
-                }
-                let chunks = self.fetcher.segment(segment).await?.chunks();
-                ids.extend((0u64..).zip(chunks).filter(|(_, id)| !id.is_zero()).map(|(at, id)| {
-                    let chunk = ChunkIndex(index * SEGMENT_CHUNKS as u64 + at);
-                    (ProfileEntry { disk, chunk }, *id)
-                }));
+    /// The stored chunks of a disk, and where they are.
+    async fn chunks(&self, base: &Base) -> Result<VersionDisk, MapError> {
+        let mut stored: Vec<(ChunkIndex, ChunkId)> = Vec::new();
+        for (index, segment) in (0u64..).zip(base.segments()) {
+            if segment.id.is_zero() {
+                continue;
             }
+            let chunks = self.fetcher.segment(segment).await?.chunks();
+            let first = index * SEGMENT_CHUNKS as u64;
+            let numbered = (first..).map(ChunkIndex).zip(chunks.iter().copied());
+            stored.extend(numbered.filter(|(_, id)| !id.is_zero()));
         }
-        Ok(ids)
+        Ok(VersionDisk::new(stored, base.chunk_size().bytes_u64()))
+    }
+}
+
+/// Looks for the files of both versions of a disk. Where they cannot be told there are none.
+async fn find_files(role: DiskRole, images: BothImages) -> Result<[FilePlaces; 2], FilesError> {
+    let find = move |image: &Arc<dyn DiskImage>| {
+        let found = DiskFiles::find(role, image).and_then(|disk| FilePlaces::find(&disk));
+        match found {
+            Err(error @ FilesError::Disk { .. }) => Err(error),
+            Err(error) => {
+                tracing::debug!(%error, "a profile is carried over without the names of files");
+                Ok(FilePlaces::default())
+            }
+            found => found,
+        }
+    };
+    let find = move || Ok([find(&images.old)?, find(&images.new)?]);
+    match tokio::task::spawn_blocking(find).await {
+        Ok(found) => found,
+        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+    use std::ops::Range;
+
+    use chunk_format::{ChunkSize, Disk, DiskSize, ManifestId, Namespace};
+    use tokio::runtime::Handle;
+
+    use super::*;
+    use crate::cache::{Cache, CacheConfig};
+    use crate::fetch::{OnMissing, SegmentStore};
+    use crate::files::ext4::tests::Made;
+    use crate::upstream::MemoryServer;
+
+    const DISK_BYTES: u64 = 24 << 20;
+    const CHUNK_BYTES: u64 = 4096;
+
+    /// A disk with these files; `None` on a machine without e2fsprogs.
+    fn disk(files: &[(&str, u8, usize)]) -> Option<Made> {
+        let made = Made::new();
+        for (path, seed, len) in files {
+            let path = made.tree().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            let mut state = u64::from(*seed);
+            let content = (0..*len).map(|_| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                (state >> 40).to_le_bytes()[0]
+            });
+            std::fs::write(path, content.collect::<Vec<u8>>()).unwrap();
+        }
+        made.make(DISK_BYTES, &["-b", "4096", "-m", "0"]).then_some(made)
+    }
+
+    fn files(made: &Made) -> FilePlaces {
+        FilePlaces::find(&DiskFiles::find(DiskRole::System, &made.image()).unwrap()).unwrap()
+    }
+
+    /// The chunks of a disk that a file lies in.
+    fn chunks(files: &FilePlaces, path: &str) -> Vec<ChunkIndex> {
+        let file = files.find_path(path.as_bytes()).unwrap();
+        let chunks = |place: Range<u64>| (place.start / CHUNK_BYTES..place.end / CHUNK_BYTES).map(ChunkIndex);
+        files.pieces(file).iter().flat_map(|piece| chunks(piece.place.clone())).collect()
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_profile_follows_the_files_of_an_update() {
+        let old = [("bin/tool", 1, 300_000), ("boot/vmlinuz-1.0-9", 2, 200_000), ("lib/unread", 3, 100_000)];
+        // All of it lies elsewhere, for another file comes first.
+        let new = [
+            ("a", 4, 1_000_000),
+            ("bin/tool", 5, 310_000),
+            ("boot/vmlinuz-1.0-10", 6, 220_000),
+            old[1],
+            old[2],
+        ];
+        let (Some(old), Some(new)) = (disk(&old), disk(&new)) else {
+            eprintln!("SKIPPED: mkfs.ext4 is not there");
+            return;
+        };
+        let (server, namespace): (_, Namespace) = (MemoryServer::default(), "image/debian".parse().unwrap());
+        let template = Disk {
+            role: DiskRole::System,
+            size: DiskSize::new(DISK_BYTES).unwrap(),
+            chunk_size: ChunkSize::new(CHUNK_BYTES).unwrap(),
+            segments: Vec::new(),
+        };
+        let [old_base, new_base] = [&old, &new].map(|made| {
+            let content = std::fs::read(made.disk()).unwrap();
+            let disk = server.store_disk(&namespace, &template, &content);
+            vec![Arc::new(Base::new(&disk, |_| namespace.clone()))]
+        });
+        let dir = tempfile::tempdir().unwrap();
+        let config =
+            CacheConfig { chunk_size: template.chunk_size, limit_bytes: Some(64 << 20), owner: [0; 32] };
+        let cache = Arc::new(Cache::open(dir.path(), &config).unwrap());
+        let segments = SegmentStore::new(dir.path().join("segments"));
+        let fetcher =
+            Fetcher::new(&Handle::current(), vec![Arc::new(server)], cache, segments, OnMissing::Fail);
+
+        let (old_files, new_files) = (files(&old), files(&new));
+        let read =
+            [vec![ChunkIndex(0)], chunks(&old_files, "boot/vmlinuz-1.0-9"), chunks(&old_files, "bin/tool")];
+        let entries = read.concat().into_iter().map(|chunk| ProfileEntry { disk: 0, chunk }).collect();
+        let profile = Profile { manifest: ManifestId::of(b"old"), entries, streams: Vec::new() };
+        let images = vec![BothImages { old: old.image(), new: new.image() }];
+        let mapper = Mapper { fetcher: &fetcher, old: &old_base, new: &new_base, images };
+        let mapped: Vec<ChunkIndex> =
+            mapper.map(&profile).await.unwrap().into_iter().map(|entry| entry.chunk).collect();
+
+        assert_eq!(mapped[0], ChunkIndex(0));
+        let place = |path: &str| {
+            let chunks = chunks(&new_files, path);
+            mapped.windows(chunks.len()).position(|window| window == chunks)
+        };
+        let (kernel, tool) = (place("boot/vmlinuz-1.0-10").unwrap(), place("bin/tool").unwrap());
+        assert!(kernel < tool, "{mapped:?}");
+        let named: HashSet<ChunkIndex> = mapped.iter().copied().collect();
+        for path in ["a", "boot/vmlinuz-1.0-9", "lib/unread"] {
+            assert!(
+                chunks(&new_files, path).iter().all(|chunk| !named.contains(chunk)),
+                "{path}: {mapped:?}"
+            );
+        }
+        // Besides the superblock and the files, their inodes.
+        let expected =
+            1 + chunks(&new_files, "bin/tool").len() + chunks(&new_files, "boot/vmlinuz-1.0-10").len();
+        assert!((expected + 1..=expected + 2).contains(&mapped.len()), "{mapped:?}");
+
+        // Where nobody can look for files, what is called the same is in the same place.
+        let blind = Mapper { images: Vec::new(), ..mapper };
+        let mapped = blind.map(&profile).await.unwrap();
+        assert!(mapped.iter().all(|entry| profile.entries.contains(entry) || !named.contains(&entry.chunk)));
     }
 }

@@ -22,7 +22,7 @@ use crate::files::packages::{PackageChanges, installed};
 use crate::files::{DiskFiles, FilesError};
 use crate::image::DiskImage;
 use crate::past::{ChunkedDisk, Past, PastDisk, PastError, PastVersion};
-use crate::profile::{MapError, Mapper, disks_of};
+use crate::profile::{BothImages, MapError, Mapper, disks_of};
 use crate::source::{Object, ObjectPath};
 
 /// Changed files that are named, the largest.
@@ -205,6 +205,7 @@ impl Summarizer {
         after: &Version,
         disk: NewDisk,
     ) -> Result<Summary, SummaryError> {
+        let disk = Arc::new(disk);
         let fetcher = self.past.fetcher();
         let (old, mut new) = (disks_of(before), disks_of(after));
         // What was cut a moment ago need not be fetched.
@@ -221,8 +222,9 @@ impl Summarizer {
         let boot_bytes = match &self.profile {
             None => None,
             Some((recorded, profile)) => {
+                let images = self.images(recorded, &disk);
                 let recorded = disks_of(recorded);
-                let mapped = Mapper { fetcher, old: &recorded, new: &new }.map(profile).await?;
+                let mapped = Mapper { fetcher, old: &recorded, new: &new, images }.map(profile).await?;
                 let read_bytes = places.of_entries(fetcher, &new, &mapped).await?;
                 Some(places.bytes.version_bytes + places.segment_bytes + read_bytes)
             }
@@ -244,17 +246,27 @@ impl Summarizer {
         Ok(summary)
     }
 
+    /// The disk that is being published beside that of an earlier version; nothing where that cannot be read.
+    fn images(&self, recorded: &Version, new: &Arc<NewDisk>) -> Vec<BothImages> {
+        let disks = self.past.disks(&PastVersion::of_image(recorded.clone())).unwrap_or_default();
+        let past = disks.into_iter().next().filter(|disk| disk.role() == DiskRole::System);
+        let both = past.map(|past| BothImages {
+            old: Arc::new(OldDisk { past, new: Arc::clone(new) }),
+            new: Arc::clone(new) as Arc<dyn DiskImage>,
+        });
+        both.into_iter().collect()
+    }
+
     async fn add_files(
         &self,
         before: &Version,
-        disk: NewDisk,
+        new: Arc<NewDisk>,
         summary: &mut Summary,
     ) -> Result<(), SummaryError> {
         let disks = self.past.disks(&PastVersion::of_image(before.clone()))?;
         let Some(past) = disks.into_iter().find(|disk| disk.role() == DiskRole::System) else {
             return Ok(());
         };
-        let new = Arc::new(disk);
         let old = Arc::new(OldDisk { past, new: Arc::clone(&new) });
         let look = move || -> Result<_, FilesError> {
             let side = |disk: Arc<dyn ChunkedDisk>, image: Arc<dyn DiskImage>| {

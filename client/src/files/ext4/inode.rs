@@ -217,6 +217,17 @@ impl FileSystem {
         Inode::decode(number, &bytes, self.superblock.block_bytes)
     }
 
+    /// Where an inode lies on the disk, bytes, whatever the journal has of it.
+    ///
+    /// # Errors
+    /// `Disk`, or `Damaged` when there is none.
+    pub fn inode_offset(&self, number: InodeNumber) -> Result<u64, FilesError> {
+        let (block, within) = self.inode_place(number)?;
+        let offset = block.checked_mul(self.superblock.block_bytes).and_then(|at| at.checked_add(within));
+        let offset = offset.and_then(|at| at.checked_add(self.area.start)).filter(|at| *at < self.area.end);
+        offset.ok_or_else(|| FilesError::damaged(format!("inode {number} lies nowhere")))
+    }
+
     /// The block an inode is in, and where in it.
     fn inode_place(&self, number: InodeNumber) -> Result<(u64, u64), FilesError> {
         let superblock = &self.superblock;

@@ -10,44 +10,44 @@ use super::*;
 use crate::image;
 
 /// A directory with a file system made of another; `None` on a machine without e2fsprogs.
-pub(in crate::files) struct Made {
-    pub(in crate::files) directory: tempfile::TempDir,
+pub(crate) struct Made {
+    pub(crate) directory: tempfile::TempDir,
 }
 
 impl Made {
-    pub(in crate::files) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         fs::create_dir(directory.path().join("tree")).unwrap();
         Self { directory }
     }
 
-    pub(in crate::files) fn tree(&self) -> PathBuf {
+    pub(crate) fn tree(&self) -> PathBuf {
         self.directory.path().join("tree")
     }
 
-    pub(in crate::files) fn disk(&self) -> PathBuf {
+    pub(crate) fn disk(&self) -> PathBuf {
         self.directory.path().join("disk")
     }
 
     /// Makes the file system; false on a machine without e2fsprogs.
-    pub(in crate::files) fn make(&self, size_bytes: u64, options: &[&str]) -> bool {
+    pub(crate) fn make(&self, size_bytes: u64, options: &[&str]) -> bool {
         File::create(self.disk()).unwrap().set_len(size_bytes).unwrap();
         let mut command = Command::new("mkfs.ext4");
         command.args(["-q", "-F", "-d"]).arg(self.tree()).args(options).arg(self.disk()).env("PATH", PATH);
         run(&mut command)
     }
 
-    pub(in crate::files) fn debugfs(&self, script: &str) -> bool {
+    pub(crate) fn debugfs(&self, script: &str) -> bool {
         let commands = self.directory.path().join("commands");
         fs::write(&commands, script).unwrap();
         run(Command::new("debugfs").args(["-w", "-f"]).arg(commands).arg(self.disk()).env("PATH", PATH))
     }
 
-    pub(in crate::files) fn image(&self) -> Arc<dyn DiskImage> {
+    pub(crate) fn image(&self) -> Arc<dyn DiskImage> {
         image::open(&self.disk(), true).unwrap().image
     }
 
-    pub(in crate::files) fn open(&self) -> Result<Option<FileSystem>, FilesError> {
+    pub(crate) fn open(&self) -> Result<Option<FileSystem>, FilesError> {
         let image = self.image();
         let area = 0..image.size_bytes();
         FileSystem::open(image, area)
@@ -254,7 +254,7 @@ fn a_superblock_in_the_journal_counts() {
 }
 
 /// A file `/loop` of 16 GiB whose map names one block again and again; false on a machine without e2fsprogs.
-pub(in crate::files) fn make_loop(made: &Made) -> bool {
+pub(crate) fn make_loop(made: &Made) -> bool {
     fs::write(made.tree().join("loop"), [1; 1024]).unwrap();
     fs::write(made.tree().join("map"), [2; 1024]).unwrap();
     if !made.make(2 << 20, &["-b", "1024", "-N", "1024", "-O", "^extents,^64bit,^metadata_csum,^has_journal"])

@@ -5,12 +5,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::bail;
-use chunk_format::{ManifestId, Name, ProfileEntry, Subject};
+use chunk_format::{ChunkSize, ManifestId, Name, ProfileEntry, Subject};
 use clap::{Args, Subcommand};
 use satchel_client::desktop::Version;
 use satchel_client::disk::Base;
 use satchel_client::engine::Display;
 use satchel_client::fetch::Fetcher;
+use satchel_client::past::{Past, PastError, PastVersion};
 use satchel_client::profile::{
     Attacher, BothImages, LinkShape, Mapper, ProfileError, Reading, Recorder, SignedProfile, Step,
     StreamProgress, disks_of, encode_streams, fetch_profile,
@@ -279,31 +280,54 @@ pub(crate) async fn find_profiled(
     Err(missing.unwrap_or_else(|| anyhow::anyhow!("image {image} has no versions")))
 }
 
-/// Carries the profile of one version over to another.
+/// Carries the profile of one version over to another. `start` is what it comes to, where that is known already.
 pub(crate) async fn carry_over(
     remote: &Remote,
     state: &StateDir,
     image: &Name,
     previous: &Version,
     version: ManifestId,
+    start: Option<Vec<ProfileEntry>>,
 ) -> anyhow::Result<Attachment> {
     let key = Arc::new(state.publisher_key()?);
     let subject = Subject::Image { image: image.clone() };
     let version = fetch_version(remote, &subject, version, &key.public()).await?;
+    let entries = match start {
+        Some(entries) => entries,
+        None => find_start(remote, state, image, previous, &version).await?,
+    };
     let directory = work_directory(state, &version);
     let reading = Reading::open(&directory, &version, Arc::new(HttpSource::new(remote.clone())))?;
-    let (old, new) = (disks_of(previous), disks_of(&version));
-    let profile = fetch_profile(&reading.fetcher, previous).await?.profile;
-    let both = old.iter().zip(&new).take_while(|(old, new)| old.chunk_size() == new.chunk_size());
-    let images =
-        both.map(|(old, new)| BothImages { old: reading.image(old), new: reading.image(new) }).collect();
-    let mapper = Mapper { fetcher: &reading.fetcher, old: &old, new: &new, images };
-    let fetched = || reading.fetcher.stats().fetched_bytes;
-    let entries = while_fetching("looking for what a start reads", fetched, mapper.map(&profile)).await?;
     let attacher = Attacher { remote, image, key: &key };
-    let attachment = attach(attacher, version.id, &reading.fetcher, &new, entries).await?;
+    let attachment = attach(attacher, version.id, &reading.fetcher, &disks_of(&version), entries).await?;
     remove(&reading.fetcher, &directory);
     Ok(attachment)
+}
+
+/// What a start of a version reads, by the profile of an earlier one.
+async fn find_start(
+    remote: &Remote,
+    state: &StateDir,
+    image: &Name,
+    previous: &Version,
+    version: &Version,
+) -> anyhow::Result<Vec<ProfileEntry>> {
+    let past = open_past(remote, state, image)?;
+    let profile = fetch_profile(past.fetcher(), previous).await?.profile;
+    let images = |version: &Version| past.disks(&PastVersion::of_image(version.clone()));
+    let both = images(previous)?.into_iter().zip(images(version)?);
+    let images = both.map(|(old, new)| BothImages { old, new }).collect();
+    let (old, new) = (disks_of(previous), disks_of(version));
+    let mapper = Mapper { fetcher: past.fetcher(), old: &old, new: &new, images };
+    let fetched = || past.fetcher().stats().fetched_bytes;
+    let entries = while_fetching("looking for what a start reads", fetched, mapper.map(&profile)).await;
+    past.close();
+    Ok(entries?)
+}
+
+/// Reads the versions of an image, to tell what is not the same in them.
+pub(crate) fn open_past(remote: &Remote, state: &StateDir, image: &Name) -> Result<Past, PastError> {
+    Past::open(state, remote.clone(), &format!("image.{image}"), ChunkSize::DEFAULT)
 }
 
 /// Says how a recording goes.

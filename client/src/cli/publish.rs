@@ -4,10 +4,9 @@ use std::fmt::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use chunk_format::{ChunkSize, Name};
+use chunk_format::Name;
 use clap::Args;
 use satchel_client::files::diff::Fate;
-use satchel_client::past::Past;
 use satchel_client::profile::fetch_profile;
 use satchel_client::publish::{Publisher, Request, Summarizer, Summary};
 use satchel_client::remote::ChannelMove;
@@ -77,11 +76,10 @@ pub(crate) async fn run(context: &Context, args: PublishArgs) -> anyhow::Result<
         Some(wanted) => Some(profile::find_profiled(&remote, &state, &args.image, wanted).await?),
         None => None,
     };
-    let summarizer = match args.no_summary && args.max_update.is_none() {
+    let summarizer = match args.no_summary && args.max_update.is_none() && previous.is_none() {
         true => None,
         false => {
-            let name = format!("image.{}", args.image);
-            let past = Past::open(&state, remote.clone(), &name, ChunkSize::DEFAULT)?;
+            let past = profile::open_past(&remote, &state, &args.image)?;
             let profile = match &previous {
                 Some(version) => {
                     Some((version.clone(), fetch_profile(past.fetcher(), version).await?.profile))
@@ -117,6 +115,7 @@ pub(crate) async fn run(context: &Context, args: PublishArgs) -> anyhow::Result<
         summarizer.past.close();
     }
     let report = report?;
+    let start = report.summary.as_ref().and_then(|summary| summary.start.clone());
     let summary = report.summary.filter(|_| !args.no_summary);
     for note in summary.iter().flat_map(|summary| &summary.notes) {
         context.printer.message(note);
@@ -140,7 +139,8 @@ pub(crate) async fn run(context: &Context, args: PublishArgs) -> anyhow::Result<
     }
     let carried = match previous {
         Some(previous) if previous.id != report.version.id => {
-            Some(profile::carry_over(&remote, &state, &args.image, &previous, report.version.id).await?)
+            let version = report.version.id;
+            Some(profile::carry_over(&remote, &state, &args.image, &previous, version, start).await?)
         }
         _ => None,
     };

@@ -1,10 +1,10 @@
 //! Where the files of a disk lie, and which files lie at a place of it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{DiskFiles, Effort, FileKind, FileSystem, FilesError, Inode};
+use super::{DiskFiles, Effort, FileKind, FileSystem, FilesError, Inode, InodeNumber};
 
 /// The longest path that is looked at: what Linux takes.
 const MAX_PATH_BYTES: usize = 4096;
@@ -40,15 +40,17 @@ impl Piece {
 }
 
 struct PlacedFile {
+    /// Its first name.
     path: Arc<[u8]>,
     /// Where its inode lies on the disk, bytes.
     inode_offset: u64,
     /// Its pieces, in the order of the file.
     pieces: Range<usize>,
+    /// Bytes of all of them.
+    bytes: u64,
 }
 
-/// Where the files, directories and long links of a disk lie. A file of several names has the first of them. What cannot be read
-/// is left out.
+/// Where the files, directories and long links of a disk lie. What cannot be read is left out.
 #[derive(Default)]
 pub struct FilePlaces {
     files: Vec<PlacedFile>,
@@ -66,12 +68,8 @@ impl FilePlaces {
     /// `Disk`; `Unsupported` when there are more files than anyone keeps.
     pub fn find(disk: &DiskFiles) -> Result<Self, FilesError> {
         let mut walk = Walk::default();
-        let readable: Vec<_> = disk.readable().collect();
-        for (found, fs) in &readable {
-            // So that what two file systems of a disk call the same is two files.
-            let root = if readable.len() > 1 { found.folder().into_bytes() } else { Vec::new() };
-            walk.seen.clear();
-            walk.tree(fs, root)?;
+        for (found, fs) in disk.readable() {
+            walk.tree(fs, found.folder().into_bytes())?;
         }
         Ok(walk.places.in_order())
     }
@@ -79,22 +77,36 @@ impl FilePlaces {
     fn in_order(mut self) -> Self {
         self.by_place = (0..self.pieces.len()).collect();
         self.by_place.sort_by_key(|at| self.pieces[*at].place.start);
+        // Of those that overlap, as in no sound file system, the first counts.
+        let mut end = 0;
+        self.by_place.retain(|at| {
+            let place = &self.pieces[*at].place;
+            let is_behind = place.start >= end;
+            end = end.max(place.end);
+            is_behind
+        });
         self
     }
 
-    /// The file with a path, which has no `/` in front.
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.files.is_empty()
+    }
+
+    /// The file with a path: the folder of its file system ([`FoundFileSystem::folder`](super::FoundFileSystem::folder)), `/` and any of its
+    /// names there.
     pub fn find_path(&self, path: &[u8]) -> Option<FileIndex> {
         self.by_path.get(path).copied()
     }
 
-    /// The path of a file.
+    /// The path of a file, by its first name.
     pub fn path(&self, file: FileIndex) -> &[u8] {
         self.files.get(file.0).map_or(&[], |file| &file.path)
     }
 
-    /// The paths of all files, in no order.
-    pub fn paths(&self) -> impl Iterator<Item = (&[u8], FileIndex)> {
-        self.by_path.iter().map(|(path, file)| (&**path, *file))
+    /// All paths, in no order.
+    pub fn paths(&self) -> impl Iterator<Item = &[u8]> {
+        self.by_path.keys().map(|path| &**path)
     }
 
     /// Where a file's inode lies on the disk, bytes.
@@ -109,13 +121,12 @@ impl FilePlaces {
 
     /// Bytes of a file's pieces.
     pub fn bytes(&self, file: FileIndex) -> u64 {
-        self.pieces(file).iter().map(|piece| piece.place.end - piece.place.start).sum()
+        self.files.get(file.0).map_or(0, |file| file.bytes)
     }
 
     /// What of files lies at a place of the disk, in its order.
     pub fn at(&self, place: Range<u64>) -> Vec<Piece> {
         let pieces = |at: &usize| self.pieces.get(*at);
-        // Pieces of a sound file system do not overlap; of another one some are not found.
         let first =
             self.by_place.partition_point(|at| pieces(at).is_some_and(|at| at.place.end <= place.start));
         let later = self.by_place.get(first..).unwrap_or(&[]);
@@ -125,11 +136,14 @@ impl FilePlaces {
 
     /// Where a part of a file lies.
     pub fn places_of(&self, file: FileIndex, part: Range<u64>) -> impl Iterator<Item = Range<u64>> {
-        self.pieces(file).iter().filter_map(move |piece| {
-            let end = piece.offset + (piece.place.end - piece.place.start);
-            let (from, to) = (piece.offset.max(part.start), end.min(part.end));
+        let end = |piece: &Piece| piece.offset + (piece.place.end - piece.place.start);
+        let pieces = self.pieces(file);
+        let first = pieces.partition_point(|piece| end(piece) <= part.start);
+        let later = pieces.get(first..).unwrap_or(&[]).iter();
+        later.take_while(move |piece| piece.offset < part.end).filter_map(move |piece| {
+            let (from, to) = (piece.offset.max(part.start), end(piece).min(part.end));
             let start = piece.place.start + from.checked_sub(piece.offset)?;
-            (from < to).then(|| start..start + (to - from))
+            (from < to).then_some(start..start + to.checked_sub(from)?)
         })
     }
 }
@@ -138,32 +152,47 @@ impl FilePlaces {
 #[derive(Default)]
 struct Walk {
     places: FilePlaces,
-    /// Inodes of the file system at hand that have been seen.
-    seen: HashSet<super::InodeNumber>,
     names: usize,
     paths_bytes: usize,
+}
+
+/// The file system a walk is in.
+struct Tree<'a> {
+    fs: &'a FileSystem,
+    /// What was found of its inodes.
+    seen: HashMap<InodeNumber, Option<FileIndex>>,
+    /// No sound file system has more bytes in its files than it has itself.
+    effort: Effort,
 }
 
 impl Walk {
     fn tree(&mut self, fs: &FileSystem, root: Vec<u8>) -> Result<(), FilesError> {
         let Some(inode) = readable(fs.root())? else { return Ok(()) };
-        self.seen.insert(inode.number);
-        self.add(fs, &inode, &root)?;
+        let mut tree = Tree { fs, seen: HashMap::new(), effort: Effort::of(&[fs]) };
+        let file = self.add(&mut tree, &inode, &root)?;
+        tree.seen.insert(inode.number, file);
         let mut directories = vec![(root, inode)];
         while let Some((path, directory)) = directories.pop() {
             let Some(mut entries) = readable(fs.entries(&directory))? else { continue };
             self.names += entries.len();
-            // Whichever name of a file comes first does so in the next version, too.
+            check(self.names, MAX_NAMES)?;
+            // So that of a file's names mostly the same comes first in the next version.
             entries.sort_by(|one, other| one.name.cmp(&other.name));
             for entry in entries {
-                let len = path.len() + 1 + entry.name.len();
-                if len > MAX_PATH_BYTES || !self.seen.insert(entry.inode) {
+                if path.len() + 1 + entry.name.len() > MAX_PATH_BYTES {
                     continue;
                 }
+                let path = [&path, &b"/"[..], &entry.name].concat();
+                if let Some(file) = tree.seen.get(&entry.inode) {
+                    if let Some(file) = *file {
+                        self.name(file, path.into())?;
+                    }
+                    continue;
+                }
+                tree.seen.insert(entry.inode, None);
                 let Some(inode) = readable(fs.inode(entry.inode))? else { continue };
-                let separator: &[u8] = if path.is_empty() { b"" } else { b"/" };
-                let path = [&path, separator, &entry.name].concat();
-                self.add(fs, &inode, &path)?;
+                let file = self.add(&mut tree, &inode, &path)?;
+                tree.seen.insert(entry.inode, file);
                 if inode.kind == FileKind::Directory {
                     directories.push((path, inode));
                 }
@@ -172,52 +201,62 @@ impl Walk {
         Ok(())
     }
 
-    fn add(&mut self, fs: &FileSystem, inode: &Inode, path: &[u8]) -> Result<(), FilesError> {
+    fn add(
+        &mut self,
+        tree: &mut Tree<'_>,
+        inode: &Inode,
+        path: &[u8],
+    ) -> Result<Option<FileIndex>, FilesError> {
         let begin = self.places.pieces.len();
         let file = FileIndex(self.places.files.len());
-        if has_blocks(inode) && readable(self.add_pieces(fs, inode, file))?.is_none() {
+        if has_blocks(inode) && readable(self.add_pieces(tree, inode, file))?.is_none() {
             self.places.pieces.truncate(begin);
         }
-        let Some(inode_offset) = readable(fs.inode_offset(inode.number))? else {
+        check(self.places.pieces.len(), MAX_PIECES)?;
+        let Some(inode_offset) = readable(tree.fs.inode_offset(inode.number))? else {
             self.places.pieces.truncate(begin);
-            return Ok(());
+            return Ok(None);
         };
-        self.paths_bytes += path.len();
-        if self.names > MAX_NAMES
-            || self.places.pieces.len() > MAX_PIECES
-            || self.paths_bytes > MAX_PATHS_BYTES
-        {
-            return Err(FilesError::unsupported("it has too many files"));
-        }
         let path: Arc<[u8]> = path.into();
-        self.places.by_path.insert(Arc::clone(&path), file);
-        self.places.files.push(PlacedFile { path, inode_offset, pieces: begin..self.places.pieces.len() });
+        let pieces = begin..self.places.pieces.len();
+        let added = self.places.pieces.get(pieces.clone()).unwrap_or(&[]);
+        let bytes = added.iter().map(|piece| piece.place.end - piece.place.start).sum();
+        self.places.files.push(PlacedFile { path: Arc::clone(&path), inode_offset, pieces, bytes });
+        self.name(file, path)?;
+        Ok(Some(file))
+    }
+
+    fn name(&mut self, file: FileIndex, path: Arc<[u8]>) -> Result<(), FilesError> {
+        self.paths_bytes += path.len();
+        check(self.paths_bytes, MAX_PATHS_BYTES)?;
+        self.places.by_path.insert(path, file);
         Ok(())
     }
 
-    fn add_pieces(&mut self, fs: &FileSystem, inode: &Inode, file: FileIndex) -> Result<(), FilesError> {
-        let block_bytes = fs.block_bytes();
+    /// Adds the pieces of a file, at most one more than there may be in all.
+    fn add_pieces(&mut self, tree: &mut Tree<'_>, inode: &Inode, file: FileIndex) -> Result<(), FilesError> {
+        let block_bytes = tree.fs.block_bytes();
         let blocks = inode.size_bytes.div_ceil(block_bytes);
-        let mut effort = Effort::of(&[fs]);
         let mut logical = 0;
-        while logical < blocks {
-            let run = fs.run(inode, logical)?;
+        while logical < blocks && self.places.pieces.len() <= MAX_PIECES {
+            let run = tree.fs.run(inode, logical)?;
             let count = run.blocks.min(blocks - logical);
             if let Some(physical) = run.physical {
-                effort.spend(inode, count.saturating_mul(block_bytes))?;
-                let start = fs.area().start + physical * block_bytes;
+                tree.effort.spend(inode, count.saturating_mul(block_bytes))?;
+                let start = tree.fs.area().start + physical * block_bytes;
                 let place = start..start + count * block_bytes;
                 self.places.pieces.push(Piece { file, offset: logical * block_bytes, place });
             } else {
-                effort.spend(inode, block_bytes)?;
-            }
-            if self.places.pieces.len() > MAX_PIECES {
-                return Err(FilesError::unsupported("it has too many pieces"));
+                tree.effort.spend(inode, block_bytes)?;
             }
             logical += count;
         }
         Ok(())
     }
+}
+
+fn check(found: usize, most: usize) -> Result<(), FilesError> {
+    if found > most { Err(FilesError::unsupported("it has too many files")) } else { Ok(()) }
 }
 
 /// Whether a file's bytes are in blocks of their own.
@@ -258,7 +297,7 @@ impl FilePlaces {
             let path: Arc<[u8]> = path.as_bytes().into();
             places.by_path.insert(Arc::clone(&path), file);
             let (inode_offset, pieces) = (*inode_offset, begin..places.pieces.len());
-            places.files.push(PlacedFile { path, inode_offset, pieces });
+            places.files.push(PlacedFile { path, inode_offset, pieces, bytes: offset });
         }
         places.in_order()
     }
@@ -300,7 +339,7 @@ mod tests {
             let places = FilePlaces::find(&DiskFiles::find(DiskRole::System, &disk).unwrap()).unwrap();
             for path in files.map(|(path, _)| path).into_iter().chain(["sparse"]) {
                 let expected = std::fs::read(tree.join(path)).unwrap();
-                let file = places.find_path(path.as_bytes()).unwrap();
+                let file = places.find_path(format!("p0/{path}").as_bytes()).unwrap();
                 let mut found = vec![0; expected.len().next_multiple_of(4096)];
                 for piece in places.pieces(file) {
                     let from = usize::try_from(piece.offset).unwrap();
@@ -317,16 +356,59 @@ mod tests {
                 disk.read_at(&mut size, places.inode_offset(file).unwrap() + 4).unwrap();
                 assert_eq!(u64::from(u32::from_le_bytes(size)), tree.join(path).metadata().unwrap().size());
             }
-            let sparse = places.find_path(b"sparse").unwrap();
+            let sparse = places.find_path(b"p0/sparse").unwrap();
             assert!(places.bytes(sparse) < 64 << 10, "{}", places.bytes(sparse));
-            assert!(places.find_path(b"usr/second").is_none(), "a file has one path");
-            assert!(places.pieces(places.find_path(b"link").unwrap()).is_empty());
-            assert_eq!(places.pieces(places.find_path(b"long-link").unwrap()).len(), 1);
-            assert_eq!(places.pieces(places.find_path(b"usr/lib").unwrap()).len(), 1);
-            let long = places.find_path(b"usr/lib/long").unwrap();
+            let second = places.find_path(b"p0/usr/second");
+            assert_eq!(second, places.find_path(b"p0/first"), "one file");
+            assert_eq!(places.path(second.unwrap()), b"p0/first");
+            assert!(places.pieces(places.find_path(b"p0/link").unwrap()).is_empty());
+            assert_eq!(places.pieces(places.find_path(b"p0/long-link").unwrap()).len(), 1);
+            assert_eq!(places.pieces(places.find_path(b"p0/usr/lib").unwrap()).len(), 1);
+            let long = places.find_path(b"p0/usr/lib/long").unwrap();
             let part: u64 =
                 places.places_of(long, 100_000..200_000).map(|place| place.end - place.start).sum();
             assert_eq!(part, 100_000);
         }
+    }
+    #[test]
+    fn a_damaged_file_system_is_walked_through_without_harm() {
+        let made = Made::new();
+        for number in 0..40 {
+            let directory = made.tree().join(format!("directory-{}", number % 4));
+            std::fs::create_dir_all(&directory).unwrap();
+            std::fs::write(directory.join(format!("file-{number}")), vec![7; number * 1000]).unwrap();
+        }
+        if !made.make(4 << 20, &["-b", "1024", "-N", "128"]) {
+            eprintln!("SKIPPED: mkfs.ext4 is not there");
+            return;
+        }
+        let good = std::fs::read(made.disk()).unwrap();
+        // The metadata is at the beginning, but for directories.
+        let mut state = 1_u64;
+        let mut random = |below: usize| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            usize::try_from(state >> 33).unwrap() % below
+        };
+        let file = File::options().write(true).open(made.disk()).unwrap();
+        let (mut found_files, rounds) = (0, 400);
+        for _ in 0..rounds {
+            file.write_all_at(&good, 0).unwrap();
+            for _ in 0..20 {
+                let at = random(good.len() / 4);
+                file.write_all_at(&[random(256).to_le_bytes()[0]], at as u64).unwrap();
+            }
+            let disk = made.image();
+            let Ok(places) =
+                DiskFiles::find(DiskRole::System, &disk).and_then(|disk| FilePlaces::find(&disk))
+            else {
+                continue;
+            };
+            found_files += places.files.len();
+            let all = places.at(0..u64::MAX);
+            assert!(all.iter().all(|piece| piece.place.start < piece.place.end));
+            assert!(all.windows(2).all(|pair| pair[0].place.end <= pair[1].place.start));
+            assert!(all.last().is_none_or(|piece| piece.place.end <= good.len() as u64));
+        }
+        assert!(found_files > 10 * rounds, "{found_files}: most of what is tried is not looked at");
     }
 }

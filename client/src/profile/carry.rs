@@ -8,30 +8,24 @@ use std::ops::Range;
 
 use chunk_format::{ChunkId, ChunkIndex};
 
-use super::successors::Successors;
+use super::successors::{Fate, Successors};
 use crate::files::places::{FileIndex, FilePlaces, Piece};
 
+/// How many times as much as of a file of the old version is named of the one that is read instead.
+const MOST_OF_A_FILE: u64 = 4;
+/// How many chunks are named for each one that was read, at most.
+const MOST_FOR_EACH: usize = 2;
+
 /// One disk of a version.
-#[derive(Default)]
 pub(super) struct VersionDisk {
-    /// The stored chunks, and where they are.
+    /// The stored chunks.
     pub(super) chunks: HashMap<ChunkIndex, ChunkId>,
-    /// Where each of them is first.
-    pub(super) places: HashMap<ChunkId, ChunkIndex>,
     /// Its files; nothing where they cannot be told.
     pub(super) files: FilePlaces,
     pub(super) chunk_bytes: u64,
 }
 
 impl VersionDisk {
-    pub(super) fn new(chunks: Vec<(ChunkIndex, ChunkId)>, chunk_bytes: u64) -> Self {
-        let mut places = HashMap::new();
-        for (chunk, id) in &chunks {
-            places.entry(*id).or_insert(*chunk);
-        }
-        Self { chunks: chunks.into_iter().collect(), places, files: FilePlaces::default(), chunk_bytes }
-    }
-
     fn place(&self, chunk: ChunkIndex) -> Range<u64> {
         let start = chunk.0.saturating_mul(self.chunk_bytes);
         start..start.saturating_add(self.chunk_bytes)
@@ -46,12 +40,15 @@ impl VersionDisk {
 pub(super) struct Carrying<'a> {
     old: &'a VersionDisk,
     new: &'a VersionDisk,
+    /// Where each chunk of the new version is first.
+    places: HashMap<ChunkId, ChunkIndex>,
     successors: Successors<'a>,
     /// How much of the old version's files is in chunks that were read.
     read_bytes: HashMap<FileIndex, u64>,
     /// Files of the new version that are named as a whole.
     whole: HashSet<FileIndex>,
     named: HashSet<ChunkIndex>,
+    most: usize,
     /// What was named and not taken yet.
     carried: Vec<ChunkIndex>,
 }
@@ -59,63 +56,65 @@ pub(super) struct Carrying<'a> {
 impl<'a> Carrying<'a> {
     /// For all the chunks of the disk that a start of the old version read.
     pub(super) fn new(read: &[ChunkIndex], old: &'a VersionDisk, new: &'a VersionDisk) -> Self {
+        let mut places: HashMap<ChunkId, ChunkIndex> = HashMap::with_capacity(new.chunks.len());
+        for (chunk, id) in &new.chunks {
+            let first = places.entry(*id).or_insert(*chunk);
+            *first = (*first).min(*chunk);
+        }
         let mut read_bytes: HashMap<FileIndex, u64> = HashMap::new();
         for piece in read.iter().flat_map(|chunk| old.files.at(old.place(*chunk))) {
             *read_bytes.entry(piece.file).or_default() += len(&piece.place);
         }
-        let successors = Successors::new(&old.files, &new.files);
-        let (whole, named, carried) = (HashSet::new(), HashSet::new(), Vec::new());
-        Self { old, new, successors, read_bytes, whole, named, carried }
+        Self {
+            old,
+            new,
+            places,
+            successors: Successors::new(&old.files, &new.files),
+            read_bytes,
+            whole: HashSet::new(),
+            named: HashSet::new(),
+            most: read.len().saturating_mul(MOST_FOR_EACH),
+            carried: Vec::new(),
+        }
     }
 
     /// What a start reads, in this order, where one of the version before read a chunk; without what was answered before.
     pub(super) fn follow(&mut self, chunk: ChunkIndex) -> Vec<ChunkIndex> {
-        self.chunk(chunk);
-        std::mem::take(&mut self.carried)
-    }
-
-    fn chunk(&mut self, chunk: ChunkIndex) {
         let id = self.old.chunks.get(&chunk);
         let same = id.filter(|id| self.new.chunks.get(&chunk) == Some(*id)).map(|_| chunk);
-        let same = same.or_else(|| self.new.places.get(id?).copied());
+        let same = same.or_else(|| self.places.get(id?).copied());
         let pieces = self.old.files.at(self.old.place(chunk));
-        let successors: Vec<Option<FileIndex>> =
-            pieces.iter().map(|piece| self.successors.of(piece.file)).collect();
-        // The old kernel, say: its chunks are there still, and nobody reads them.
-        let is_left = !pieces.is_empty() && successors.iter().all(Option::is_some);
+        let fates: Vec<Fate> = pieces.iter().map(|piece| self.successors.of(piece.file)).collect();
+        let of_files: u64 = pieces.iter().map(|piece| len(&piece.place)).sum();
+        let is_of_files = of_files * 2 >= self.old.chunk_bytes;
+        // Of the old kernel, say: its chunks are there still, and nobody reads them.
+        let is_left = is_of_files && fates.iter().all(|fate| matches!(fate, Fate::Followed(_)));
         if !is_left {
             match same {
                 Some(same) => self.name(same),
-                None if self.stays(chunk, &pieces) => self.name(chunk),
+                None if !is_of_files || self.stays(chunk, &pieces, &fates) => self.name(chunk),
                 None => {}
             }
         }
-        for (piece, successor) in pieces.iter().zip(successors) {
-            let is_here = same.is_some() && !is_left;
-            let file = match successor {
+        let is_here = same.is_some() && !is_left;
+        for (piece, fate) in pieces.iter().zip(fates) {
+            match fate {
+                Fate::Same(_) if is_here => {}
                 // Others in the chunk may have been what was read.
-                Some(_) if is_here && !self.is_read(piece.file, 1, 2) => continue,
-                Some(successor) => successor,
-                None if is_here => continue,
-                None => match self.new.files.find_path(self.old.files.path(piece.file)) {
-                    Some(file) => file,
-                    None => continue,
-                },
-            };
-            self.file(file, piece);
+                Fate::Followed(_) if is_here && !self.is_read(piece.file, 1, 2) => {}
+                Fate::Same(file) | Fate::Followed(file) => self.file(file, piece),
+                Fate::Gone => {}
+            }
         }
+        std::mem::take(&mut self.carried)
     }
 
-    /// Whether what was read of a chunk that has changed is still in the same place: a file, or what belongs to none.
-    fn stays(&self, chunk: ChunkIndex, pieces: &[Piece]) -> bool {
-        let of_files: u64 = pieces.iter().map(|piece| len(&piece.place)).sum();
-        if of_files * 2 < self.old.chunk_bytes {
-            return true;
-        }
+    /// Whether one of the files in a chunk that has changed still has its part there.
+    fn stays(&self, chunk: ChunkIndex, pieces: &[Piece], fates: &[Fate]) -> bool {
         let here = self.new.place(chunk);
-        pieces.iter().any(|piece| {
-            let file = self.new.files.find_path(self.old.files.path(piece.file));
-            let mut places = file.into_iter().flat_map(|file| self.new.files.places_of(file, part(piece)));
+        pieces.iter().zip(fates).any(|(piece, fate)| {
+            let Fate::Same(file) = fate else { return false };
+            let mut places = self.new.files.places_of(*file, part(piece));
             places.any(|place| place.start < here.end && here.start < place.end)
         })
     }
@@ -128,28 +127,25 @@ impl<'a> Carrying<'a> {
 
     /// Names what a start reads of a file, when one of the version before read a piece of the old one.
     fn file(&mut self, file: FileIndex, piece: &Piece) {
+        // What was read as a whole is again, also where it has become longer.
+        let part = match self.is_read(piece.file, 9, 10) {
+            true if !self.whole.insert(file) => return,
+            true => 0..self.old.files.bytes(piece.file).saturating_mul(MOST_OF_A_FILE),
+            false => part(piece),
+        };
         let inode = self.new.files.inode_offset(file);
         if let Some(inode) = inode {
             self.name(ChunkIndex(inode / self.new.chunk_bytes));
         }
-        let is_long = self.old.files.bytes(piece.file) > self.old.chunk_bytes;
-        // What was read as a whole is again, also where it has become longer.
-        let part = match is_long && self.is_read(piece.file, 9, 10) {
-            true if !self.whole.insert(file) => return,
-            true => 0..u64::MAX,
-            false => part(piece),
-        };
-        let places: Vec<Range<u64>> = self.new.files.places_of(file, part).collect();
-        for place in places {
-            for chunk in self.new.chunks_of(place) {
-                self.name(chunk);
-            }
+        let new = self.new;
+        for chunk in new.files.places_of(file, part).flat_map(|place| new.chunks_of(place)) {
+            self.name(chunk);
         }
     }
 
     /// Names a chunk, unless it is one of zeros.
     fn name(&mut self, chunk: ChunkIndex) {
-        if self.new.chunks.contains_key(&chunk) && self.named.insert(chunk) {
+        if self.named.len() < self.most && self.new.chunks.contains_key(&chunk) && self.named.insert(chunk) {
             self.carried.push(chunk);
         }
     }
@@ -173,8 +169,8 @@ mod tests {
     /// A disk with these contents in its chunks, a letter each; a space is a chunk of zeros.
     fn disk(contents: &str, files: &[(&str, u64, &[Range<u64>])]) -> VersionDisk {
         let stored = (0..).map(ChunkIndex).zip(contents.bytes()).filter(|(_, content)| *content != b' ');
-        let stored = stored.map(|(chunk, content)| (chunk, ChunkId::of(&[content]))).collect();
-        VersionDisk { files: FilePlaces::of(files), ..VersionDisk::new(stored, CHUNK_BYTES) }
+        let chunks = stored.map(|(chunk, content)| (chunk, ChunkId::of(&[content]))).collect();
+        VersionDisk { chunks, files: FilePlaces::of(files), chunk_bytes: CHUNK_BYTES }
     }
 
     fn kib(from: u64, to: u64) -> Range<u64> {
@@ -199,62 +195,88 @@ mod tests {
     fn a_file_that_was_written_anew_is_followed_and_its_old_place_is_not() {
         let old = disk(
             "mabxyz",
-            &[("lib", 0, &[kib(64, 192)]), ("beside", 0, &[kib(192, 256)]), ("other", 0, &[kib(256, 320)])],
+            &[
+                ("p0/lib", 0, &[kib(64, 192)]),
+                ("p0/beside", 0, &[kib(192, 256)]),
+                ("p0/other", 0, &[kib(256, 320)]),
+            ],
         );
         // Its inode, in chunk 0, has changed with it; what took its place belongs to nobody who was read.
         let new = disk(
             "MnoxyzAB",
-            &[("lib", 0, &[kib(384, 512)]), ("beside", 0, &[kib(192, 256)]), ("new", 0, &[kib(64, 192)])],
+            &[
+                ("p0/lib", 0, &[kib(384, 512)]),
+                ("p0/beside", 0, &[kib(192, 256)]),
+                ("p0/new", 0, &[kib(64, 192)]),
+            ],
         );
         assert_eq!(carried(&[0, 1, 2, 3], &old, &new), [0, 6, 7, 3]);
         // Only a part of it was read, and nobody knows of its inode.
         assert_eq!(carried(&[2], &old, &new), [0, 7]);
     }
 
+    /// Directories of modules say which kernels there are.
+    const BEFORE: (&str, u64, &[Range<u64>]) = ("p0/lib/modules/6.1-50", 0, &[]);
+    const AFTER: (&str, u64, &[Range<u64>]) = ("p0/lib/modules/6.1-57", 0, &[]);
+
     #[test]
     fn the_new_kernel_is_read_in_whole_and_the_old_one_is_not() {
-        let kernel = ("boot/vmlinuz-6.1-50", 0, &[kib(64, 192)][..]);
-        let notes = ("notes", 0, &[kib(192, 256)][..]);
-        let old = disk("mabc", &[kernel, notes]);
-        let new = disk(
-            "mabc  ABC",
-            &[kernel, notes, ("boot/vmlinuz-6.1-57", kib(0, 64).end - 256, &[kib(384, 576)])],
-        );
+        let kernel = ("p0/vmlinuz-6.1-50", 0, &[kib(64, 192)][..]);
+        let notes = ("p0/notes", 0, &[kib(192, 256)][..]);
+        let next = ("p0/vmlinuz-6.1-57", kib(0, 64).end - 256, &[kib(384, 576)][..]);
+        let old = disk("mabc", &[BEFORE, kernel, notes]);
+        let new = disk("mabc  ABC", &[BEFORE, kernel, notes, AFTER, next]);
         assert_eq!(carried(&[1, 2, 3], &old, &new), [0, 6, 7, 8, 3]);
         // It was hardly read: by somebody else than who starts it, perhaps, so that only what was read is.
-        let long = ("boot/vmlinuz-6.1-50", 0, &[kib(64, 640)][..]);
+        let long = ("p0/vmlinuz-6.1-50", 0, &[kib(64, 640)][..]);
         let (old, new) = (
-            disk("mabcdefghi", &[long]),
-            disk("mabcdefghiABCDEFGHI", &[long, ("boot/vmlinuz-6.1-57", 0, &[kib(640, 1216)])]),
+            disk("mabcdefghi", &[BEFORE, long]),
+            disk("mabcdefghiABCDEFGHI", &[BEFORE, long, AFTER, ("p0/vmlinuz-6.1-57", 0, &[kib(640, 1216)])]),
         );
         assert_eq!(carried(&[2], &old, &new), [0, 11]);
     }
 
     #[test]
     fn what_a_kernel_shares_a_chunk_with_is_read_where_it_is() {
-        let config = ("boot/config-6.1-50", 0, &[kib(0, 16)][..]);
-        let other = ("etc/fstab", 0, &[kib(16, 64)][..]);
-        let next = ("boot/config-6.1-57", kib(128, 192).start, &[kib(64, 80)][..]);
-        let (old, new) = (disk("a", &[config, other]), disk("abc", &[config, other, next]));
+        let config = ("p0/config-6.1-50", 0, &[kib(0, 16)][..]);
+        let other = ("p0/etc/fstab", 0, &[kib(16, 64)][..]);
+        let next = ("p0/config-6.1-57", kib(128, 192).start, &[kib(64, 80)][..]);
+        let (old, new) = (
+            disk("ad", &[BEFORE, config, other, ("p0/read", 0, &[kib(64, 128)])]),
+            disk("abcd", &[BEFORE, config, other, AFTER, next]),
+        );
         // Both were read.
-        assert_eq!(carried(&[0], &old, &new), [0, 2, 1]);
-        let large = ("boot/config-6.1-50", 0, &[kib(0, 16), kib(64, 128)][..]);
-        let (old, new) = (disk("ab", &[large, other]), disk("abcd", &[large, other, next]));
+        assert_eq!(carried(&[0, 1], &old, &new), [0, 2, 1, 3]);
+        // Tables of the file system are beside it: they are read as before.
+        let (old, new) = (disk("ad", &[BEFORE, config]), disk("abcd", &[BEFORE, config, AFTER, next]));
+        assert_eq!(carried(&[0, 1], &old, &new), [0, 2, 1, 3]);
+        let large = ("p0/config-6.1-50", 0, &[kib(0, 16), kib(64, 128)][..]);
+        let (old, new) =
+            (disk("ab", &[BEFORE, large, other]), disk("abcd", &[BEFORE, large, other, AFTER, next]));
         // Of the larger one a small part was: the other one, more likely.
         assert_eq!(carried(&[0], &old, &new), [0]);
     }
 
     #[test]
     fn files_that_share_a_changed_chunk_are_all_followed() {
-        let old =
-            disk("a", &[("one", 0, &[kib(0, 16)]), ("two", 0, &[kib(16, 48)]), ("gone", 0, &[kib(48, 64)])]);
-        let new = disk("xyz", &[("one", 0, &[kib(64, 80)]), ("two", 0, &[kib(128, 160)])]);
-        // The first is where the inodes are.
-        assert_eq!(carried(&[0], &old, &new), [0, 1, 2]);
-        let new = disk(
-            "xyz",
-            &[("one", kib(64, 128).start, &[kib(0, 16)]), ("two", kib(64, 128).start, &[kib(128, 160)])],
+        let old = disk(
+            "ade",
+            &[("p0/one", 0, &[kib(0, 16)]), ("p0/two", 0, &[kib(16, 48)]), ("p0/gone", 0, &[kib(48, 64)])],
         );
-        assert_eq!(carried(&[0], &old, &new), [0, 1, 2], "one of them stays");
+        let new = disk("xyzde", &[("p0/one", 0, &[kib(64, 80)]), ("p0/two", 0, &[kib(128, 160)])]);
+        // The first is where the inodes are.
+        assert_eq!(carried(&[0, 1, 2], &old, &new), [0, 1, 2, 3, 4]);
+        let inode = kib(64, 128).start;
+        let new = disk("xyzde", &[("p0/one", inode, &[kib(0, 16)]), ("p0/two", inode, &[kib(128, 160)])]);
+        assert_eq!(carried(&[0, 1, 2], &old, &new), [0, 1, 2, 3, 4], "one of them stays");
+    }
+
+    #[test]
+    fn a_file_that_has_become_huge_is_not_named_in_full() {
+        let letters: String = ('A'..='Z').collect();
+        let old = disk("mabcdefgh", &[("p0/log", 0, &[kib(64, 128)])]);
+        let new = disk(&format!("m{letters}"), &[("p0/log", 0, &[kib(64, 64 + 20 * 64)])]);
+        assert_eq!(carried(&[1, 2, 3, 4], &old, &new), [1, 0, 2, 3, 4]);
+        assert_eq!(carried(&[1], &old, &new), [1, 0], "twice as much as was read");
     }
 }

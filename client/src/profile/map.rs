@@ -1,14 +1,15 @@
 //! Carries a profile over to the next version.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use chunk_format::{ChunkId, ChunkIndex, DiskRole, Profile, ProfileEntry, SEGMENT_CHUNKS};
+use chunk_format::{ChunkIndex, DiskRole, Profile, ProfileEntry, SEGMENT_CHUNKS};
 
 use super::carry::{Carrying, VersionDisk};
 use crate::disk::Base;
 use crate::fetch::{FetchError, Fetcher};
+use crate::files::DiskFiles;
 use crate::files::places::FilePlaces;
-use crate::files::{DiskFiles, FilesError};
 use crate::image::DiskImage;
 
 /// Why a profile could not be carried over.
@@ -17,9 +18,6 @@ pub enum MapError {
     /// The chunk ids of a version could not be had.
     #[error("cannot read the chunks of a version")]
     Segments(#[from] FetchError),
-    /// A disk of a version could not be read.
-    #[error("cannot read the disk of a version")]
-    Files(#[from] FilesError),
 }
 
 /// A disk of two versions, to look for files in.
@@ -51,35 +49,26 @@ impl Mapper<'_> {
     /// [`MapError`].
     pub async fn map(&self, profile: &Profile) -> Result<Vec<ProfileEntry>, MapError> {
         let mut disks = Vec::new();
-        for (old, new) in self.old.iter().zip(self.new) {
-            disks.push((self.chunks(old).await?, self.chunks(new).await?));
-        }
-        let read = |number: usize| -> Vec<ChunkIndex> {
+        for (number, (old, new)) in self.old.iter().zip(self.new).enumerate() {
             let entries = profile.entries.iter().filter(|entry| usize::from(entry.disk) == number);
-            entries.map(|entry| entry.chunk).collect()
-        };
-        let read: Vec<Vec<ChunkIndex>> = (0..disks.len()).map(read).collect();
-        for (((images, base), read), (old, new)) in
-            self.images.iter().zip(self.new).zip(&read).zip(&mut disks)
-        {
-            if read.iter().any(|chunk| old.chunks.get(chunk) != new.chunks.get(chunk)) {
-                [old.files, new.files] = find_files(base.role(), images.clone()).await?;
-            }
+            disks.push(BothDisks {
+                role: new.role(),
+                read: entries.map(|entry| entry.chunk).collect(),
+                images: self.images.get(number).cloned(),
+                old: self.disk(old).await?,
+                new: self.disk(new).await?,
+            });
         }
-        let mut followed: Vec<Carrying<'_>> =
-            read.iter().zip(&disks).map(|(read, (old, new))| Carrying::new(read, old, new)).collect();
-        let mut mapped = Vec::with_capacity(profile.entries.len());
-        for entry in &profile.entries {
-            let Some(disk) = followed.get_mut(usize::from(entry.disk)) else { continue };
-            let chunks = disk.follow(entry.chunk);
-            mapped.extend(chunks.into_iter().map(|chunk| ProfileEntry { disk: entry.disk, chunk }));
+        let entries = profile.entries.clone();
+        match tokio::task::spawn_blocking(move || carry(&entries, disks)).await {
+            Ok(mapped) => Ok(mapped),
+            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
         }
-        Ok(mapped)
     }
 
-    /// The stored chunks of a disk, and where they are.
-    async fn chunks(&self, base: &Base) -> Result<VersionDisk, MapError> {
-        let mut stored: Vec<(ChunkIndex, ChunkId)> = Vec::new();
+    /// What is stored of a disk.
+    async fn disk(&self, base: &Base) -> Result<VersionDisk, MapError> {
+        let mut stored = HashMap::new();
         for (index, segment) in (0u64..).zip(base.segments()) {
             if segment.id.is_zero() {
                 continue;
@@ -89,28 +78,51 @@ impl Mapper<'_> {
             let numbered = (first..).map(ChunkIndex).zip(chunks.iter().copied());
             stored.extend(numbered.filter(|(_, id)| !id.is_zero()));
         }
-        Ok(VersionDisk::new(stored, base.chunk_size().bytes_u64()))
+        let chunk_bytes = base.chunk_size().bytes_u64();
+        Ok(VersionDisk { chunks: stored, files: FilePlaces::default(), chunk_bytes })
     }
 }
 
-/// Looks for the files of both versions of a disk. Where they cannot be told there are none.
-async fn find_files(role: DiskRole, images: BothImages) -> Result<[FilePlaces; 2], FilesError> {
-    let find = move |image: &Arc<dyn DiskImage>| {
-        let found = DiskFiles::find(role, image).and_then(|disk| FilePlaces::find(&disk));
-        match found {
-            Err(error @ FilesError::Disk { .. }) => Err(error),
-            Err(error) => {
-                tracing::debug!(%error, "a profile is carried over without the names of files");
-                Ok(FilePlaces::default())
+/// A disk of two versions.
+struct BothDisks {
+    role: DiskRole,
+    /// What a start of the old version read.
+    read: Vec<ChunkIndex>,
+    images: Option<BothImages>,
+    old: VersionDisk,
+    new: VersionDisk,
+}
+
+/// Carries entries over, disk by disk; waits for what must be fetched.
+fn carry(entries: &[ProfileEntry], mut disks: Vec<BothDisks>) -> Vec<ProfileEntry> {
+    for BothDisks { role, read, images, old, new } in &mut disks {
+        let has_changed = read.iter().any(|chunk| old.chunks.get(chunk) != new.chunks.get(chunk));
+        if let Some(images) = images.as_ref().filter(|_| has_changed) {
+            let found = [find_files(*role, &images.old), find_files(*role, &images.new)];
+            // Without those of the other, the files of one say nothing.
+            if found.iter().all(|files| !files.is_empty()) {
+                [old.files, new.files] = found;
             }
-            found => found,
         }
-    };
-    let find = move || Ok([find(&images.old)?, find(&images.new)?]);
-    match tokio::task::spawn_blocking(find).await {
-        Ok(found) => found,
-        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
     }
+    let mut followed: Vec<Carrying<'_>> =
+        disks.iter().map(|disk| Carrying::new(&disk.read, &disk.old, &disk.new)).collect();
+    let mut carried = Vec::with_capacity(entries.len());
+    for entry in entries {
+        let Some(disk) = followed.get_mut(usize::from(entry.disk)) else { continue };
+        let chunks = disk.follow(entry.chunk);
+        carried.extend(chunks.into_iter().map(|chunk| ProfileEntry { disk: entry.disk, chunk }));
+    }
+    carried
+}
+
+/// Looks for the files of a disk. Where they cannot be told there are none: they are a help, and no reason to fail.
+fn find_files(role: DiskRole, image: &Arc<dyn DiskImage>) -> FilePlaces {
+    let found = DiskFiles::find(role, image).and_then(|disk| FilePlaces::find(&disk));
+    found.unwrap_or_else(|error| {
+        tracing::info!(%error, "a profile is carried over without the names of files");
+        FilePlaces::default()
+    })
 }
 
 #[cfg(test)]
@@ -152,19 +164,24 @@ mod tests {
 
     /// The chunks of a disk that a file lies in.
     fn chunks(files: &FilePlaces, path: &str) -> Vec<ChunkIndex> {
-        let file = files.find_path(path.as_bytes()).unwrap();
+        let file = files.find_path(format!("p0/{path}").as_bytes()).unwrap();
         let chunks = |place: Range<u64>| (place.start / CHUNK_BYTES..place.end / CHUNK_BYTES).map(ChunkIndex);
         files.pieces(file).iter().flat_map(|piece| chunks(piece.place.clone())).collect()
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_profile_follows_the_files_of_an_update() {
-        let old = [("bin/tool", 1, 300_000), ("boot/vmlinuz-1.0-9", 2, 200_000), ("lib/unread", 3, 100_000)];
+        let old = [
+            ("bin/tool", 1, 300_000),
+            ("boot/vmlinuz-1.0-9", 2, 200_000),
+            ("lib/modules/1.0-9/unread", 3, 100_000),
+        ];
         // All of it lies elsewhere, for another file comes first.
         let new = [
             ("a", 4, 1_000_000),
             ("bin/tool", 5, 310_000),
             ("boot/vmlinuz-1.0-10", 6, 220_000),
+            ("lib/modules/1.0-10/unread", 7, 100_000),
             old[1],
             old[2],
         ];
@@ -210,7 +227,7 @@ mod tests {
         let (kernel, tool) = (place("boot/vmlinuz-1.0-10").unwrap(), place("bin/tool").unwrap());
         assert!(kernel < tool, "{mapped:?}");
         let named: HashSet<ChunkIndex> = mapped.iter().copied().collect();
-        for path in ["a", "boot/vmlinuz-1.0-9", "lib/unread"] {
+        for path in ["a", "boot/vmlinuz-1.0-9", "lib/modules/1.0-9/unread", "lib/modules/1.0-10/unread"] {
             assert!(
                 chunks(&new_files, path).iter().all(|chunk| !named.contains(chunk)),
                 "{path}: {mapped:?}"

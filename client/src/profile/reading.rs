@@ -10,8 +10,6 @@ use crate::cache::{Cache, CacheConfig, CacheError};
 use crate::desktop::Version;
 use crate::disk::Base;
 use crate::fetch::{Fetcher, OnMissing, SegmentStore};
-use crate::image::DiskImage;
-use crate::past::LiveDisk;
 use crate::source::ChunkSource;
 use crate::state::{StateError, make_private_dir};
 
@@ -58,11 +56,6 @@ impl Reading {
         let fetcher =
             Fetcher::new(&Handle::current(), vec![source], Arc::clone(&cache), segments, OnMissing::Wait);
         Ok(Self { cache, fetcher })
-    }
-
-    /// A disk as an image, of a version with chunks of the same size. Its reads wait for what must be fetched.
-    pub fn image(&self, disk: &Arc<Base>) -> Arc<dyn DiskImage> {
-        Arc::new(LiveDisk::unwritten(disk, &self.cache, &self.fetcher, &Handle::current()))
     }
 }
 

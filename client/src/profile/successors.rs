@@ -1,86 +1,184 @@
-//! Which file of a version took the place of one of the version before, when its name says a version too: a kernel, its modules and
-//! its initial RAM disk, libraries.
+//! Which file of a version a start reads instead of one of the version before: the same path, or where that has changed with a version
+//! in it, of a kernel or a library, the path that took its place.
 
 use std::cmp::Ordering;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use crate::files::places::{FileIndex, FilePlaces};
 
-/// What kernels and what belongs to them are called, up to their version.
-const KERNEL_NAMES: &[&[u8]] =
-    &[b"vmlinuz-", b"initrd.img-", b"initramfs-", b"System.map-", b"config-", b"kernel-"];
-
-/// The files of two versions, by what of their names is no number.
+/// The files of two versions of a disk.
 pub(super) struct Successors<'a> {
     old: &'a FilePlaces,
     new: &'a FilePlaces,
-    /// The files that only the new version has.
-    added: HashMap<Vec<u8>, Vec<FileIndex>>,
-    /// The file of the old version with the highest numbers.
-    newest: HashMap<Vec<u8>, FileIndex>,
+    /// The release of a kernel that was the newest, and the one that is.
+    releases: Vec<(&'a [u8], &'a [u8])>,
+    /// The names that only the new version has, by their directory and what of them is no number; in the order of their numbers.
+    added: HashMap<Vec<u8>, Vec<&'a [u8]>>,
+    /// Where the directories that were asked for are in the new version.
+    directories: HashMap<&'a [u8], Option<Vec<u8>>>,
+}
+
+/// What became of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// It is read as before, also if it was written anew.
+    Same(FileIndex),
+    /// Another is read in its place, whether it is still there or not.
+    Followed(FileIndex),
+    /// It is gone.
+    Gone,
 }
 
 impl<'a> Successors<'a> {
     pub(super) fn new(old: &'a FilePlaces, new: &'a FilePlaces) -> Self {
-        let mut added: HashMap<_, Vec<FileIndex>> = HashMap::new();
-        for (path, file) in new.paths().filter(|(path, _)| has_number(path)) {
-            if old.find_path(path).is_none() {
-                added.entry(without_numbers(path)).or_default().push(file);
+        let mut added: HashMap<Vec<u8>, Vec<&[u8]>> = HashMap::new();
+        for path in new.paths() {
+            let (directory, name) = split(path);
+            if has_number(name) && old.find_path(path).is_none() {
+                added.entry(key(directory, name)).or_default().push(name);
             }
         }
-        let mut newest: HashMap<_, FileIndex> = HashMap::new();
-        for (path, file) in old.paths().filter(|(path, _)| has_number(path)) {
-            // Nobody asks for others.
-            let key = without_numbers(path);
-            if added.contains_key(&key) {
-                let newest = newest.entry(key).or_insert(file);
-                if by_numbers(old.path(*newest), path) == Ordering::Less {
-                    *newest = file;
-                }
-            }
+        for names in added.values_mut() {
+            names.sort_by(|one, other| by_numbers(one, other));
         }
-        Self { old, new, added, newest }
+        Self { old, new, releases: releases(old, new), added, directories: HashMap::new() }
     }
 
-    /// The file that a start of the new version reads instead of one that a start of the old version read; `None` when that is the same
-    /// one, as far as names tell.
-    ///
-    /// A file that is gone is followed by the one with the next higher numbers. One that is still there is followed by nobody, but for
-    /// the newest kernel and what belongs to it: of several that are installed the newest is started.
-    pub(super) fn of(&self, file: FileIndex) -> Option<FileIndex> {
+    /// What became of a file of the old version.
+    pub(super) fn of(&mut self, file: FileIndex) -> Fate {
         let path = self.old.path(file);
-        if !has_number(path) {
+        // Of several kernels that are installed the newest is started.
+        for (old, new) in &self.releases {
+            if let Some(path) = replaced(path, old, new) {
+                return self.new.find_path(&path).map_or(Fate::Gone, Fate::Followed);
+            }
+        }
+        if let Some(file) = self.new.find_path(path) {
+            return Fate::Same(file);
+        }
+        let (directory, name) = split(path);
+        let followed = self.directory(directory).and_then(|directory| self.name(&directory, name));
+        followed.and_then(|path| self.new.find_path(&path)).map_or(Fate::Gone, Fate::Followed)
+    }
+
+    /// Where a directory is in the new version.
+    fn directory(&mut self, directory: &'a [u8]) -> Option<Vec<u8>> {
+        if self.new.find_path(directory).is_some() {
+            return Some(directory.to_vec());
+        }
+        // The root of a file system is followed by none.
+        if !directory.contains(&b'/') {
             return None;
         }
-        let key = without_numbers(path);
-        let added = self.added.get(&key)?;
-        let order =
-            |one: &&FileIndex, other: &&FileIndex| by_numbers(self.new.path(**one), self.new.path(**other));
-        let is_higher = |added: &&FileIndex| by_numbers(self.new.path(**added), path) == Ordering::Greater;
-        if self.new.find_path(path).is_none() {
-            let next = added.iter().filter(is_higher).min_by(order);
-            return next.or_else(|| added.iter().max_by(order)).copied();
+        if let Some(known) = self.directories.get(directory) {
+            return known.clone();
         }
-        let is_newest = self.newest.get(&key) == Some(&file);
-        if !is_newest || !is_of_a_kernel(path) {
-            return None;
+        let (parent, name) = split(directory);
+        let found = self.directory(parent).and_then(|parent| self.name(&parent, name));
+        self.directories.insert(directory, found.clone());
+        found
+    }
+
+    /// What a name is called in a directory of the new version: the same, or else the new name with the next higher numbers, or else
+    /// that with the highest.
+    fn name(&self, directory: &[u8], name: &[u8]) -> Option<Vec<u8>> {
+        let path = [directory, b"/", name].concat();
+        if self.new.find_path(&path).is_some() {
+            return Some(path);
         }
-        added.iter().filter(is_higher).max_by(order).copied()
+        let added = self.added.get(&key(directory, name))?;
+        let next = added.partition_point(|added| by_numbers(added, name) != Ordering::Greater);
+        let found = added.get(next).or(added.last())?;
+        Some([directory, b"/", found].concat())
     }
 }
 
-fn has_number(path: &[u8]) -> bool {
-    path.iter().any(u8::is_ascii_digit)
+/// For each kind of kernel whose newest release is another one than before: the one before, and the one now.
+fn releases<'a>(old: &'a FilePlaces, new: &'a FilePlaces) -> Vec<(&'a [u8], &'a [u8])> {
+    let of = |files: &'a FilePlaces| -> HashSet<&'a [u8]> { files.paths().filter_map(release).collect() };
+    let newest = |releases: &HashSet<&'a [u8]>| {
+        let mut newest: HashMap<Vec<u8>, &[u8]> = HashMap::new();
+        for release in releases {
+            let newest = newest.entry(kind(release)).or_insert(release);
+            if by_numbers(newest, release) == Ordering::Less {
+                *newest = release;
+            }
+        }
+        newest
+    };
+    let (before, after) = (of(old), of(new));
+    let newest_after = newest(&after);
+    let pair = |(kind, old): (Vec<u8>, &'a [u8])| {
+        let new = newest_after.get(&kind)?;
+        (by_numbers(old, new) == Ordering::Less || !after.contains(old)).then_some((old, *new))
+    };
+    newest(&before).into_iter().filter_map(pair).collect()
 }
 
-/// A path with one mark for each version in it.
-fn without_numbers(path: &[u8]) -> Vec<u8> {
-    let mut rest = path;
-    let mut key = Vec::with_capacity(path.len());
+/// The release that a directory of modules is for.
+fn release(path: &[u8]) -> Option<&[u8]> {
+    let (directory, name) = split(path);
+    let is_release = has_number(name) && directory.ends_with(b"/lib/modules");
+    is_release.then_some(name)
+}
+
+/// A kind of kernel: what of a release is neither a number nor says which distribution it is of, as in `6.12.48+deb13-cloud-amd64`.
+fn kind(release: &[u8]) -> Vec<u8> {
+    let words = release.split(|byte| matches!(byte, b'.' | b'-' | b'+' | b'~'));
+    let names_version = |word: &[u8]| {
+        word.first().is_none_or(u8::is_ascii_digit)
+            || [&b"deb"[..], b"bpo", b"fc", b"el"].iter().any(|known| {
+                let rest = word.strip_prefix(*known);
+                rest.and_then(|rest| rest.first()).is_some_and(u8::is_ascii_digit)
+            })
+    };
+    words.filter(|word| !names_version(word)).collect::<Vec<_>>().join(&b'-')
+}
+
+/// A path with another release wherever its names have this one; `None` when none has.
+fn replaced(path: &[u8], old: &[u8], new: &[u8]) -> Option<Vec<u8>> {
+    // Of `6.1.0-5-amd64`, `16.1.0-5-amd64` and `6.1.0-5-amd64-dbg` are others.
+    let goes_on = |byte: Option<&u8>| {
+        byte.is_some_and(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'+'))
+    };
+    let (mut replaced, mut rest, mut before, mut is_there) = (Vec::new(), path, None, false);
     while let Some((first, after)) = rest.split_first() {
+        match rest.strip_prefix(old) {
+            Some(after) if !before.is_some_and(u8::is_ascii_digit) && !goes_on(after.first()) => {
+                replaced.extend_from_slice(new);
+                (rest, before, is_there) = (after, old.last(), true);
+            }
+            _ => {
+                replaced.push(*first);
+                (rest, before) = (after, Some(first));
+            }
+        }
+    }
+    is_there.then_some(replaced)
+}
+
+/// A directory and a name in it.
+fn split(path: &[u8]) -> (&[u8], &[u8]) {
+    match path.iter().rposition(|byte| *byte == b'/') {
+        Some(at) => (&path[..at], &path[at + 1..]),
+        None => (&[], path),
+    }
+}
+
+fn has_number(name: &[u8]) -> bool {
+    name.iter().any(u8::is_ascii_digit)
+}
+
+/// A directory, and a name in it with one mark for each version.
+fn key(directory: &[u8], name: &[u8]) -> Vec<u8> {
+    let mut rest = name;
+    let mut key = Vec::with_capacity(directory.len() + 1 + name.len());
+    key.extend_from_slice(directory);
+    key.push(b'/');
+    while let Some((first, after)) = rest.split_first() {
+        rest = after;
         if !first.is_ascii_digit() {
             key.push(*first);
-            rest = after;
             continue;
         }
         key.push(b'0');
@@ -97,30 +195,27 @@ fn without_numbers(path: &[u8]) -> Vec<u8> {
     key
 }
 
-/// Compares paths by the numbers in them, the first one first.
+/// Compares names by the numbers in them, the first one first.
 fn by_numbers(one: &[u8], other: &[u8]) -> Ordering {
-    let numbers = |path: &'_ [u8]| -> Vec<Vec<u8>> {
-        let parts = path.split(|byte| !byte.is_ascii_digit()).filter(|part| !part.is_empty());
-        let digits = parts.map(|part| part.iter().skip_while(|digit| **digit == b'0').copied().collect());
-        digits.collect()
-    };
-    let longer_is_more =
-        |one: &Vec<u8>, other: &Vec<u8>| one.len().cmp(&other.len()).then_with(|| one.cmp(other));
-    let (one, other) = (numbers(one), numbers(other));
-    let first = one.iter().zip(&other).map(|(one, other)| longer_is_more(one, other));
-    first.fold(Ordering::Equal, Ordering::then).then(one.len().cmp(&other.len()))
+    let (mut one, mut other) = (numbers(one), numbers(other));
+    loop {
+        return match (one.next(), other.next()) {
+            (Some(one), Some(other)) => match one.len().cmp(&other.len()).then_with(|| one.cmp(other)) {
+                Ordering::Equal => continue,
+                order => order,
+            },
+            (one, other) => one.is_some().cmp(&other.is_some()),
+        };
+    }
 }
 
-/// Whether this is a kernel, one of its modules, or made for one: of those the newest is started.
-fn is_of_a_kernel(path: &[u8]) -> bool {
-    let mut names = path.split(|byte| *byte == b'/').rev();
-    let starts_with_digit = |name: &[u8]| name.first().is_some_and(u8::is_ascii_digit);
-    let name = names.next().unwrap_or(path);
-    if KERNEL_NAMES.iter().any(|known| name.strip_prefix(*known).is_some_and(starts_with_digit)) {
-        return true;
-    }
-    let parts: Vec<&[u8]> = path.split(|byte| *byte == b'/').collect();
-    parts.windows(3).any(|parts| parts[0] == b"lib" && parts[1] == b"modules" && starts_with_digit(parts[2]))
+/// The numbers in a name, without leading zeros.
+fn numbers(name: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let parts = name.split(|byte| !byte.is_ascii_digit()).filter(|part| !part.is_empty());
+    parts.map(|part| {
+        let zeros = part.iter().take_while(|digit| **digit == b'0').count();
+        &part[zeros..]
+    })
 }
 
 #[cfg(test)]
@@ -128,67 +223,138 @@ mod tests {
     use super::*;
 
     fn places(paths: &[&str]) -> FilePlaces {
-        let files: Vec<_> = paths.iter().map(|path| (*path, 0, &[][..])).collect();
+        let mut all: Vec<&str> = paths.to_vec();
+        for path in paths {
+            all.extend(path.match_indices('/').map(|(at, _)| &path[..at]));
+        }
+        all.sort_unstable();
+        all.dedup();
+        let files: Vec<_> = all.iter().map(|path| (*path, 0, &[][..])).collect();
         FilePlaces::of(&files)
     }
 
-    /// The path that follows one.
-    fn follows(old: &[&str], new: &[&str], path: &str) -> Option<String> {
+    /// The paths that are read instead of others, in their order; `-` for one that is gone.
+    fn read(old: &[&str], new: &[&str], paths: &[&str]) -> Vec<String> {
         let (old, new) = (places(old), places(new));
-        let file = old.find_path(path.as_bytes()).unwrap();
-        let found = Successors::new(&old, &new).of(file)?;
-        Some(String::from_utf8(new.path(found).to_vec()).unwrap())
+        let mut successors = Successors::new(&old, &new);
+        let read = paths.iter().map(|path| match successors.of(old.find_path(path.as_bytes()).unwrap()) {
+            Fate::Same(file) => format!("same {}", String::from_utf8_lossy(new.path(file))),
+            Fate::Followed(file) => String::from_utf8_lossy(new.path(file)).into_owned(),
+            Fate::Gone => "-".to_owned(),
+        });
+        read.collect()
+    }
+
+    const MODULES: &str = "p1/usr/lib/modules";
+
+    fn kernel(release: &str) -> Vec<String> {
+        vec![
+            format!("p1/boot/vmlinuz-{release}"),
+            format!("p1/boot/initrd.img-{release}"),
+            format!("p1/boot/loader/entries/abc-{release}.conf"),
+            format!("{MODULES}/{release}"),
+            format!("{MODULES}/{release}/kernel/sha1_generic.ko"),
+            format!("{MODULES}/{release}/kernel/sha512_generic.ko"),
+        ]
+    }
+
+    fn str_of(paths: &[Vec<String>]) -> Vec<&str> {
+        paths.iter().flatten().map(String::as_str).collect()
     }
 
     #[test]
-    fn the_newest_kernel_follows_the_newest_one() {
-        let old = [
-            "boot/vmlinuz-6.1.0-9-amd64",
-            "boot/vmlinuz-6.1.0-50-amd64",
-            "boot/initrd.img-6.1.0-50-amd64",
-            "boot/initrd.img-6.1.0-50-cloud-amd64",
-            "usr/lib/modules/6.1.0-50-amd64",
-            "usr/lib/modules/6.1.0-50-amd64/kernel/crypto/sha512_generic.ko",
-            "usr/share/doc/linux-image-6.1.0-50-amd64/copyright",
-        ];
-        let added = [
-            "boot/vmlinuz-6.1.0-57-amd64",
-            "boot/vmlinuz-6.1.0-100-amd64",
-            "boot/initrd.img-6.1.0-57-amd64",
-            "usr/lib/modules/6.1.0-57-amd64",
-            "usr/lib/modules/6.1.0-57-amd64/kernel/crypto/sha512_generic.ko",
-            "usr/share/doc/linux-image-6.1.0-57-amd64/copyright",
-        ];
-        let new = [&old[..], &added].concat();
-        let follows = |path| follows(&old, &new, path);
-        assert_eq!(follows(old[0]), None, "it was not started");
-        assert_eq!(follows(old[1]).as_deref(), Some(added[1]));
-        assert_eq!(follows(old[2]).as_deref(), Some(added[2]));
-        assert_eq!(follows(old[3]), None, "another kind of kernel");
-        assert_eq!(follows(old[4]).as_deref(), Some(added[3]));
-        assert_eq!(follows(old[5]).as_deref(), Some(added[4]));
-        assert_eq!(follows(old[6]), None, "both are there");
+    fn the_newest_kernel_follows_the_newest_one_whether_that_is_gone_or_not() {
+        let (v9, v50, v57, v100) = (
+            kernel("6.1.0-9-amd64"),
+            kernel("6.1.0-50-amd64"),
+            kernel("6.1.0-57-amd64"),
+            kernel("6.1.0-100-amd64"),
+        );
+        let old = [v9.clone(), v50.clone()];
+        for new in [
+            vec![v9.clone(), v50.clone(), v57.clone(), v100.clone()],
+            vec![v9.clone(), v57.clone(), v100.clone()],
+            vec![v100.clone()],
+        ] {
+            let read = read(&str_of(&old), &str_of(&new), &str_of(std::slice::from_ref(&v50)));
+            assert_eq!(read, v100);
+        }
+        let read_of = |path: &str, new: &[Vec<String>]| read(&str_of(&old), &str_of(new), &[path]);
+        let new = [v9.clone(), v50.clone(), v57.clone()];
+        assert_eq!(read_of(&v9[0], &new), [format!("same {}", v9[0])], "it was not started");
+        assert_eq!(
+            read_of(&v50[0], std::slice::from_ref(&v9)),
+            ["p1/boot/vmlinuz-6.1.0-9-amd64"],
+            "a step back"
+        );
+        assert_eq!(read_of(&v50[0], &old), [format!("same {}", v50[0])]);
+    }
+
+    #[test]
+    fn a_kernel_is_followed_by_one_of_its_kind() {
+        let next = |old: &str, new: &[&str]| {
+            let old = [kernel(old)];
+            let new: Vec<Vec<String>> =
+                new.iter().map(|release| kernel(release)).chain(old.clone()).collect();
+            read(&str_of(&old), &str_of(&new), &[&old[0][0]]).remove(0)
+        };
+        let new = ["6.1.0-57-amd64", "6.1.0-57-cloud-amd64"];
+        assert_eq!(next("6.1.0-50-cloud-amd64", &new), "p1/boot/vmlinuz-6.1.0-57-cloud-amd64");
+        assert_eq!(next("6.1.0-50-amd64", &new), "p1/boot/vmlinuz-6.1.0-57-amd64");
+        assert_eq!(next("6.1.0-50-amd64", &["6.12.48+deb13-amd64"]), "p1/boot/vmlinuz-6.12.48+deb13-amd64");
+        assert_eq!(
+            next("6.11.4-301.fc41.x86_64", &["6.12.1-100.fc42.x86_64"]),
+            "p1/boot/vmlinuz-6.12.1-100.fc42.x86_64"
+        );
+        assert_eq!(next("6.1.0-50-rt-amd64", &new), "same p1/boot/vmlinuz-6.1.0-50-rt-amd64");
+    }
+
+    #[test]
+    fn a_release_is_replaced_as_a_whole_only() {
+        let replaced = |path: &str| {
+            let replaced = replaced(path.as_bytes(), b"6.1.0-5-amd64", b"6.1.0-7-amd64")?;
+            Some(String::from_utf8(replaced).unwrap())
+        };
+        assert_eq!(
+            replaced("a/6.1.0-5-amd64/b-6.1.0-5-amd64.c").as_deref(),
+            Some("a/6.1.0-7-amd64/b-6.1.0-7-amd64.c")
+        );
+        for other in
+            ["vmlinuz-16.1.0-5-amd64", "vmlinuz-6.1.0-5-amd64-dbg", "vmlinuz-6.1.0-5-amd645", "etc/motd"]
+        {
+            assert_eq!(replaced(other), None, "{other}");
+        }
     }
 
     #[test]
     fn what_is_gone_is_followed_by_what_is_called_the_same_but_for_its_version() {
-        let old = ["lib/libicu.so.72.1", "lib/libicu.so.9", "lib/libssl.so.3", "etc/motd"];
-        let gone = |new: &[&str], path| follows(&old, new, path);
-        let new = ["lib/libicu.so.73.2", "lib/libicu.so.74.1", "lib/libssl.so.3", "lib/libssl.so.4"];
-        assert_eq!(gone(&new, old[0]).as_deref(), Some("lib/libicu.so.73.2"), "the next one");
-        assert_eq!(gone(&new, old[2]), None, "it is there still");
-        assert_eq!(gone(&new, old[3]), None);
-        let new = ["lib/libicu.so.70.1", "lib/libicu.so.71"];
-        assert_eq!(gone(&new, old[0]).as_deref(), Some("lib/libicu.so.71"), "a step back");
-        assert_eq!(gone(&new, old[1]).as_deref(), Some("lib/libicu.so.70.1"));
+        let old = ["p1/lib/libicu.so.72.1", "p1/lib/libicu.so.9", "p1/lib/libssl.so.3", "p1/etc/motd"];
+        let of = |new: &[&str], path| read(&old, new, &[path]).remove(0);
+        let new =
+            ["p1/lib/libicu.so.73.2", "p1/lib/libicu.so.74.1", "p1/lib/libssl.so.3", "p1/lib/libssl.so.4"];
+        assert_eq!(of(&new, old[0]), "p1/lib/libicu.so.73.2", "the next one");
+        assert_eq!(of(&new, old[2]), "same p1/lib/libssl.so.3", "it is there still");
+        assert_eq!(of(&new, old[3]), "-");
+        let new = ["p1/lib/libicu.so.70.1", "p1/lib/libicu.so.71"];
+        assert_eq!(of(&new, old[0]), "p1/lib/libicu.so.71", "a step back");
+        assert_eq!(of(&new, old[1]), "p1/lib/libicu.so.70.1");
+        assert_eq!(of(&["p2/lib/libicu.so.72.1"], old[0]), "-", "another file system");
+    }
+
+    #[test]
+    fn a_directory_is_followed_before_what_is_in_it() {
+        let old = ["p1/usr/lib/python3.11/lib2/utf_7.py", "p1/usr/lib/python3.11/lib2/utf_8.py"];
+        let new = ["p1/usr/lib/python3.12/lib2/utf_7.py", "p1/usr/lib/python3.12/lib2/utf_8.py"];
+        assert_eq!(read(&old, &new, &old), new);
     }
 
     #[test]
     fn numbers_count_as_numbers() {
         for (lower, higher) in [("a9", "a10"), ("a1.2", "a1.2.1"), ("a007", "a8"), ("6.1.0-9", "6.1.0-50")] {
             assert_eq!(by_numbers(lower.as_bytes(), higher.as_bytes()), Ordering::Less, "{lower} {higher}");
+            assert_eq!(by_numbers(higher.as_bytes(), lower.as_bytes()), Ordering::Greater);
         }
-        assert_eq!(without_numbers(b"a/6.12.48+deb13-amd64/b1"), b"a/0+deb0-amd0/b0");
-        assert_eq!(without_numbers(b"6.1.0-50-x"), b"0-x");
+        assert_eq!(by_numbers(b"a08", b"b8"), Ordering::Equal);
+        assert_eq!(key(b"a/1", b"6.12.48+deb13-amd64"), b"a/1/0+deb0-amd0");
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use chunk_format::{
     ChunkId, ChunkIndex, ChunkSize, DiskRole, FormatError, FrameDecoder, FrameEncoder, Locator,
-    MAX_LOCATOR_BYTES, PackId, Profile, Segment, SegmentId, frame_len_max,
+    MAX_LOCATOR_BYTES, PackId, Profile, ProfileEntry, Segment, SegmentId, frame_len_max,
 };
 use futures_util::future::FutureExt;
 use futures_util::stream::{StreamExt, TryStreamExt};
@@ -95,6 +95,9 @@ pub struct Summary {
     /// Bytes of it that a client fetches before it starts, by the profile carried over: the version, the lists of what changed, and
     /// what a start reads; none without a profile.
     pub boot_bytes: Option<u64>,
+    /// What a start reads, by the profile carried over, in this order; none without a profile.
+    #[serde(skip)]
+    pub start: Option<Vec<ProfileEntry>>,
     /// Files; none when a file system cannot be read, or nobody asked.
     pub files: Option<FileChanges>,
     /// Debian packages; none when either version has none, or nobody asked.
@@ -219,14 +222,14 @@ impl Summarizer {
         }
         let mut places = Frames::between(fetcher, &old, &new).await?;
         places.bytes.version_bytes = (after.bytes.len() + after.signature.encode().len()) as u64;
-        let boot_bytes = match &self.profile {
-            None => None,
+        let (boot_bytes, start) = match &self.profile {
+            None => (None, None),
             Some((recorded, profile)) => {
                 let images = self.images(recorded, &disk);
                 let recorded = disks_of(recorded);
                 let mapped = Mapper { fetcher, old: &recorded, new: &new, images }.map(profile).await?;
                 let read_bytes = places.of_entries(fetcher, &new, &mapped).await?;
-                Some(places.bytes.version_bytes + places.segment_bytes + read_bytes)
+                (Some(places.bytes.version_bytes + places.segment_bytes + read_bytes), Some(mapped))
             }
         };
         let mut summary = Summary {
@@ -234,6 +237,7 @@ impl Summarizer {
             full_bytes: places.bytes.total(),
             full: places.bytes,
             boot_bytes,
+            start,
             files: None,
             packages: None,
             notes: Vec::new(),
@@ -246,7 +250,7 @@ impl Summarizer {
         Ok(summary)
     }
 
-    /// The disk that is being published beside that of an earlier version; nothing where that cannot be read.
+    /// The disk that is being published beside that of an earlier version; nothing where that has chunks of another size.
     fn images(&self, recorded: &Version, new: &Arc<NewDisk>) -> Vec<BothImages> {
         let disks = self.past.disks(&PastVersion::of_image(recorded.clone())).unwrap_or_default();
         let past = disks.into_iter().next().filter(|disk| disk.role() == DiskRole::System);
@@ -370,7 +374,7 @@ impl Frames {
         &self,
         fetcher: &Fetcher,
         disks: &[Arc<Base>],
-        entries: &[chunk_format::ProfileEntry],
+        entries: &[ProfileEntry],
     ) -> Result<u64, SummaryError> {
         let (mut touched, mut bytes) = (HashSet::new(), 0);
         let mut wanted = BTreeSet::new();

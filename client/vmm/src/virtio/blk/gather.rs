@@ -7,7 +7,9 @@
 //!
 //! So it is tried. Every now and then the threads wait their turn for some requests, and go on so as long as that is quicker
 //! than what was measured before; where it is not, the next trial comes after a time beside which what the last one lost is
-//! little. What was measured before is the quickest of some windows: in others the guest may have had nothing to ask for.
+//! little. What was measured before is the mean of some short samples: a thread that was woken at once may have been preempted
+//! and found many by chance, which the quickest of them would take for the rule. In others the guest may have had nothing to ask
+//! for, so none counts as more than a few times the quickest.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -15,18 +17,22 @@ use std::time::{Duration, Instant};
 
 use libc::c_long;
 
-/// Requests that are measured together.
+/// Requests that are measured together while the threads wait their turn.
 const WINDOW: u32 = 64;
-/// Windows of which the quickest counts.
-const WINDOWS: usize = 4;
+/// Requests of a sample, which is taken while they do not.
+const SAMPLE: u32 = 16;
+/// Samples that count.
+const SAMPLES: u32 = 8;
+/// A sample counts as at most so many times the quickest of them.
+const SLOWEST: u32 = 4;
 /// After a trial that failed there is none for so many times as long as it took too long, so that about two percent are lost.
 const PAUSES: u32 = 50;
 /// Windows after which the other way is measured again, while gathering is quicker: at first, and at most.
 const FIRST_GOOD_FOR: u32 = 8;
-const LAST_GOOD_FOR: u32 = 256;
-/// Turns that found one request only, in a row, after which nothing is gathered.
+const LAST_GOOD_FOR: u32 = 64;
+/// Turns that found one request only, in a row, after which nothing is gathered, unless they were quick all the same.
 const LEAN_TURNS: u32 = 8;
-/// A window that takes longer is of a guest with little to ask for, whom a trial would not help.
+/// Where a window would take longer it is of a guest with little to ask for, whom a trial would not help.
 const BUSY: Duration = Duration::from_secs(1);
 /// No trial is taken to have lost more: no thread waits as long for a processor, and the rest was silence.
 const MOST_LOST: Duration = Duration::from_millis(50);
@@ -94,9 +100,9 @@ struct State {
     /// Of the window under way.
     began: Instant,
     requests: u32,
-    /// How long the last windows took when the threads did not wait their turn, `Duration::MAX` before there were as many; the
-    /// next one replaces the oldest.
-    at_once: [Duration; WINDOWS],
+    /// How long a window would have taken by the last samples, `Duration::MAX` before there were as many; the next one replaces
+    /// the oldest.
+    samples: [Duration; SAMPLES as usize],
     oldest: usize,
     /// The next trial is not to begin before.
     not_before: Instant,
@@ -110,7 +116,7 @@ impl State {
             trial: None,
             began: now,
             requests: 0,
-            at_once: [Duration::MAX; WINDOWS],
+            samples: [Duration::MAX; SAMPLES as usize],
             oldest: 0,
             not_before: now,
             good_for: FIRST_GOOD_FOR,
@@ -123,21 +129,22 @@ impl State {
         }
         self.requests = self.requests.saturating_add(requests);
         let took = now.saturating_duration_since(self.began);
-        let is_full = self.requests >= WINDOW;
+        let at_once = self.at_once();
         let Some(trial) = &mut self.trial else {
-            if is_full {
+            if self.requests >= SAMPLE {
                 self.measured(took.saturating_mul(WINDOW) / self.requests, now);
             }
             return;
         };
         trial.lean = if requests == 1 { trial.lean + 1 } else { 0 };
-        let at_once = self.at_once.into_iter().min().unwrap_or(Duration::MAX);
         let would_take = |requests| at_once.saturating_mul(requests) / WINDOW;
         // By a third at least, so that chance decides little.
-        let is_quicker = took.saturating_mul(4) < would_take(self.requests.max(WINDOW)).saturating_mul(3);
-        let is_lean = trial.lean >= LEAN_TURNS;
+        let is_quicker_than = |time: Duration| took.saturating_mul(4) < time.saturating_mul(3);
+        let is_quicker = is_quicker_than(would_take(self.requests.max(WINDOW)));
+        // Several threads that were rung together find one request each.
+        let is_lean = trial.lean >= LEAN_TURNS && !is_quicker_than(would_take(self.requests));
         if is_quicker && !is_lean {
-            if is_full {
+            if self.requests >= WINDOW {
                 trial.good += 1;
                 trial.is_doubtful = false;
                 trial.gained += would_take(self.requests).saturating_sub(took);
@@ -162,13 +169,22 @@ impl State {
         }
     }
 
-    /// A window took so long without waiting.
+    /// How long a window takes when the threads do not wait their turn.
+    fn at_once(&self) -> Duration {
+        let most = self.samples.into_iter().min().unwrap_or(Duration::MAX).saturating_mul(SLOWEST);
+        self.samples
+            .into_iter()
+            .map(|took| took.min(most) / SAMPLES)
+            .fold(Duration::ZERO, Duration::saturating_add)
+    }
+
+    /// By a sample, a window would have taken so long without waiting.
     fn measured(&mut self, took: Duration, now: Instant) {
-        if let Some(oldest) = self.at_once.get_mut(self.oldest) {
+        if let Some(oldest) = self.samples.get_mut(self.oldest) {
             *oldest = took;
         }
-        self.oldest = (self.oldest + 1) % WINDOWS;
-        let is_known = !self.at_once.contains(&Duration::MAX);
+        self.oldest = (self.oldest + 1) % self.samples.len();
+        let is_known = !self.samples.contains(&Duration::MAX);
         if is_known && now >= self.not_before && took < BUSY {
             self.trial = Some(Trial::default());
         }
@@ -230,12 +246,15 @@ mod tests {
         }
 
         fn asks_for(mut self, requests: u32, at_once: Turn, in_turn: Turn) -> Guest {
-            let mut done = 0;
-            while done < requests {
-                let Turn(found, took) = if self.state.trial.is_some() { in_turn } else { at_once };
-                self.gathered += if self.state.trial.is_some() { found } else { 0 };
-                done += found;
-                self.now += took;
+            let mut left = requests;
+            while left > 0 {
+                let is_gathered = self.state.trial.is_some();
+                let turn = if is_gathered { in_turn } else { at_once };
+                let found = turn.0.min(left);
+                self.gathered += if is_gathered { found } else { 0 };
+                left -= found;
+                // Whoever waits for its turn does so for few as well.
+                self.now += if is_gathered { turn.1 } else { turn.of(found) };
                 self.state.took_turn(found, self.now);
             }
             self
@@ -310,6 +329,103 @@ mod tests {
     }
 
     #[test]
+    fn bursts_are_not_taken_for_a_slow_guest() {
+        let (silence, rounds) = (us(100_000), 200);
+        for at_once in [Turn(1, us(50)), Turn(2, us(100)), Turn(1, us(10))] {
+            for in_turn in [Turn(1, us(4000)), Turn(2, us(4000)), Turn(4, us(4000)), Turn(32, us(4000))] {
+                let (mut guest, mut usual) = (Guest::new(), Duration::ZERO);
+                for round in 1..=rounds {
+                    let burst = if round % 8 == 0 { 1056 } else { 32 };
+                    guest = guest.rests(silence).asks_for(burst, at_once, in_turn);
+                    usual += silence + at_once.of(burst);
+                }
+                let lost = guest.lost(usual);
+                assert!(lost < 0.03, "{lost} with {:?} in {:?}", in_turn.0, in_turn.1);
+            }
+        }
+        let at_once = Turn(1, us(50));
+        for burst in [SAMPLE / 2, SAMPLE, 2 * SAMPLE, WINDOW, WINDOW + 6, 2 * WINDOW] {
+            for silence in [us(1000), us(10_000), us(100_000)] {
+                for in_turn in [Turn(1, us(4000)), Turn(4, us(4000)), Turn(32, us(4000))] {
+                    let (mut guest, rounds) = (Guest::new(), MANY / 4 / burst);
+                    for _ in 0..rounds {
+                        guest = guest.rests(silence).asks_for(burst, at_once, in_turn);
+                    }
+                    let lost = guest.lost((silence + at_once.of(burst)) * rounds);
+                    assert!(lost < 0.05, "{lost} with {burst} after {silence:?}, {:?} a turn", in_turn.0);
+                }
+            }
+        }
+    }
+
+    /// Numbers without a rule, the same ones each time.
+    struct Chance(u64);
+
+    impl Chance {
+        fn below(&mut self, limit: u64) -> u64 {
+            self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (self.0 >> 33) % limit
+        }
+
+        fn requests(&mut self, from: u32, to: u32) -> u32 {
+            from + u32::try_from(self.below(u64::from(to - from))).unwrap()
+        }
+    }
+
+    #[test]
+    fn little_is_lost_where_processors_are_free_by_turns() {
+        // Without waiting, and waiting.
+        let loads = [
+            // No processor is free, for nobody but the guest itself.
+            (Turn(1, us(1000)), Turn(21, us(6000))),
+            (Turn(1, us(420)), Turn(16, us(4000))),
+            // One is free.
+            (Turn(1, us(50)), Turn(1, us(50))),
+            (Turn(1, us(1000)), Turn(1, us(1000))),
+            // Others take all of their time.
+            (Turn(1, us(50)), Turn(1, us(4000))),
+            (Turn(1, us(500)), Turn(1, us(4000))),
+            (Turn(1, us(50)), Turn(32, us(4000))),
+            (Turn(1, us(100)), Turn(32, us(2300))),
+            (Turn(1, us(5)), Turn(64, us(4000))),
+        ];
+        for (number, one) in loads.into_iter().enumerate() {
+            for other in loads.into_iter().take(number) {
+                for (from, to) in [(20, 100), (100, 200), (200, 1000)] {
+                    let (mut guest, mut usual, mut chance) = (Guest::new(), Duration::ZERO, Chance(1));
+                    for _ in 0..MANY / 4 / to {
+                        for (at_once, in_turn) in [one, other] {
+                            let requests = chance.requests(from, to);
+                            guest = guest.asks_for(requests, at_once, in_turn);
+                            usual += at_once.of(requests);
+                        }
+                    }
+                    let lost = guest.lost(usual);
+                    assert!(lost < 0.15, "{lost} with {from} to {to} by turns, of {number}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn threads_wait_where_those_that_do_not_are_as_quick_by_chance_now_and_then() {
+        let (mut guest, mut chance, mut finds_many, mut done) = (Guest::new(), Chance(1), false, 0);
+        while done < MANY {
+            let many = Turn(chance.requests(12, 32), us(3000 + chance.below(4000)));
+            let turn = if guest.state.trial.is_some() || finds_many {
+                finds_many = chance.below(10) != 0;
+                many
+            } else {
+                finds_many = chance.below(50) == 0;
+                Turn(1, us(1000 + chance.below(2000)))
+            };
+            guest = guest.asks_for(turn.0, turn, turn);
+            done += turn.0;
+        }
+        assert!(guest.gathered > MANY / 10 * 9, "{} of {MANY}", guest.gathered);
+    }
+
+    #[test]
     fn a_load_that_grows_is_not_measured_by_what_it_was() {
         let guest = Guest::new().asks_for(10_000, Turn(1, us(5000)), Turn(1, us(5000)));
         let before = guest.now - guest.began;
@@ -340,6 +456,19 @@ mod tests {
         guest.gathered = 0;
         let guest = guest.asks_for(50_000, at_once, in_turn);
         assert!(guest.gathered > 30_000, "it begins again soon: {}", guest.gathered);
+    }
+
+    #[test]
+    fn threads_that_were_rung_together_and_find_one_request_each_end_no_trial_that_is_quick() {
+        let at_once = Turn(1, us(1000));
+        let mut guest = Guest::new();
+        while guest.state.trial.is_none() {
+            guest = guest.asks_for(1, at_once, at_once);
+        }
+        let guest = guest.asks_for(2 * LEAN_TURNS, at_once, Turn(1, us(40)));
+        assert!(guest.state.trial.is_some());
+        let guest = guest.asks_for(WINDOW, at_once, at_once);
+        assert!(guest.state.trial.is_none());
     }
 
     #[test]

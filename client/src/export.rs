@@ -33,6 +33,8 @@ const REQUESTS: usize = 4;
 const SMALL_REQUESTS: usize = 16;
 const ATTEMPTS: u32 = 6;
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
+/// The longest that a source is left alone, whatever it says: somebody waits for the export.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// Why a version was not written out. What was written stays, and the same command continues.
 #[derive(Debug, thiserror::Error)]
@@ -273,11 +275,75 @@ impl<'a> Exporter<'a> {
                     return Ok(bytes);
                 }
                 Err(error) if error.kind == FailureKind::Unreachable && attempt < ATTEMPTS => {
-                    tokio::time::sleep(error.retry_after.unwrap_or(pause)).await;
+                    // As the source says, but not for less than one that says nothing.
+                    let said = error.retry_after.unwrap_or(pause);
+                    tokio::time::sleep(said.max(pause).min(LONGEST_PAUSE)).await;
                     (attempt, pause) = (attempt + 1, pause * 2);
                 }
                 Err(error) => return Err(error.into()),
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ops::Range;
+    use std::sync::Mutex;
+
+    use futures_util::future::BoxFuture;
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::source::ObjectBody;
+
+    /// A source that has too much to do, says for how long it is to be left alone, and notes when it is asked.
+    struct Busy {
+        retry_after: Duration,
+        asked: Arc<Mutex<Vec<Instant>>>,
+    }
+
+    impl ChunkSource for Busy {
+        fn origin(&self) -> String {
+            "a".to_owned()
+        }
+
+        fn get<'a>(
+            &'a self,
+            _: &'a ObjectPath,
+            _: Option<Range<u64>>,
+        ) -> BoxFuture<'a, Result<ObjectBody, SourceError>> {
+            self.asked.lock().unwrap().push(Instant::now());
+            Box::pin(std::future::ready(Err(SourceError {
+                origin: "a".to_owned(),
+                object: "b".to_owned(),
+                kind: FailureKind::Unreachable,
+                retry_after: Some(self.retry_after),
+                cause: "busy".into(),
+            })))
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_source_that_says_when_to_come_back_is_asked_neither_without_a_pause_nor_after_hours() {
+        for (said, least, most) in [
+            (Duration::ZERO, FIRST_PAUSE, LONGEST_PAUSE),
+            (LONGEST_PAUSE / 2, LONGEST_PAUSE / 2, LONGEST_PAUSE / 2),
+            (Duration::from_secs(86_400), LONGEST_PAUSE, LONGEST_PAUSE),
+        ] {
+            let asked = Arc::<Mutex<Vec<Instant>>>::default();
+            let source = Busy { retry_after: said, asked: Arc::clone(&asked) };
+            let (directory, progress) = (tempfile::tempdir().unwrap(), ExportProgress::default());
+            let exporter = Exporter::new(Arc::new(source), directory.path().to_owned(), false, &progress);
+            let namespace = "image/debian".parse().unwrap();
+            let path = ObjectPath { namespace, object: Object::Pack(PackId::of(b"a")) };
+            assert!(exporter.fetch(&path, 1 << 20, |_| Ok(())).await.is_err());
+            let asked = asked.lock().unwrap();
+            assert_eq!(asked.len(), ATTEMPTS as usize);
+            let pauses = asked.windows(2).map(|pair| pair[1] - pair[0]);
+            let tick = Duration::from_millis(2);
+            let are_right = pauses.clone().all(|pause| (least..=most + tick).contains(&pause));
+            assert!(are_right, "{:?} after {said:?} were said", pauses.collect::<Vec<_>>());
         }
     }
 }

@@ -567,6 +567,39 @@ mod tests {
         assert_eq!(sources.pick(&image, &[]).await.unwrap().0, 0);
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn who_says_when_to_come_back_is_left_alone_until_then_but_for_a_pause_at_least_and_not_for_hours()
+    {
+        let image = path("image/debian");
+        let told = |seconds| SourceError {
+            retry_after: Some(Duration::from_secs(seconds)),
+            ..failure(FailureKind::Unreachable)
+        };
+        let (second, tick) = (Duration::from_secs(1), Duration::from_millis(2));
+        for (said, least, most) in [
+            (0, FIRST_PAUSE.mul_f64(0.74), FIRST_PAUSE.mul_f64(1.26)),
+            (2, second * 2, second * 2),
+            (86_400, LONGEST_PAUSE, LONGEST_PAUSE),
+        ] {
+            let (sources, _) = sources::<1>();
+            let (_, only) = sources.pick(&image, &[]).await.unwrap();
+            let began = Instant::now();
+            sources.failed(only, &image, &told(said));
+            sources.pick(&image, &[]).await.unwrap();
+            let pause = began.elapsed();
+            assert!((least..=most + tick).contains(&pause), "{pause:?} after {said} s were said");
+        }
+        // One that says so again and again is asked as seldom as one that says nothing.
+        let (sources, _) = sources::<1>();
+        let (began, mut asked) = (Instant::now(), 0);
+        while began.elapsed() < second * 60 {
+            let (_, only) = sources.pick(&image, &[]).await.unwrap();
+            asked += 1;
+            sources.failed(only, &image, &told(0));
+        }
+        assert!((12..30).contains(&asked), "{asked}");
+    }
+
     #[test]
     fn pauses_grow_to_a_bound() {
         let pauses: Vec<Duration> = (1..40).map(backoff).collect();

@@ -140,6 +140,7 @@ async fn a_disk_that_changes_meanwhile_is_refused() {
 #[error("it fails")]
 struct Failure {
     is_busy: bool,
+    asked_pause: Duration,
 }
 
 impl Passing for Failure {
@@ -152,19 +153,24 @@ impl Passing for Failure {
     }
 
     fn asked_pause(&self) -> Duration {
-        Duration::from_secs(2)
+        self.asked_pause
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_busy_server_is_waited_for_longer_than_one_that_is_away_but_not_for_ever() {
     let asked = std::cell::Cell::new(0);
+    let asked_pause = Duration::from_secs(2);
     let failing = |is_busy, until| {
         asked.set(0);
         let asked = &asked;
         Patience::DEFAULT.retry(move || {
             asked.set(asked.get() + 1);
-            std::future::ready(if asked.get() > until { Ok(()) } else { Err(Failure { is_busy }) })
+            std::future::ready(if asked.get() > until {
+                Ok(())
+            } else {
+                Err(Failure { is_busy, asked_pause })
+            })
         })
     };
     failing(true, 50).await.unwrap();
@@ -172,4 +178,20 @@ async fn a_busy_server_is_waited_for_longer_than_one_that_is_away_but_not_for_ev
     assert_eq!(asked.get(), 6);
     assert!(failing(true, 10_000).await.is_err());
     assert!(asked.get() < 400, "{}", asked.get());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_says_to_be_asked_again_at_once_is_asked_after_a_pause_all_the_same() {
+    let first_pause = Patience::DEFAULT.first_pause;
+    for is_busy in [true, false] {
+        let mut moments = Vec::new();
+        let asked = Patience::DEFAULT.retry(|| {
+            moments.push(tokio::time::Instant::now());
+            let failure = Failure { is_busy, asked_pause: Duration::ZERO };
+            std::future::ready(if moments.len() > 50 { Ok(()) } else { Err(failure) })
+        });
+        assert_eq!(asked.await.is_ok(), is_busy, "who is away is not asked for as long");
+        let is_paused = |pair: &[tokio::time::Instant]| pair[1] - pair[0] >= first_pause;
+        assert!(moments.len() > 5 && moments.windows(2).all(is_paused), "{moments:?}");
+    }
 }

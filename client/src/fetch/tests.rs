@@ -72,6 +72,28 @@ impl Rig {
         ObjectPath { namespace: namespace.parse().unwrap(), object: Object::Pack(id.parse().unwrap()) }
     }
 
+    /// Has the cache hold what is never evicted, so that it takes nothing more.
+    fn fill_cache(&self) {
+        let cache = &self.fetcher.shared.cache;
+        let mut fillings = (0u64..).map(|at| {
+            let filling = [u64::MAX.to_le_bytes(), at.to_le_bytes()].concat().repeat(CHUNK / 16);
+            (ChunkId::of_chunk(&filling), filling)
+        });
+        while let Some((id, filling)) = fillings.next()
+            && cache.insert(id, &filling).is_some()
+        {
+            cache.set_pinned([id].into_iter(), true);
+        }
+    }
+
+    /// Waits until the cache has refused so many chunks more than when it was filled.
+    async fn refused(&self, chunks: u64) {
+        // The first one ended the filling.
+        while self.fetcher.shared.cache.stats().refused < 1 + chunks {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
     async fn get(&self, chunk: u64) -> Result<Bytes, Arc<FetchError>> {
         let wish = self.fetcher.want(&self.base, &[ChunkIndex(chunk)], Class::Waiting).await?.pop();
         match wish {
@@ -248,4 +270,55 @@ async fn stopping_lets_everyone_go() {
     rig.fetcher.stop();
     assert!(matches!(*reader.await.unwrap().unwrap_err(), FetchError::Stopped));
     assert!(matches!(*rig.get(3).await.unwrap_err(), FetchError::Stopped));
+}
+
+#[tokio::test]
+async fn a_chunk_that_the_cache_has_no_room_for_reaches_whoever_waits_for_it_all_the_same() {
+    let rig = Rig::new(20, OnMissing::Fail);
+    rig.fill_cache();
+    for chunk in [3, 4, 3] {
+        let read = rig.fetcher.chunk(&rig.base, ChunkIndex(chunk as u64), Class::Waiting);
+        let read = tokio::time::timeout(Duration::from_secs(60), read).await;
+        assert_eq!(read.expect("it comes").unwrap(), rig.expected(chunk));
+    }
+    // Through a disk as well, all of it at once.
+    let view = crate::disk::View { overlays: Vec::new(), base: Arc::clone(&rig.base) };
+    let cache = Arc::clone(&rig.fetcher.shared.cache);
+    let disk = crate::disk::Disk::new(view, cache, rig.fetcher.clone(), Handle::current());
+    let mut content = vec![0; rig.content.len()];
+    let read = tokio::time::timeout(Duration::from_secs(60), disk.read(0, &mut content)).await;
+    read.expect("it comes").unwrap();
+    assert_eq!(content, rig.content);
+    rig.refused(20).await;
+    assert!((0..20).all(|chunk| !rig.fetcher.shared.cache.contains(&ChunkId::of_chunk(rig.expected(chunk)))));
+}
+
+/// As where a stream and a request of its own bring the same chunk, and somebody wants it anew in between.
+#[tokio::test]
+async fn a_copy_that_the_cache_does_not_take_ends_no_flight_that_was_begun_since() {
+    let rig = Rig::new(4, OnMissing::Wait);
+    rig.get(0).await.unwrap();
+    while rig.fetcher.in_flight() > 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    rig.fill_cache();
+    // Its request waits for the network.
+    rig.server.lose_network_after(Some(0));
+    let wanted = || async {
+        match rig.fetcher.want(&rig.base, &[ChunkIndex(2)], Class::Waiting).await.unwrap().pop() {
+            Some(Wish::Flight(flight)) => flight,
+            _ => panic!("it cannot be here"),
+        }
+    };
+    let flight = wanted().await;
+    for chunk in [2, 3] {
+        let bytes = Bytes::copy_from_slice(rig.expected(chunk));
+        let arrival = Arrival { id: ChunkId::of_chunk(&bytes), chunk: bytes, unread: false, _room: None };
+        assert!(rig.fetcher.shared.arrived.send(arrival).await.is_ok());
+    }
+    // They are taken one after the other: the first one is through when the second is refused.
+    rig.refused(2).await;
+    assert!(Arc::ptr_eq(&flight, &wanted().await), "whoever comes now waits for the same one");
+    rig.server.lose_network_after(None);
+    assert_eq!(flight.land().await.unwrap(), rig.expected(2));
 }

@@ -602,6 +602,52 @@ async fn a_sync_that_finds_the_disk_full_has_the_cache_give_space_back() {
     }
 }
 
+/// The overlays that held it are gone then, and nobody may be there to be asked.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_pinned_desktop_syncs_is_pinned_for_good_before_its_overlays_go() {
+    const PER_CHUNK: usize = CHUNK / SECTOR;
+    let mut folds = 0;
+    for nth in 1.. {
+        let mut world = World::new(vec![1], SystemMode::Own);
+        world.desktop().store.set_pinned(true, None).unwrap();
+        for chunk in 1..3 {
+            let sector = chunk * PER_CHUNK;
+            world.apply(&Op::Write { home: true, sector, len: PER_CHUNK }).await.unwrap();
+        }
+        let before = world.volume.syncs();
+        world.volume.fail_sync(before + nth);
+        let synced = syncer(&world.server).sync(world.desktop(), None).await;
+        let is_through = world.volume.syncs() < before + nth;
+        assert!(synced.is_ok() || !is_through);
+        let record = world.desktop().store.record();
+        let is_folded = world.desktop().store.version(record.head).unwrap().manifest.sequence > 1;
+        if is_folded {
+            folds += 1;
+            // What a power cut would leave of the cache: nothing that this process has yet to write.
+            let copy = tempfile::tempdir().unwrap();
+            let directory = world.dir.path().join((world.turn - 1).to_string());
+            for name in ["cache.data", "cache.index"] {
+                std::fs::copy(directory.join(name), copy.path().join(name)).unwrap();
+            }
+            let cache = Cache::open_as_it_is(copy.path(), ChunkSize::new(CHUNK as u64).unwrap(), &[0; 32]);
+            assert_eq!(cache.unwrap().stats().pinned, 2, "when the {nth}. sync of the volume fails");
+            // It is there without a network, whatever else needs the space.
+            world.desktop().cache.give_back(u64::MAX);
+            world.server.lose_network_after(Some(0));
+            let sectors = PER_CHUNK..3 * PER_CHUNK;
+            let read =
+                tokio::time::timeout(std::time::Duration::from_secs(60), world.read(true, sectors.clone()));
+            let found = read.await.expect("it is here").unwrap();
+            assert_eq!(found, world.expected[1].now()[sectors]);
+        }
+        world.desktop().fetcher.stop();
+        if is_through {
+            assert!(is_folded && folds > 1, "a fold that fails may be one all the same");
+            return;
+        }
+    }
+}
+
 /// Its chunk is in the head, and the server has lost it with the head.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_written_over_with_what_the_server_has_lost_is_sent_again() {

@@ -101,6 +101,8 @@ struct Disk {
     has_failed: AtomicBool,
     timer: Timer,
     is_served: bool,
+    /// How the file is made to last.
+    flush: fn(&File) -> io::Result<()>,
 }
 
 impl Blk {
@@ -123,6 +125,7 @@ impl Blk {
             flushing: Mutex::new(()),
             has_failed: AtomicBool::new(false),
             timer: Timer::new()?,
+            flush: file::flush,
         };
         Ok(Blk {
             disk: Arc::new(disk),

@@ -392,7 +392,7 @@ impl Server {
                 let _one_at_a_time = self.disk.flushing.lock().unwrap_or_else(PoisonError::into_inner);
                 // The one before may have been told of what this one would not be.
                 self.check_whole()?;
-                if let Err(error) = file::flush(file) {
+                if let Err(error) = (self.disk.flush)(file) {
                     let is_full = error.kind() == io::ErrorKind::StorageFull;
                     if !(self.disk.is_served && is_full) {
                         self.disk.has_failed.store(true, Ordering::SeqCst);

@@ -325,6 +325,73 @@ fn a_flush_that_waited_for_one_that_failed_fails_too() {
     assert_eq!(rig.driver.try_used(0), None);
 }
 
+/// Fails for want of space as long as the file is shorter than it was.
+fn flush_if_there_is_room(file: &File) -> io::Result<()> {
+    match file.metadata()?.len() < DISK_BYTES {
+        true => Err(rustix::io::Errno::NOSPC.into()),
+        false => file::flush(file),
+    }
+}
+
+/// A disk whose flush fails, and which request that is.
+fn with_a_flush_that_fails(is_served: bool, flush: fn(&File) -> io::Result<()>) -> (Rig, u16) {
+    let mut rig = Rig::made(false, 1, |disk| {
+        disk.is_served = is_served;
+        disk.flush = flush;
+    });
+    rig.file.set_len(DISK_BYTES / 2).unwrap();
+    let flush = rig.driver.send(0, &[&header(4, 0)], &[1]).head;
+    wait_for_a_fault(&rig);
+    (rig, flush)
+}
+
+fn wait_for_a_fault(rig: &Rig) {
+    while rig.faults.list().is_empty() {
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_flush_of_a_served_file_that_finds_no_room_waits_for_some_and_is_made_then() {
+    let (mut rig, flush) = with_a_flush_that_fails(true, flush_if_there_is_room);
+    // As often as it is tried before there is some.
+    for _ in 0..3 {
+        wait_for_a_fault(&rig);
+        let [fault] = &rig.faults.list()[..] else { panic!("{:?}", rig.faults.list()) };
+        assert_eq!((fault.action, fault.no_space, fault.is_final), ("flush", true, false));
+        assert_eq!(rig.driver.try_used(0), None, "the guest learns nothing of it");
+        assert!(rig.faults.try_again(), "it can be tried again");
+    }
+    wait_for_a_fault(&rig);
+    // What is written meanwhile is kept: nothing is lost yet.
+    assert_eq!(rig.driver.ask(0, &[&header(1, 2), &[7; 512]], &[1]), (vec![0], 1));
+    assert_eq!(rig.content(1024, 512), [7; 512]);
+    rig.file.set_len(DISK_BYTES).unwrap();
+    assert!(rig.faults.try_again());
+    assert_eq!(rig.driver.used(0), (flush, 1));
+    assert_eq!(rig.blk.metrics().flushes.load(Ordering::Relaxed), 1);
+    assert_eq!(rig.driver.ask(0, &[&header(4, 0)], &[1]), (vec![0], 1), "and so is the next one");
+}
+
+/// The kernel tells of it once: of a file of its own it may have dropped what it could not write, and what else fails may be lost.
+#[test]
+fn a_flush_that_fails_otherwise_is_not_tried_again_and_nothing_is_written_any_more() {
+    let fails = |_: &File| Err(rustix::io::Errno::IO.into());
+    for (is_served, flush) in [(false, flush_if_there_is_room as fn(&File) -> _), (true, fails)] {
+        let (mut rig, _) = with_a_flush_that_fails(is_served, flush);
+        assert!(rig.faults.list()[0].is_final);
+        rig.file.set_len(DISK_BYTES).unwrap();
+        assert!(!rig.faults.try_again(), "there is room, and it is too late");
+        rig.driver.send(0, &[&header(1, 2), &[7; 512]], &[1]);
+        while rig.faults.list().len() < 2 {
+            std::thread::yield_now();
+        }
+        assert!(rig.faults.list().iter().all(|fault| fault.is_final), "{:?}", rig.faults.list());
+        assert_ne!(rig.content(1024, 512), [7; 512]);
+        assert_eq!(rig.driver.try_used(0), None);
+    }
+}
+
 #[test]
 fn reads_that_wait_leave_threads_to_writes_and_flushes() {
     for is_served in [false, true] {

@@ -9,6 +9,8 @@ use crate::seed::Rng;
 pub enum Fault {
     /// The connection closes before the server hears of the request.
     Refuse,
+    /// The request waits, and reaches the server only when the proxy is healed.
+    Hold,
     /// The status is answered in the server's place, with an error body; a 503 names a `retry-after` of one second.
     Status(u16),
     /// The server gets half of the request's body, then both connections close.

@@ -19,6 +19,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
 use super::fault::{Class, Fault, Policy, Rule};
@@ -93,6 +94,7 @@ impl FaultyHttps {
             count: AtomicU64::new(0),
             rules: Mutex::default(),
             policy: Mutex::default(),
+            heals: watch::Sender::new(()),
             exchanges: Mutex::default(),
         });
         let (config, fingerprint) = tls::new_identity();
@@ -129,10 +131,11 @@ impl FaultyHttps {
         *lock(&self.shared.policy) = Some(policy);
     }
 
-    /// Removes all rules and the policy: every answer is right from now on.
+    /// Removes all rules and the policy: every answer is right from now on, and requests on hold go on.
     pub fn heal(&self) {
         lock(&self.shared.rules).clear();
         *lock(&self.shared.policy) = None;
+        self.shared.heals.send_replace(());
     }
 
     /// Returns the exchanges that have ended, or whose answer has begun, in that order.
@@ -149,6 +152,8 @@ struct Shared {
     count: AtomicU64,
     rules: Mutex<Vec<Rule>>,
     policy: Mutex<Option<Policy>>,
+    /// Told whenever the rules are removed.
+    heals: watch::Sender<()>,
     exchanges: Mutex<Vec<Exchange>>,
 }
 
@@ -189,7 +194,12 @@ struct Answer {
 impl Shared {
     /// Answers a request. An error closes the connection, or resets the stream of an HTTP/2 connection, without a word.
     async fn handle(&self, request: Request<Incoming>) -> Result<Response<Body>, io::Error> {
+        // From before the rules are asked: a request that they hold must not miss their end.
+        let mut heals = self.heals.subscribe();
         let mut exchange = self.begin(&request);
+        if exchange.fault == Some(Fault::Hold) {
+            heals.changed().await.map_err(io::Error::other)?;
+        }
         let answered = self.answer(request, &mut exchange).await;
         if let Ok(response) = &answered {
             exchange.status = Some(response.status().as_u16());

@@ -291,3 +291,22 @@ fn speaks_both_http_versions() {
         broken.unwrap_err();
     }
 }
+
+#[test]
+fn a_request_on_hold_goes_on_when_the_proxy_is_healed() {
+    let story = Story::new();
+    story.proxy.inject(Rule::new(Fault::Hold).times(1));
+    std::thread::scope(|scope| {
+        let both = [(); 2].map(|()| scope.spawn(|| story.get(None).map(|(status, _, body)| (status, body))));
+        crate::wait::until("one of them is answered", crate::wait::PATIENCE, || {
+            (!story.proxy.exchanges().is_empty()).then_some(())
+        });
+        assert!(both.iter().any(|get| !get.is_finished()), "the other one waits");
+        story.proxy.heal();
+        for get in both {
+            assert_eq!(get.join().unwrap().unwrap(), (200, object()));
+        }
+    });
+    let held: Vec<bool> = story.proxy.exchanges().iter().map(|one| one.fault == Some(Fault::Hold)).collect();
+    assert_eq!(held, [false, true]);
+}

@@ -66,7 +66,8 @@ impl Opening<'_> {
             }
         };
         let take = options.claim == Claim::Take;
-        let before = info.lease.as_ref().filter(|lease| !lease::is_ours(lease, &holder.key));
+        // Without being told to take it, a machine gets it when the other one has given it back since.
+        let before = info.lease.as_ref().filter(|lease| take && !lease::is_ours(lease, &holder.key));
         let taken_from = before.map(|lease| lease.machine.clone());
         // What this machine stands on is kept for it, whatever becomes of the lease.
         let stands_on = self.stands_on();

@@ -88,6 +88,42 @@ fn a_first_start_asks_for_its_versions_while_it_asks_for_the_lease() {
     mounting.kill();
 }
 
+#[test]
+fn a_first_start_opens_what_was_committed_while_it_asked_for_the_lease() {
+    require!(fuse);
+    let published = Publication::new(26, IMAGE_BYTES);
+    let laptop = published.machine_with_desktop("laptop");
+    let working = laptop.mount("work");
+    let mut home = Model::zeros(16 << 20);
+    home.write(&satchel_tests::model::open_for_writing(&working.home()), 0, b"what is to be found");
+    let proxy = FaultyHttps::start(&published.server.url(), published.server.fingerprint());
+    let other = published.machine("other");
+    other.login(&published.access().through_faulty(&proxy));
+    // It hears of the first version, and asks for the lease and for what it heard of; the lease is asked for by PUT.
+    proxy.inject(Rule::new(Fault::Hold).method("PUT"));
+    let directory = other.new_directory();
+    let mounting = other.start(["mount".as_ref(), "work".as_ref(), directory.as_os_str()]);
+    wait::until("the first version and the golden one came, with their signatures", PATIENCE, || {
+        let came = proxy.exchanges().iter().filter(|exchange| exchange.class == Class::Manifests).count();
+        (came == 4).then_some(())
+    });
+    working.unmount();
+    let _ = laptop.sync("work");
+    proxy.heal();
+    let mut mount = other.mounted("work", &directory, mounting);
+    let said = format!("mounted work (version 2) on {}\n", directory.display());
+    assert_eq!(mount.process().stdout(), said);
+    // The desktop was given back, not taken.
+    assert_eq!(mount.process().stderr_but_outages(), "");
+    home.assert_in(&mount.home());
+    published.content.assert_in(&mount.system());
+    // It is the version that the server has, too: what is written on it is no fork.
+    home.write(&satchel_tests::model::open_for_writing(&mount.home()), 4096, b"what comes next");
+    mount.unmount();
+    let synced = other.satchel(["--json", "sync", "work"]).ok().json();
+    assert_eq!((&synced["version"]["sequence"], &synced["fork"]), (&3.into(), &serde_json::Value::Null));
+}
+
 /// A machine behind a link, with a mounted desktop of which nothing was read yet.
 fn behind_a_link(published: &Publication) -> (Link, Client, Mount) {
     let link = Link::start(published.server.address(), Shape::default());

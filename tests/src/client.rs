@@ -33,7 +33,7 @@ pub struct Output {
 impl Output {
     /// Runs `command` to its end, with an empty standard input.
     #[track_caller]
-    pub(crate) fn of(command: &mut Command) -> Self {
+    pub fn of(command: &mut Command) -> Self {
         let name = Path::new(command.get_program()).file_name().unwrap_or_default().to_os_string();
         let words = std::iter::once(name.as_os_str()).chain(command.get_args());
         let line = words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");

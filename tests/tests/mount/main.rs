@@ -10,8 +10,10 @@ mod offline;
 mod point;
 mod power;
 mod reading;
+mod running;
 mod sources;
 mod space;
+mod stand_in;
 mod watch;
 mod writing;
 

@@ -1,7 +1,6 @@
 //! The power button and what follows it, with a stand-in for QEMU.
 
 use std::io::{Read, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
@@ -11,18 +10,13 @@ use satchel_tests::{
 };
 
 use super::IMAGE_BYTES;
+use super::stand_in::{OBEYS, stand_in};
 
 /// Its number, as bits of `/proc/PID/status` count from.
 const SIGINT: u32 = 2;
 
-/// Machines that speak QMP on the descriptor they are given. One whose guest shuts down when it is told to, one whose guest
-/// does not listen yet when the button is pressed first, and one that hangs once it runs.
-const OBEYS: &str = r#"
-while read -r line <&"$control"; do
-    [[ $line != *system_powerdown* ]] || exit 0
-    echo '{"return": {}}' >&"$control"
-done
-"#;
+/// Machines that speak QMP on the descriptor they are given. One whose guest does not listen yet when the button is pressed first,
+/// and one that hangs once it runs.
 const DEAF_AT_FIRST: &str = r#"
 presses=0
 while read -r line <&"$control"; do
@@ -44,9 +38,6 @@ done
 "#;
 /// Reads here and there, and hangs; what reads is still there when it is gone.
 const READS_AND_HANGS: &str = r#"
-for word; do
-    case $word in *node-name=system-file,filename=*) disk=${word#*filename=} disk=${disk%%,*} ;; esac
-done
 while [[ -e $disk ]]; do
     dd if="$disk" of=/dev/null bs=64k iflag=direct skip=$((RANDOM % 300)) count=1
     sleep 0.05
@@ -55,22 +46,12 @@ read -r line <&"$control"
 echo '{"return": {}}' >&"$control"
 exec sleep infinity
 "#;
-const TAKES_ITS_DESCRIPTOR: &str = r#"#!/bin/bash
-for word; do
-    case $word in socket,id=control,fd=*) control=${word##*=} ;; esac
-done
-"#;
 
 /// Runs a desktop in a stand-in for QEMU, until Ctrl-C is listened for.
-fn run_in(machine: &str, laptop: &Client, options: &[&str]) -> Process {
-    let programs = laptop.new_directory();
-    let program = programs.join("qemu-system-x86_64");
-    std::fs::write(&program, format!("{TAKES_ITS_DESCRIPTOR}{machine}")).expect("a program can be written");
-    std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).expect("it can be made one");
+pub(super) fn run_in(machine: &str, laptop: &Client, options: &[&str]) -> Process {
     let mut command = laptop.command(["run", "work", "--engine", "qemu", "--display", "none"]);
     command.args(options);
-    let path = std::env::var("PATH").unwrap_or_default();
-    command.env("PATH", format!("{}:{path}", programs.display()));
+    stand_in(machine, laptop, &mut command);
     let running = Process::start("satchel run", &mut command);
     wait::until("the machine runs, and Ctrl-C is listened for", PATIENCE, || {
         let status = std::fs::read_to_string(format!("/proc/{}/status", running.id())).ok()?;
@@ -79,6 +60,14 @@ fn run_in(machine: &str, laptop: &Client, options: &[&str]) -> Process {
         (caught >> (SIGINT - 1) & 1 == 1).then_some(())
     });
     running
+}
+
+/// Starts of the desktop that nobody called good.
+fn bad_starts(laptop: &Client) -> u64 {
+    let path = laptop.desktop_directory("work").join("starts.json");
+    let starts = std::fs::read_to_string(path).expect("a start is noted before it is one");
+    let starts: serde_json::Value = serde_json::from_str(&starts).expect("it is one JSON value");
+    starts["golden"][0]["begun"].as_u64().expect("starts are counted")
 }
 
 #[test]
@@ -134,6 +123,7 @@ fn a_machine_that_answers_nothing_any_more_can_be_switched_off() {
     assert!(status.success(), "{}", running.report());
     let said = running.stderr();
     assert!(said.contains("switching the machine off"), "{said}");
+    assert_eq!(bad_starts(&laptop), 1, "what hangs may not come up the next time either");
     // Its disks are whole, and nobody has them.
     published.content.assert_in(&laptop.mount("work").system());
 }
@@ -172,6 +162,7 @@ fn a_machine_that_was_switched_off_lets_go_of_its_disks_without_a_network() {
     running.signal(Signal::INT);
     let status = running.wait(3 * PATIENCE);
     assert!(status.success(), "{}", running.report());
+    assert_eq!(bad_starts(&laptop), 0, "it may have waited for the network");
     // Nobody has them any more.
     let again = laptop.satchel(["--json", "status", "work"]).ok().json();
     assert!(again["live"].is_null(), "{again}");

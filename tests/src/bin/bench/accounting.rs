@@ -33,6 +33,8 @@ fn account(kind: Kind, report: &Report, table: &mut Table) {
     laptop.login(&stage.server.access("accountant", "user").through(&link));
     drop(laptop.satchel(["create", "work", "--image", kind.name(), "--home", "1G", "--mode", "keep"]).ok());
     drop(laptop.satchel(["pin", "work"]).ok());
+    // So that at first nothing is fetched but what a start reads.
+    drop(laptop.satchel(["pin", "work", "--unpin"]).ok());
     let profile: &[&str] = if has_profile { &["--profile-from", "newest"] } else { &[] };
     let update = publish(&stage.publisher, &kind.next_disk(), kind.name(), profile)["summary"].clone();
     let mut row = |what: &str, said: u64, fetched: u64| {

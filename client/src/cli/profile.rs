@@ -314,8 +314,9 @@ async fn find_start(
 ) -> anyhow::Result<Vec<ProfileEntry>> {
     let past = open_past(remote, state, image)?;
     let profile = fetch_profile(past.fetcher(), previous).await?.profile;
-    let images = |version: &Version| past.disks(&PastVersion::of_image(version.clone()));
-    let both = images(previous)?.into_iter().zip(images(version)?);
+    // Disks with chunks of another size are carried over without the names of their files.
+    let images = |version: &Version| past.disks(&PastVersion::of_image(version.clone())).unwrap_or_default();
+    let both = images(previous).into_iter().zip(images(version));
     let images = both.map(|(old, new)| BothImages { old, new }).collect();
     let (old, new) = (disks_of(previous), disks_of(version));
     let mapper = Mapper { fetcher: past.fetcher(), old: &old, new: &new, images };

@@ -111,7 +111,7 @@ pub(crate) async fn run(context: &Context, args: PublishArgs) -> anyhow::Result<
         mode: args.mode.map(Into::into),
     };
     let report = progress::while_uploading(progress, publisher.publish(request)).await;
-    if let Some(summarizer) = &summarizer {
+    if let Some(summarizer) = summarizer {
         summarizer.past.close();
     }
     let report = report?;

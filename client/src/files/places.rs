@@ -14,6 +14,8 @@ const MAX_NAMES: usize = 2 << 20;
 const MAX_PIECES: usize = 4 << 20;
 /// The text of all paths, bytes.
 const MAX_PATHS_BYTES: usize = 256 << 20;
+/// Runs of blocks and blocks of directories that are looked at.
+const MAX_STEPS: usize = 8 << 20;
 
 /// A file of a [`FilePlaces`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -154,6 +156,7 @@ struct Walk {
     places: FilePlaces,
     names: usize,
     paths_bytes: usize,
+    steps: usize,
 }
 
 /// The file system a walk is in.
@@ -173,6 +176,8 @@ impl Walk {
         tree.seen.insert(inode.number, file);
         let mut directories = vec![(root, inode)];
         while let Some((path, directory)) = directories.pop() {
+            let blocks = directory.size_bytes / fs.block_bytes();
+            self.step(usize::try_from(blocks).unwrap_or(usize::MAX))?;
             let Some(mut entries) = readable(fs.entries(&directory))? else { continue };
             self.names += entries.len();
             check(self.names, MAX_NAMES)?;
@@ -213,6 +218,7 @@ impl Walk {
             self.places.pieces.truncate(begin);
         }
         check(self.places.pieces.len(), MAX_PIECES)?;
+        self.step(1)?;
         let Some(inode_offset) = readable(tree.fs.inode_offset(inode.number))? else {
             self.places.pieces.truncate(begin);
             return Ok(None);
@@ -233,12 +239,18 @@ impl Walk {
         Ok(())
     }
 
+    fn step(&mut self, steps: usize) -> Result<(), FilesError> {
+        self.steps = self.steps.saturating_add(steps);
+        check(self.steps, MAX_STEPS)
+    }
+
     /// Adds the pieces of a file, at most one more than there may be in all.
     fn add_pieces(&mut self, tree: &mut Tree<'_>, inode: &Inode, file: FileIndex) -> Result<(), FilesError> {
         let block_bytes = tree.fs.block_bytes();
         let blocks = inode.size_bytes.div_ceil(block_bytes);
         let mut logical = 0;
-        while logical < blocks && self.places.pieces.len() <= MAX_PIECES {
+        while logical < blocks && self.places.pieces.len() <= MAX_PIECES && self.steps <= MAX_STEPS {
+            self.steps += 1;
             let run = tree.fs.run(inode, logical)?;
             let count = run.blocks.min(blocks - logical);
             if let Some(physical) = run.physical {

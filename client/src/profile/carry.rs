@@ -13,7 +13,7 @@ use crate::files::places::{FileIndex, FilePlaces, Piece};
 
 /// How many times as much as of a file of the old version is named of the one that is read instead.
 const MOST_OF_A_FILE: u64 = 4;
-/// How many chunks are named for each one that was read, at most.
+/// How many chunks are named of files for each one that was read, at most.
 const MOST_FOR_EACH: usize = 2;
 
 /// One disk of a version.
@@ -48,7 +48,8 @@ pub(super) struct Carrying<'a> {
     /// Files of the new version that are named as a whole.
     whole: HashSet<FileIndex>,
     named: HashSet<ChunkIndex>,
-    most: usize,
+    /// Chunks that may still be named of files.
+    left: usize,
     /// What was named and not taken yet.
     carried: Vec<ChunkIndex>,
 }
@@ -73,7 +74,7 @@ impl<'a> Carrying<'a> {
             read_bytes,
             whole: HashSet::new(),
             named: HashSet::new(),
-            most: read.len().saturating_mul(MOST_FOR_EACH),
+            left: read.len().saturating_mul(MOST_FOR_EACH),
             carried: Vec::new(),
         }
     }
@@ -134,18 +135,22 @@ impl<'a> Carrying<'a> {
             false => part(piece),
         };
         let inode = self.new.files.inode_offset(file);
-        if let Some(inode) = inode {
-            self.name(ChunkIndex(inode / self.new.chunk_bytes));
-        }
+        let inode = inode.map(|inode| ChunkIndex(inode / self.new.chunk_bytes));
         let new = self.new;
-        for chunk in new.files.places_of(file, part).flat_map(|place| new.chunks_of(place)) {
+        let content = new.files.places_of(file, part).flat_map(|place| new.chunks_of(place));
+        for chunk in inode.into_iter().chain(content) {
+            if self.left == 0 {
+                return;
+            }
+            let before = self.carried.len();
             self.name(chunk);
+            self.left -= self.carried.len() - before;
         }
     }
 
     /// Names a chunk, unless it is one of zeros.
     fn name(&mut self, chunk: ChunkIndex) {
-        if self.named.len() < self.most && self.new.chunks.contains_key(&chunk) && self.named.insert(chunk) {
+        if self.new.chunks.contains_key(&chunk) && self.named.insert(chunk) {
             self.carried.push(chunk);
         }
     }
@@ -215,9 +220,9 @@ mod tests {
         assert_eq!(carried(&[2], &old, &new), [0, 7]);
     }
 
-    /// Directories of modules say which kernels there are.
-    const BEFORE: (&str, u64, &[Range<u64>]) = ("p0/lib/modules/6.1-50", 0, &[]);
-    const AFTER: (&str, u64, &[Range<u64>]) = ("p0/lib/modules/6.1-57", 0, &[]);
+    /// These say which kernels there are.
+    const BEFORE: (&str, u64, &[Range<u64>]) = ("p0/boot/vmlinuz-6.1-50", 0, &[]);
+    const AFTER: (&str, u64, &[Range<u64>]) = ("p0/boot/vmlinuz-6.1-57", 0, &[]);
 
     #[test]
     fn the_new_kernel_is_read_in_whole_and_the_old_one_is_not() {
@@ -277,6 +282,10 @@ mod tests {
         let old = disk("mabcdefgh", &[("p0/log", 0, &[kib(64, 128)])]);
         let new = disk(&format!("m{letters}"), &[("p0/log", 0, &[kib(64, 64 + 20 * 64)])]);
         assert_eq!(carried(&[1, 2, 3, 4], &old, &new), [1, 0, 2, 3, 4]);
-        assert_eq!(carried(&[1], &old, &new), [1, 0], "twice as much as was read");
+        assert_eq!(
+            carried(&[1], &old, &new),
+            [1, 0, 2],
+            "twice as much as was read, and what is in its place"
+        );
     }
 }

@@ -6,6 +6,11 @@ use std::collections::{HashMap, HashSet};
 
 use crate::files::places::{FileIndex, FilePlaces};
 
+/// What kernels are called, up to their release.
+const KERNELS: &[&[u8]] = &[b"vmlinuz-", b"kernel-"];
+/// Kinds of kernels that are told apart at most.
+const MAX_KINDS: usize = 64;
+
 /// The files of two versions of a disk.
 pub(super) struct Successors<'a> {
     old: &'a FilePlaces,
@@ -16,6 +21,8 @@ pub(super) struct Successors<'a> {
     added: HashMap<Vec<u8>, Vec<&'a [u8]>>,
     /// Where the directories that were asked for are in the new version.
     directories: HashMap<&'a [u8], Option<Vec<u8>>>,
+    /// What was found of files.
+    known: HashMap<FileIndex, Fate>,
 }
 
 /// What became of a file.
@@ -41,17 +48,26 @@ impl<'a> Successors<'a> {
         for names in added.values_mut() {
             names.sort_by(|one, other| by_numbers(one, other));
         }
-        Self { old, new, releases: releases(old, new), added, directories: HashMap::new() }
+        let releases = releases(old, new);
+        Self { old, new, releases, added, directories: HashMap::new(), known: HashMap::new() }
     }
 
     /// What became of a file of the old version.
     pub(super) fn of(&mut self, file: FileIndex) -> Fate {
-        let path = self.old.path(file);
+        if let Some(known) = self.known.get(&file) {
+            return *known;
+        }
+        let fate = self.find(self.old.path(file));
+        self.known.insert(file, fate);
+        fate
+    }
+
+    fn find(&mut self, path: &'a [u8]) -> Fate {
         // Of several kernels that are installed the newest is started.
-        for (old, new) in &self.releases {
-            if let Some(path) = replaced(path, old, new) {
-                return self.new.find_path(&path).map_or(Fate::Gone, Fate::Followed);
-            }
+        let next = self.releases.iter().filter_map(|(old, new)| replaced(path, old, new));
+        let next = next.filter_map(|path| self.new.find_path(&path)).next();
+        if let Some(file) = next {
+            return Fate::Followed(file);
         }
         if let Some(file) = self.new.find_path(path) {
             return Fate::Same(file);
@@ -112,21 +128,27 @@ fn releases<'a>(old: &'a FilePlaces, new: &'a FilePlaces) -> Vec<(&'a [u8], &'a 
         let new = newest_after.get(&kind)?;
         (by_numbers(old, new) == Ordering::Less || !after.contains(old)).then_some((old, *new))
     };
-    newest(&before).into_iter().filter_map(pair).collect()
+    let mut pairs: Vec<_> = newest(&before).into_iter().filter_map(pair).collect();
+    pairs.sort_unstable();
+    pairs.truncate(MAX_KINDS);
+    pairs
 }
 
-/// The release that a directory of modules is for.
+/// The release of the kernel that a path is of.
 fn release(path: &[u8]) -> Option<&[u8]> {
     let (directory, name) = split(path);
-    let is_release = has_number(name) && directory.ends_with(b"/lib/modules");
-    is_release.then_some(name)
+    let (file_system, directory) = split(directory);
+    // On a file system of its own, or below the root of one.
+    let is_boot = file_system.is_empty() || (directory == b"boot" && !file_system.contains(&b'/'));
+    let release = KERNELS.iter().find_map(|known| name.strip_prefix(*known))?;
+    (is_boot && release.first().is_some_and(u8::is_ascii_digit)).then_some(release)
 }
 
 /// A kind of kernel: what of a release is neither a number nor says which distribution it is of, as in `6.12.48+deb13-cloud-amd64`.
 fn kind(release: &[u8]) -> Vec<u8> {
     let words = release.split(|byte| matches!(byte, b'.' | b'-' | b'+' | b'~'));
     let names_version = |word: &[u8]| {
-        word.first().is_none_or(u8::is_ascii_digit)
+        word.iter().all(u8::is_ascii_digit)
             || [&b"deb"[..], b"bpo", b"fc", b"el"].iter().any(|known| {
                 let rest = word.strip_prefix(*known);
                 rest.and_then(|rest| rest.first()).is_some_and(u8::is_ascii_digit)
@@ -137,14 +159,15 @@ fn kind(release: &[u8]) -> Vec<u8> {
 
 /// A path with another release wherever its names have this one; `None` when none has.
 fn replaced(path: &[u8], old: &[u8], new: &[u8]) -> Option<Vec<u8>> {
-    // Of `6.1.0-5-amd64`, `16.1.0-5-amd64` and `6.1.0-5-amd64-dbg` are others.
+    // Beside `6.1.0-5-amd64`, `16.1.0-5-amd64`, `4.6.1.0-5-amd64` and `6.1.0-5-amd64-dbg` are others.
+    let goes_before = |byte: Option<&u8>| byte.is_some_and(|byte| byte.is_ascii_digit() || *byte == b'.');
     let goes_on = |byte: Option<&u8>| {
         byte.is_some_and(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'+'))
     };
     let (mut replaced, mut rest, mut before, mut is_there) = (Vec::new(), path, None, false);
     while let Some((first, after)) = rest.split_first() {
         match rest.strip_prefix(old) {
-            Some(after) if !before.is_some_and(u8::is_ascii_digit) && !goes_on(after.first()) => {
+            Some(after) if !goes_before(before) && !goes_on(after.first()) => {
                 replaced.extend_from_slice(new);
                 (rest, before, is_there) = (after, old.last(), true);
             }
@@ -307,6 +330,28 @@ mod tests {
             "p1/boot/vmlinuz-6.12.1-100.fc42.x86_64"
         );
         assert_eq!(next("6.1.0-50-rt-amd64", &new), "same p1/boot/vmlinuz-6.1.0-50-rt-amd64");
+        let new = ["6.8.0-51-generic", "6.8.0-51-generic-64k"];
+        assert_eq!(next("6.8.0-45-generic-64k", &new), "p1/boot/vmlinuz-6.8.0-51-generic-64k");
+        assert_eq!(next("6.8.0-45-generic", &new), "p1/boot/vmlinuz-6.8.0-51-generic");
+    }
+
+    #[test]
+    fn kernels_are_where_machines_are_started_from() {
+        for (path, expected) in [
+            ("p1/vmlinuz-6.1", Some("6.1")),
+            ("p2/boot/vmlinuz-6.1-x", Some("6.1-x")),
+            ("p1/var/lib/lxc/a/rootfs/boot/vmlinuz-6.1", None),
+            ("p1/boot/vmlinuz-linux", None),
+            ("p1/usr/lib/modules/6.1", None),
+        ] {
+            let found = release(path.as_bytes());
+            assert_eq!(found, expected.map(str::as_bytes), "{path}");
+        }
+        // What belongs to a kernel by chance, or has no successor, is read as before.
+        let old = ["p1/boot/vmlinuz-6.6.3", "p1/lib/libQt6Core.so.6.6.3", "p1/lib/modules/6.6.3/a.ko"];
+        let new = [&old[..], &["p1/boot/vmlinuz-6.6.4", "p1/lib/modules/6.6.4/a.ko.xz"]].concat();
+        let expected = ["p1/boot/vmlinuz-6.6.4", &format!("same {}", old[1]), &format!("same {}", old[2])];
+        assert_eq!(read(&old, &new, &old), expected);
     }
 
     #[test]
@@ -319,9 +364,13 @@ mod tests {
             replaced("a/6.1.0-5-amd64/b-6.1.0-5-amd64.c").as_deref(),
             Some("a/6.1.0-7-amd64/b-6.1.0-7-amd64.c")
         );
-        for other in
-            ["vmlinuz-16.1.0-5-amd64", "vmlinuz-6.1.0-5-amd64-dbg", "vmlinuz-6.1.0-5-amd645", "etc/motd"]
-        {
+        for other in [
+            "vmlinuz-16.1.0-5-amd64",
+            "vmlinuz-4.6.1.0-5-amd64",
+            "vmlinuz-6.1.0-5-amd64-dbg",
+            "vmlinuz-6.1.0-5-amd645",
+            "etc/motd",
+        ] {
             assert_eq!(replaced(other), None, "{other}");
         }
     }

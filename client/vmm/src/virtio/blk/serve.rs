@@ -37,9 +37,9 @@ const READING_THREADS: usize = 14;
 const PART_WRITING_THREADS: usize = 4;
 /// Threads there are from the beginning: one that may wait in a read, one for a write or a flush, one to look after them.
 pub(super) const FIRST_THREADS: usize = 3;
-/// Answers the driver is told of together at most, and what they moved: as long as copying that takes the first of them waits.
+/// Answers the driver is told of together at most, each of fewer bytes than this.
 const TOLD_TOGETHER: usize = 32;
-const TOLD_TOGETHER_BYTES: u64 = 1 << 20;
+const TOLD_TOGETHER_BYTES: u64 = 64 << 10;
 
 /// What the threads of a disk share while its driver is there.
 pub(super) struct Server {
@@ -60,9 +60,8 @@ pub(super) struct Server {
 /// A queue, and what was done with it.
 struct Served {
     queue: DeviceQueue,
-    /// Answers the driver was not told of, and the bytes they moved.
+    /// Answers the driver was not told of.
     untold: usize,
-    untold_bytes: u64,
     /// Requests taken: by now, and when the timer went off last. They come round.
     taken: u32,
     taken_before: u32,
@@ -70,7 +69,7 @@ struct Served {
 
 impl Served {
     fn tell(&mut self) {
-        (self.untold, self.untold_bytes) = (0, 0);
+        self.untold = 0;
         self.queue.tell();
     }
 }
@@ -112,9 +111,7 @@ impl Server {
             memory,
             queues: queues
                 .into_iter()
-                .map(|queue| {
-                    Mutex::new(Served { queue, untold: 0, untold_bytes: 0, taken: 0, taken_before: 0 })
-                })
+                .map(|queue| Mutex::new(Served { queue, untold: 0, taken: 0, taken_before: 0 }))
                 .collect(),
             reads: Lane::default(),
             part_writes: Lane::default(),
@@ -331,10 +328,9 @@ impl Server {
         let mut served = self.queue(queue);
         served.queue.push(chain.head_index(), written);
         served.untold += 1;
-        served.untold_bytes = served.untold_bytes.saturating_add(moved_bytes);
         // Whoever goes on alone tells of several together. It looks at the queue again next, or the timer has somebody else do so.
         let goes_on = served.queue.has_more() && !self.guard.expects_waiting();
-        if goes_on && served.untold < TOLD_TOGETHER && served.untold_bytes < TOLD_TOGETHER_BYTES {
+        if goes_on && served.untold < TOLD_TOGETHER && moved_bytes < TOLD_TOGETHER_BYTES {
             self.guard.watch(&self.disk.timer);
         } else {
             served.tell();

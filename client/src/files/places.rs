@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{DiskFiles, Effort, FileKind, FileSystem, FilesError, Inode, InodeNumber};
+use super::{DiskFiles, FileKind, FileSystem, FilesError, Inode, InodeNumber};
 
 /// The longest path that is looked at: what Linux takes.
 const MAX_PATH_BYTES: usize = 4096;
@@ -159,21 +159,13 @@ struct Walk {
     steps: usize,
 }
 
-/// The file system a walk is in.
-struct Tree<'a> {
-    fs: &'a FileSystem,
-    /// What was found of its inodes.
-    seen: HashMap<InodeNumber, Option<FileIndex>>,
-    /// No sound file system has more bytes in its files than it has itself.
-    effort: Effort,
-}
-
 impl Walk {
     fn tree(&mut self, fs: &FileSystem, root: Vec<u8>) -> Result<(), FilesError> {
         let Some(inode) = readable(fs.root())? else { return Ok(()) };
-        let mut tree = Tree { fs, seen: HashMap::new(), effort: Effort::of(&[fs]) };
-        let file = self.add(&mut tree, &inode, &root)?;
-        tree.seen.insert(inode.number, file);
+        // What was found of inodes.
+        let mut seen: HashMap<InodeNumber, Option<FileIndex>> = HashMap::new();
+        let file = self.add(fs, &inode, &root)?;
+        seen.insert(inode.number, file);
         let mut directories = vec![(root, inode)];
         while let Some((path, directory)) = directories.pop() {
             let blocks = directory.size_bytes / fs.block_bytes();
@@ -188,16 +180,16 @@ impl Walk {
                     continue;
                 }
                 let path = [&path, &b"/"[..], &entry.name].concat();
-                if let Some(file) = tree.seen.get(&entry.inode) {
+                if let Some(file) = seen.get(&entry.inode) {
                     if let Some(file) = *file {
                         self.name(file, path.into())?;
                     }
                     continue;
                 }
-                tree.seen.insert(entry.inode, None);
+                seen.insert(entry.inode, None);
                 let Some(inode) = readable(fs.inode(entry.inode))? else { continue };
-                let file = self.add(&mut tree, &inode, &path)?;
-                tree.seen.insert(entry.inode, file);
+                let file = self.add(fs, &inode, &path)?;
+                seen.insert(entry.inode, file);
                 if inode.kind == FileKind::Directory {
                     directories.push((path, inode));
                 }
@@ -206,20 +198,15 @@ impl Walk {
         Ok(())
     }
 
-    fn add(
-        &mut self,
-        tree: &mut Tree<'_>,
-        inode: &Inode,
-        path: &[u8],
-    ) -> Result<Option<FileIndex>, FilesError> {
+    fn add(&mut self, fs: &FileSystem, inode: &Inode, path: &[u8]) -> Result<Option<FileIndex>, FilesError> {
         let begin = self.places.pieces.len();
         let file = FileIndex(self.places.files.len());
-        if has_blocks(inode) && readable(self.add_pieces(tree, inode, file))?.is_none() {
+        if has_blocks(inode) && readable(self.add_pieces(fs, inode, file))?.is_none() {
             self.places.pieces.truncate(begin);
         }
         check(self.places.pieces.len(), MAX_PIECES)?;
         self.step(1)?;
-        let Some(inode_offset) = readable(tree.fs.inode_offset(inode.number))? else {
+        let Some(inode_offset) = readable(fs.inode_offset(inode.number))? else {
             self.places.pieces.truncate(begin);
             return Ok(None);
         };
@@ -245,21 +232,18 @@ impl Walk {
     }
 
     /// Adds the pieces of a file, at most one more than there may be in all.
-    fn add_pieces(&mut self, tree: &mut Tree<'_>, inode: &Inode, file: FileIndex) -> Result<(), FilesError> {
-        let block_bytes = tree.fs.block_bytes();
+    fn add_pieces(&mut self, fs: &FileSystem, inode: &Inode, file: FileIndex) -> Result<(), FilesError> {
+        let block_bytes = fs.block_bytes();
         let blocks = inode.size_bytes.div_ceil(block_bytes);
         let mut logical = 0;
         while logical < blocks && self.places.pieces.len() <= MAX_PIECES && self.steps <= MAX_STEPS {
             self.steps += 1;
-            let run = tree.fs.run(inode, logical)?;
+            let run = fs.run(inode, logical)?;
             let count = run.blocks.min(blocks - logical);
             if let Some(physical) = run.physical {
-                tree.effort.spend(inode, count.saturating_mul(block_bytes))?;
-                let start = tree.fs.area().start + physical * block_bytes;
+                let start = fs.area().start + physical * block_bytes;
                 let place = start..start + count * block_bytes;
                 self.places.pieces.push(Piece { file, offset: logical * block_bytes, place });
-            } else {
-                tree.effort.spend(inode, block_bytes)?;
             }
             logical += count;
         }

@@ -46,7 +46,7 @@ impl<'a> Successors<'a> {
             }
         }
         for names in added.values_mut() {
-            names.sort_by(|one, other| by_numbers(one, other));
+            names.sort_by(|one, other| by_numbers(one, other).then_with(|| one.cmp(other)));
         }
         let releases = releases(old, new);
         Self { old, new, releases, added, directories: HashMap::new(), known: HashMap::new() }
@@ -220,24 +220,15 @@ fn key(directory: &[u8], name: &[u8]) -> Vec<u8> {
 
 /// Compares names by the numbers in them, the first one first.
 fn by_numbers(one: &[u8], other: &[u8]) -> Ordering {
-    let (mut one, mut other) = (numbers(one), numbers(other));
-    loop {
-        return match (one.next(), other.next()) {
-            (Some(one), Some(other)) => match one.len().cmp(&other.len()).then_with(|| one.cmp(other)) {
-                Ordering::Equal => continue,
-                order => order,
-            },
-            (one, other) => one.is_some().cmp(&other.is_some()),
-        };
-    }
+    numbers(one).cmp(numbers(other))
 }
 
-/// The numbers in a name, without leading zeros.
-fn numbers(name: &[u8]) -> impl Iterator<Item = &[u8]> {
+/// The numbers in a name, in digits without leading zeros: the longer one is the higher.
+fn numbers(name: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
     let parts = name.split(|byte| !byte.is_ascii_digit()).filter(|part| !part.is_empty());
     parts.map(|part| {
         let zeros = part.iter().take_while(|digit| **digit == b'0').count();
-        &part[zeros..]
+        (part.len() - zeros, &part[zeros..])
     })
 }
 

@@ -6,6 +6,7 @@ mod killed;
 mod kvm;
 mod profile;
 mod server;
+mod service;
 
 use std::time::Duration;
 

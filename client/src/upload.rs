@@ -168,8 +168,8 @@ pub struct Patience {
 const BUSY_PATIENCE: Duration = Duration::from_secs(600);
 
 impl Patience {
-    /// Six attempts over three seconds: a server's restart is outlasted, a lost network is not.
-    pub const DEFAULT: Self = Self { attempts: 6, first_pause: Duration::from_millis(100) };
+    /// Six attempts over six seconds: a server's restart is outlasted, a lost network is not.
+    pub const DEFAULT: Self = Self { attempts: 6, first_pause: Duration::from_millis(200) };
 
     /// Makes a request, again and again while it fails for a passing reason and attempts are left. A server that is busy, with
     /// uploads of the same user's other machine for example, is waited for longer than one that is away.
@@ -189,6 +189,7 @@ impl Patience {
                 result => return result,
             };
             tracing::debug!(%error, attempt, "a request failed and will be repeated");
+            let next_pause = pause.max(error.asked_pause());
             if !error.is_busy() || begin.elapsed() > BUSY_PATIENCE {
                 if attempt >= self.attempts {
                     return Err(error);
@@ -196,7 +197,7 @@ impl Patience {
                 attempt += 1;
                 pause *= 2;
             }
-            tokio::time::sleep(pause.max(error.asked_pause())).await;
+            tokio::time::sleep(next_pause).await;
         }
     }
 }

@@ -214,7 +214,9 @@ impl Screen {
             Event::Synced(report) => {
                 self.reporter.take();
                 // As data: what the run has done.
-                let _ = printer.result(&*report, |report| sync::summary(args.desktop.as_str(), report));
+                let desktop = &args.desktop;
+                let synced = sync::Synced { desktop, report: &report };
+                let _ = printer.result(&synced, |_| sync::summary(desktop.as_str(), &report));
             }
             Event::NotSynced { reason } => {
                 self.reporter.take();

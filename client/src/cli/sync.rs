@@ -44,10 +44,10 @@ pub(super) struct CheckpointArgs {
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
 #[derive(Serialize)]
-struct Synced<'a> {
-    desktop: &'a Name,
+pub(super) struct Synced<'a> {
+    pub(super) desktop: &'a Name,
     #[serde(flatten)]
-    report: &'a SyncReport,
+    pub(super) report: &'a SyncReport,
 }
 
 pub(crate) async fn run(context: &Context, args: SyncArgs) -> anyhow::Result<()> {

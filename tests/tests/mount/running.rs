@@ -41,7 +41,7 @@ fn the_json_of_a_run_is_its_sync_alone_and_the_guest_is_heard_beside_it() {
 
     let synced = run(&["--json"]);
     let report = json(&synced);
-    assert_eq!(report["version"]["sequence"], 2, "{report}");
+    assert_eq!((&report["desktop"], &report["version"]["sequence"]), (&"work".into(), &2.into()), "{report}");
     assert_eq!((&report["dirty_chunks"], &report["fork"]), (&1.into(), &serde_json::Value::Null), "{report}");
     assert!(report["sent_bytes"].as_u64() > Some(0), "{report}");
     assert!(synced.stderr().contains("the guest says hello"), "{}", synced.stderr());

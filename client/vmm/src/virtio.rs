@@ -8,12 +8,10 @@ use std::sync::Arc;
 
 pub mod balloon;
 pub mod blk;
-mod buffers;
 pub mod console;
 mod crew;
 pub mod mmio;
 pub mod net;
-mod packet;
 mod queue;
 pub mod rng;
 mod segments;

@@ -9,7 +9,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{Activation, DeviceQueue, GuestMemory, Interrupt, VERSION_1, VirtioDevice};
+use super::{ActivateError, Activation, DeviceQueue, GuestMemory, Interrupt, VERSION_1, VirtioDevice};
 use crate::event::Event;
 
 /// Bytes of memory that the driver and its device share.
@@ -69,6 +69,18 @@ pub struct Descriptor {
     pub next: u16,
 }
 
+impl Descriptor {
+    /// How it lies in memory.
+    fn to_bytes(self) -> [u8; 16] {
+        let mut entry = [0; 16];
+        entry[..8].copy_from_slice(&self.address.to_le_bytes());
+        entry[8..12].copy_from_slice(&self.length.to_le_bytes());
+        entry[12..14].copy_from_slice(&self.flags.to_le_bytes());
+        entry[14..].copy_from_slice(&self.next.to_le_bytes());
+        entry
+    }
+}
+
 struct DriverQueue {
     size: u16,
     notify: Event,
@@ -87,6 +99,39 @@ pub struct Answer {
     pub address: u64,
     /// Its bytes.
     pub length: u32,
+}
+
+/// A device that leaves its one queue to whoever starts it.
+#[derive(Default)]
+pub struct Idle(Option<DeviceQueue>);
+
+impl Idle {
+    /// The entries of its queue.
+    pub const QUEUE_SIZE: u16 = 8;
+
+    /// The queue, and its driver.
+    pub fn start() -> (Driver, DeviceQueue) {
+        let mut idle = Idle::default();
+        let driver = Driver::start(&mut idle);
+        (driver, idle.0.expect("it was activated"))
+    }
+}
+
+impl VirtioDevice for Idle {
+    fn device_type(&self) -> u32 {
+        0
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[Idle::QUEUE_SIZE]
+    }
+
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
+        self.0 = activation.queues.into_iter().flatten().next();
+        Ok(())
+    }
+
+    fn reset(&mut self) {}
 }
 
 /// Drives one device.
@@ -191,13 +236,24 @@ impl Driver {
         head
     }
 
+    /// Makes a chain available that lies in a table of its own, linked in order; does not ring.
+    pub fn send_table(&mut self, queue: u16, chain: &[Descriptor]) -> u16 {
+        const INDIRECT: u16 = 4;
+        let length = u32::try_from(chain.len() * 16).expect("a short table");
+        let table = self.buffer(length);
+        for (index, descriptor) in (0_u16..).zip(chain) {
+            let linked = usize::from(index) + 1 < chain.len();
+            let flags = descriptor.flags | if linked { NEXT } else { 0 };
+            let entry = Descriptor { flags, next: index + 1, ..*descriptor }.to_bytes();
+            let address = GuestAddress(table + u64::from(index) * 16);
+            self.memory.write_slice(&entry, address).expect("in memory");
+        }
+        self.send_chain(queue, &[Descriptor { address: table, length, flags: INDIRECT, next: 0 }])
+    }
+
     /// Writes one entry of the descriptor table.
     pub fn write_descriptor(&mut self, queue: u16, at: u16, descriptor: Descriptor) {
-        let mut entry = [0_u8; 16];
-        entry[..8].copy_from_slice(&descriptor.address.to_le_bytes());
-        entry[8..12].copy_from_slice(&descriptor.length.to_le_bytes());
-        entry[12..14].copy_from_slice(&descriptor.flags.to_le_bytes());
-        entry[14..].copy_from_slice(&descriptor.next.to_le_bytes());
+        let entry = descriptor.to_bytes();
         let table = QUEUES + u64::from(queue) * QUEUE_BYTES;
         self.memory.write_slice(&entry, GuestAddress(table + u64::from(at) * 16)).expect("in memory");
     }

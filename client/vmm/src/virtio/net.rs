@@ -9,7 +9,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_MAC, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS};
 
-use super::packet::Parts;
 use super::{ActivateError, Activation, Role, VirtioDevice, Worker, read_config_bytes};
 
 mod frames;
@@ -108,7 +107,6 @@ impl VirtioDevice for Net {
             tx: activation.take_queue(TX)?,
             link: self.link.clone(),
             interrupt: activation.interrupt,
-            parts: Parts::default(),
             packet: Vec::new(),
         };
         let frames = Arc::clone(&self.frames);

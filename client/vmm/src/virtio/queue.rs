@@ -157,39 +157,16 @@ impl AsFd for DeviceQueue {
 
 #[cfg(test)]
 mod tests {
-    use super::super::driver::{Descriptor, Driver};
-    use super::super::{ActivateError, Activation, VirtioDevice};
+    use super::super::driver::{Descriptor, Driver, Idle};
     use super::*;
 
-    const SIZE: u16 = 8;
-
-    /// A device that leaves its queue to the test.
-    #[derive(Default)]
-    struct Idle(Option<DeviceQueue>);
-
-    impl VirtioDevice for Idle {
-        fn device_type(&self) -> u32 {
-            0
-        }
-
-        fn queue_sizes(&self) -> &[u16] {
-            &[SIZE]
-        }
-
-        fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-            self.0 = activation.queues.into_iter().flatten().next();
-            Ok(())
-        }
-
-        fn reset(&mut self) {}
-    }
+    const SIZE: u16 = Idle::QUEUE_SIZE;
 
     fn queue_with_a_chain() -> (Driver, DeviceQueue, u16) {
-        let mut idle = Idle::default();
-        let mut driver = Driver::start(&mut idle);
+        let (mut driver, queue) = Idle::start();
         let address = driver.buffer(16);
         let head = driver.send_chain(0, &[Descriptor { address, length: 16, flags: 0, next: 0 }]);
-        (driver, idle.0.unwrap(), head)
+        (driver, queue, head)
     }
 
     #[test]

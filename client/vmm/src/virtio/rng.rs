@@ -5,7 +5,7 @@ use std::os::fd::AsFd as _;
 use rustix::io::Errno;
 use rustix::rand::GetRandomFlags;
 
-use super::buffers::Buffers;
+use super::segments::Segments;
 use super::{
     ActivateError, Activation, BadChain, Chain, DeviceQueue, GuestMemory, Role, VirtioDevice, Worker,
     wait_readable,
@@ -73,8 +73,8 @@ fn serve(queue: &mut DeviceQueue) {
 
 /// Fills the buffers of one chain; how many bytes. Section 5.4.6.2: some are enough, never none.
 fn fill(memory: &GuestMemory, chain: &Chain) -> Result<u32, BadChain> {
-    let buffers = Buffers::to_write(chain)?;
-    let total = buffers.writable_bytes().min(CHAIN_BYTES);
+    let segments = Segments::to_write(chain)?;
+    let total = segments.bytes().min(CHAIN_BYTES);
     let mut written = 0;
     let mut bytes = [0; PIECE_BYTES];
     while written < total {
@@ -87,7 +87,7 @@ fn fill(memory: &GuestMemory, chain: &Chain) -> Result<u32, BadChain> {
                 break;
             }
         };
-        written += buffers.write_at(memory, written, &bytes[..length])? as u64;
+        written += segments.write_at(memory, written, &bytes[..length])? as u64;
     }
     u32::try_from(written).map_err(|_| BadChain::TooLong)
 }

@@ -10,7 +10,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 
-use super::packet::Parts;
 use super::{ActivateError, Activation, Role, VirtioDevice, Worker, read_config_bytes};
 
 mod connection;
@@ -93,7 +92,6 @@ impl VirtioDevice for Vsock {
             events: activation.take_queue(EVENTS)?,
             table: Table::new(u64::from(self.cid)),
             handle: self.handle.clone(),
-            parts: Parts::default(),
             packet: Vec::new(),
             bytes: vec![0; MOST_BYTES].into_boxed_slice(),
             reset_due: false,

@@ -4,7 +4,7 @@ use vm_memory::GuestAddress;
 
 use super::PAGE_BYTES;
 use super::discard::{Range, discard};
-use crate::virtio::buffers::Buffers;
+use crate::virtio::segments::Segments;
 use crate::virtio::{BadChain, Chain, DeviceQueue, GuestMemory};
 
 /// The bytes of one page number.
@@ -36,11 +36,11 @@ pub(super) fn deflate(memory: &GuestMemory, chain: &Chain) -> Result<(), BadChai
 
 /// The guest says that ranges are free, each a buffer that the device may write.
 pub(super) fn report(memory: &GuestMemory, chain: &Chain) -> Result<(), BadChain> {
-    let buffers = Buffers::to_write(chain)?;
-    let ranges: Result<_, _> = buffers
-        .writable()
+    let segments = Segments::to_write(chain)?;
+    let ranges: Result<_, _> = segments
+        .list()
         .iter()
-        .map(|buffer| Range::resolve(memory, buffer.address, u64::from(buffer.length)))
+        .map(|segment| Range::resolve(memory, segment.address, u64::from(segment.bytes)))
         .collect();
     discard(ranges?);
     Ok(())
@@ -48,8 +48,8 @@ pub(super) fn report(memory: &GuestMemory, chain: &Chain) -> Result<(), BadChain
 
 /// The pages whose numbers are in a chain.
 fn pages<'a>(memory: &'a GuestMemory, chain: &Chain) -> Result<Vec<Range<'a>>, BadChain> {
-    let buffers = Buffers::to_read(chain)?;
-    let length = usize::try_from(buffers.readable_bytes()).map_err(|_| BadChain::TooLong)?;
+    let segments = Segments::to_read(chain)?;
+    let length = usize::try_from(segments.bytes()).map_err(|_| BadChain::TooLong)?;
     if length > CHAIN_BYTES {
         return Err(BadChain::TooLong);
     }
@@ -57,7 +57,7 @@ fn pages<'a>(memory: &'a GuestMemory, chain: &Chain) -> Result<Vec<Range<'a>>, B
         return Err(BadChain::Senseless);
     }
     let mut bytes = vec![0; length];
-    buffers.read_at(memory, 0, &mut bytes)?;
+    segments.read_at(memory, 0, &mut bytes)?;
     let (numbers, _) = bytes.as_chunks::<NUMBER_BYTES>();
     numbers
         .iter()

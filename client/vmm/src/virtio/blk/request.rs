@@ -123,7 +123,7 @@ impl Request {
         geometry: Geometry,
     ) -> Result<Request, BadChain> {
         // What is too long is refused below: its status is there to be written.
-        let (mut readable, mut writable) = Segments::of_chain(chain, memory, u64::MAX)?;
+        let (mut readable, mut writable) = Segments::of_chain(chain)?;
         let status = writable.split_off_back(1)?;
         let status = status.list().first().ok_or(BadChain::TooShort)?.address;
         let header = read(memory, &readable.split_off_front(HEADER_BYTES)?)?;

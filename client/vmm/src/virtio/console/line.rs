@@ -5,7 +5,7 @@
 
 use super::end::Moved;
 use super::host::Host;
-use crate::virtio::buffers::Buffers;
+use crate::virtio::segments::Segments;
 use crate::virtio::{BadChain, Chain, DeviceQueue, GuestMemory};
 
 /// The bytes that go over at once.
@@ -29,7 +29,7 @@ pub(super) struct Line {
 /// A chain that the host's end has not taken all of.
 struct Outgoing {
     head: u16,
-    buffers: Buffers,
+    segments: Segments,
     done: u64,
 }
 
@@ -44,7 +44,7 @@ impl Line {
         self.outgoing.is_some()
     }
 
-    /// Moves what the host says, until it says no more or the guest has no buffers.
+    /// Moves what the host says, until it says no more or the guest has no segments.
     pub(super) fn receive(&mut self, host: &mut Host) {
         let memory = GuestMemory::clone(self.receive.memory());
         let mut bytes = [0; PIECE_BYTES];
@@ -56,12 +56,11 @@ impl Line {
                 self.receive.rearm();
                 break;
             };
-            let written = match Buffers::to_write(&chain) {
-                Ok(buffers) => {
-                    let room =
-                        usize::try_from(buffers.writable_bytes()).unwrap_or(PIECE_BYTES).min(PIECE_BYTES);
+            let written = match Segments::to_write(&chain) {
+                Ok(segments) => {
+                    let room = usize::try_from(segments.bytes()).unwrap_or(PIECE_BYTES).min(PIECE_BYTES);
                     match input.read(&mut bytes[..room]) {
-                        Moved::Bytes(length) => buffers.write_at(&memory, 0, &bytes[..length]),
+                        Moved::Bytes(length) => segments.write_at(&memory, 0, &bytes[..length]),
                         Moved::Nothing => {
                             self.receive.unpop();
                             break;
@@ -129,11 +128,11 @@ fn take(queue: &mut DeviceQueue) -> Option<Result<Outgoing, u16>> {
 }
 
 fn outgoing(chain: &Chain) -> Result<Outgoing, BadChain> {
-    let buffers = Buffers::to_read(chain)?;
-    if buffers.readable_bytes() > CHAIN_BYTES {
+    let segments = Segments::to_read(chain)?;
+    if segments.bytes() > CHAIN_BYTES {
         return Err(BadChain::TooLong);
     }
-    Ok(Outgoing { head: chain.head_index(), buffers, done: 0 })
+    Ok(Outgoing { head: chain.head_index(), segments, done: 0 })
 }
 
 impl Outgoing {
@@ -142,7 +141,7 @@ impl Outgoing {
         let mut bytes = [0; PIECE_BYTES];
         loop {
             let Some(output) = &host.output else { return true };
-            let Ok(length @ 1..) = self.buffers.read_at(memory, self.done, &mut bytes) else { return true };
+            let Ok(length @ 1..) = self.segments.read_at(memory, self.done, &mut bytes) else { return true };
             match output.write(&bytes[..length]) {
                 Moved::Bytes(written) => self.done = self.done.saturating_add(written as u64),
                 Moved::Nothing => return false,

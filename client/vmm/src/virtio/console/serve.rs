@@ -10,7 +10,7 @@ use super::control::{Conversation, HEADER_BYTES};
 use super::host::Host;
 use super::line::Line;
 use crate::event::Event;
-use crate::virtio::buffers::Buffers;
+use crate::virtio::segments::Segments;
 use crate::virtio::{BadChain, Chain, DeviceQueue, GuestMemory, Interrupt};
 
 /// The two queues of the conversation about ports.
@@ -214,20 +214,14 @@ impl Control {
 
 fn message(memory: &GuestMemory, chain: &Chain) -> Result<[u8; HEADER_BYTES], BadChain> {
     let mut message = [0; HEADER_BYTES];
-    match Buffers::to_read(chain)?.read_at(memory, 0, &mut message)? {
+    match Segments::to_read(chain)?.read_at(memory, 0, &mut message)? {
         HEADER_BYTES => Ok(message),
         _ => Err(BadChain::TooShort),
     }
 }
 
 fn say(memory: &GuestMemory, chain: &Chain, bytes: &[u8]) -> Result<u32, BadChain> {
-    let buffers = Buffers::to_write(chain)?;
-    let length = u32::try_from(bytes.len()).map_err(|_| BadChain::TooLong)?;
-    if buffers.writable_bytes() < u64::from(length) {
-        return Err(BadChain::TooShort);
-    }
-    buffers.write_at(memory, 0, bytes)?;
-    Ok(length)
+    Segments::to_write(chain)?.write(memory, &[bytes])
 }
 
 /// Which sources have news. `None` when they cannot be waited for.

@@ -8,7 +8,7 @@ use super::LinkState;
 use super::frames::{Frames, LONGEST_FRAME, LinkLost, SHORTEST_FRAME};
 use super::header::{HEADER_BYTES, RECEIVED, frame_of};
 use crate::event::Event;
-use crate::virtio::packet::Parts;
+use crate::virtio::segments::Segments;
 use crate::virtio::{BadChain, Chain, DeviceQueue, GuestMemory, Interest, Interrupt, wait};
 
 /// What one direction waits for before it can go on.
@@ -30,7 +30,6 @@ pub(super) struct Pump {
     pub(super) tx: DeviceQueue,
     pub(super) link: LinkState,
     pub(super) interrupt: Arc<dyn Interrupt>,
-    pub(super) parts: Parts,
     pub(super) packet: Vec<u8>,
 }
 
@@ -106,10 +105,8 @@ impl Pump {
 
     fn send_one(&mut self, chain: &Chain, frames: &mut dyn Frames) -> Result<(), LinkLost> {
         let memory = self.tx.memory();
-        let read = self
-            .parts
-            .take_readable(chain)
-            .and_then(|_| self.parts.read(memory, &mut self.packet, HEADER_BYTES + LONGEST_FRAME));
+        let read = Segments::to_read(chain)
+            .and_then(|parts| parts.read(memory, &mut self.packet, HEADER_BYTES + LONGEST_FRAME));
         match read.map(|()| frame_of(&self.packet)) {
             Ok(Some(frame)) if frame.len() >= SHORTEST_FRAME => frames.send(frame),
             Ok(_) => {
@@ -149,11 +146,10 @@ impl Pump {
                     outcome = Ok(Until::Guest);
                     break;
                 };
-                let written =
-                    receive_one(&mut self.parts, self.rx.memory(), &chain, frame).unwrap_or_else(|bad| {
-                        tracing::debug!(%bad, "a frame for the guest is dropped");
-                        0
-                    });
+                let written = receive_one(self.rx.memory(), &chain, frame).unwrap_or_else(|bad| {
+                    tracing::debug!(%bad, "a frame for the guest is dropped");
+                    0
+                });
                 self.rx.push(chain.head_index(), written);
                 pushed = true;
             }
@@ -167,14 +163,6 @@ impl Pump {
 }
 
 /// Writes one frame into a chain; the bytes written. A chain that is too short gets nothing of it.
-fn receive_one(
-    parts: &mut Parts,
-    memory: &GuestMemory,
-    chain: &Chain,
-    frame: &[u8],
-) -> Result<u32, BadChain> {
-    if parts.take_writable(chain)? < HEADER_BYTES + frame.len() {
-        return Err(BadChain::TooShort);
-    }
-    parts.write(memory, &[&RECEIVED, frame])
+fn receive_one(memory: &GuestMemory, chain: &Chain, frame: &[u8]) -> Result<u32, BadChain> {
+    Segments::to_write(chain)?.write(memory, &[&RECEIVED, frame])
 }

@@ -7,7 +7,7 @@ use super::header::{HEADER_BYTES, Header};
 use super::table::{Ports, Table};
 use super::{Connector, MOST_BYTES};
 use crate::event::Event;
-use crate::virtio::packet::Parts;
+use crate::virtio::segments::Segments;
 use crate::virtio::{BadChain, Chain, DeviceQueue, Interest, wait};
 
 /// `VIRTIO_VSOCK_EVENT_TRANSPORT_RESET`.
@@ -20,7 +20,6 @@ pub(super) struct Pump {
     pub(super) events: DeviceQueue,
     pub(super) table: Table,
     pub(super) handle: Handle,
-    pub(super) parts: Parts,
     /// One packet of the guest.
     pub(super) packet: Vec<u8>,
     /// The bytes of one packet to the guest.
@@ -109,8 +108,8 @@ impl Pump {
     }
 
     fn hear(&mut self, chain: &Chain, connector: &mut dyn Connector) -> Result<(), BadChain> {
-        self.parts.take_readable(chain)?;
-        self.parts.read(self.tx.memory(), &mut self.packet, HEADER_BYTES + MOST_BYTES)?;
+        let parts = Segments::to_read(chain)?;
+        parts.read(self.tx.memory(), &mut self.packet, HEADER_BYTES + MOST_BYTES)?;
         let (header, rest) = self.packet.split_first_chunk::<HEADER_BYTES>().ok_or(BadChain::TooShort)?;
         let header = Header::parse(header);
         // The header names a length and the chain has one: only what both have is there.
@@ -158,12 +157,14 @@ impl Pump {
 
     /// Writes the next packet into a chain; the bytes written, `None` when there was no packet after all.
     fn tell(&mut self, chain: &Chain) -> Result<Option<u32>, BadChain> {
-        let room = self.parts.take_writable(chain)?.saturating_sub(HEADER_BYTES).min(self.bytes.len());
+        let parts = Segments::to_write(chain)?;
+        let room = usize::try_from(parts.bytes()).unwrap_or(usize::MAX);
+        let room = room.saturating_sub(HEADER_BYTES).min(self.bytes.len());
         if room == 0 {
             return Err(BadChain::TooShort);
         }
         let Some((header, length)) = self.table.next(&mut self.bytes[..room]) else { return Ok(None) };
-        self.parts.write(self.rx.memory(), &[&header.to_bytes(), &self.bytes[..length]]).map(Some)
+        parts.write(self.rx.memory(), &[&header.to_bytes(), &self.bytes[..length]]).map(Some)
     }
 
     /// Tells the guest of a reset that is due.
@@ -178,10 +179,8 @@ impl Pump {
                 self.events.rearm();
                 return Until::Guest;
             };
-            let written = self
-                .parts
-                .take_writable(&chain)
-                .and_then(|_| self.parts.write(self.events.memory(), &[&TRANSPORT_RESET]));
+            let written = Segments::to_write(&chain)
+                .and_then(|parts| parts.write(self.events.memory(), &[&TRANSPORT_RESET]));
             self.reset_due = written.is_err();
             self.events.push(chain.head_index(), written.unwrap_or(0));
             self.events.tell();

@@ -47,7 +47,6 @@ fn hopeless_chains(driver: &mut Driver, flags: u16) -> Vec<Vec<Descriptor>> {
         vec![Descriptor { length: u32::MAX, ..part }],
         vec![Descriptor { flags: INDIRECT, address: 1 << 40, length: 160, ..part }],
         vec![Descriptor { flags: INDIRECT, length: 17, ..part }],
-        vec![part; 150],
         vec![Descriptor { flags: flags ^ WRITE, ..part }],
     ]
 }

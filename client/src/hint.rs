@@ -129,7 +129,7 @@ fn hint_of(error: &(dyn Error + 'static)) -> Option<String> {
     } else if let Some(PublishError::OtherPublisher { .. }) = error.downcast_ref() {
         "publish from the machine and user that published it before (the key is publisher.key in its state directory)"
     } else if let Some(PublishError::OverBudget { .. }) = error.downcast_ref() {
-        "see what changed without `--max-update`, or allow more; what was sent is kept for the next try"
+        "see above what it changes; allow more with `--max-update`, or publish a smaller change: what was sent is kept for then"
     } else if let Some(CopyError::Exists { .. }) = error.downcast_ref() {
         "choose another place, or replace it with --force"
     } else if let Some(CopyError::NoTool { .. }) = error.downcast_ref() {
@@ -299,6 +299,9 @@ fn of_version(error: &VersionError) -> Option<String> {
         VersionError::NoSuchImage { .. } => "see `satchel images`",
         VersionError::NoSuchDesktop { .. } => NO_DESKTOP,
         VersionError::NoSuch(_) => "see `satchel images` and `satchel history`",
+        VersionError::Pruned { .. } => {
+            "see `satchel history` for those there are; `satchel retention` says how many are kept"
+        }
         _ => return None,
     };
     Some(text.to_owned())

@@ -69,6 +69,8 @@ pub enum PublishError {
         update_bytes: u64,
         /// The most it may.
         limit_bytes: u64,
+        /// What the new one changes.
+        summary: Box<Summary>,
     },
 }
 
@@ -300,6 +302,7 @@ async fn summarize(
             previous: summary.previous,
             update_bytes: summary.full_bytes,
             limit_bytes,
+            summary: Box::new(summary),
         }),
         _ => Ok(Some(summary)),
     }

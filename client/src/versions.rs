@@ -87,6 +87,14 @@ pub enum VersionError {
     /// There is no such version or channel.
     #[error("{0}")]
     NoSuch(String),
+    /// The version's content is not kept.
+    #[error("version {wanted} of {what} was pruned: its content is not kept any more")]
+    Pruned {
+        /// `image debian` or `desktop work`.
+        what: String,
+        /// What was asked for.
+        wanted: String,
+    },
     /// The state directory failed.
     #[error("{0}")]
     State(#[from] StateError),
@@ -336,7 +344,7 @@ pub fn check_publisher(info: &ImageInfo, pin: Option<&Pin>) -> Result<(), Versio
 /// Finds a version by id, by the beginning of its id, or by its number.
 ///
 /// # Errors
-/// `NoSuch`, also when the beginning fits several; `Remote`.
+/// `NoSuch`, also when the beginning fits several; `Pruned`, `Remote`.
 pub async fn find_version(
     remote: &Remote,
     subject: &Subject,
@@ -351,23 +359,27 @@ pub async fn find_version(
         let text = format!("`{wanted}` names no version: give its number, or at least 8 digits of its id");
         return Err(VersionError::NoSuch(text));
     }
-    if let Some(number) = number {
-        let listed = remote.versions(subject, 1, number.checked_add(1)).await?;
-        return match listed.into_iter().next() {
-            Some(version) if version.sequence == number => Ok(version),
-            _ => Err(VersionError::NoSuch(format!("{what} has no version {wanted}"))),
-        };
-    }
-    let (mut before, mut found) = (None, Vec::new());
+    let (mut before, mut found) = (number.and_then(|number| number.checked_add(1)), Vec::new());
     loop {
-        let page = remote.versions(subject, PAGE, before).await?;
+        let limit = if number.is_some() { 1 } else { PAGE };
+        let page = remote.list_versions(subject, Listing { limit, before, pruned: true }).await?;
         let Some(last) = page.last() else { break };
         before = Some(last.sequence);
-        found.extend(page.into_iter().filter(|version| version.id.to_string().starts_with(wanted)));
+        let is_meant = |version: &VersionInfo| match number {
+            Some(number) => version.sequence == number,
+            None => version.id.to_string().starts_with(wanted),
+        };
+        found.extend(page.into_iter().filter(is_meant));
+        if number.is_some() {
+            break;
+        }
     }
-    match found.len() {
-        1 => Ok(found.remove(0)),
-        0 => Err(VersionError::NoSuch(format!("{what} has no version {wanted}"))),
+    let (mut kept, pruned): (Vec<_>, Vec<_>) =
+        found.into_iter().partition(|version| version.pruned_ms.is_none());
+    match kept.len() {
+        1 => Ok(kept.remove(0)),
+        0 if pruned.is_empty() => Err(VersionError::NoSuch(format!("{what} has no version {wanted}"))),
+        0 => Err(VersionError::Pruned { what, wanted: wanted.to_owned() }),
         count => Err(VersionError::NoSuch(format!(
             "{count} versions of {what} begin with {wanted}: give more digits"
         ))),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use clap::Args;
 use satchel_client::export::{ExportProgress, Exporter};
 use satchel_client::source::HttpSource;
@@ -44,7 +45,8 @@ pub(crate) async fn run(context: &Context, args: ExportArgs) -> anyhow::Result<(
     let (_, remote) = state.remote()?;
     let directory = std::path::absolute(&args.dir)?;
     let version = fetch_golden(&remote, &state, &args.image).await?;
-    std::fs::create_dir_all(&directory)?;
+    std::fs::create_dir_all(&directory)
+        .with_context(|| format!("cannot make the directory {}", directory.display()))?;
     let progress = ExportProgress::default();
     let source = Arc::new(HttpSource::new(remote));
     let exporter = Exporter::new(source, directory.clone(), args.check, &progress);

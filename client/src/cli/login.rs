@@ -36,14 +36,10 @@ pub(crate) async fn run(context: &Context, args: LoginArgs) -> anyhow::Result<()
         "-" => read_token()?,
         token => token.to_owned(),
     };
-    let trust = args.fingerprint.map_or(Trust::Authorities, Trust::Pinned);
-    let mut endpoint = Endpoint::new(&args.url, trust)?;
-    let info = match ask(&endpoint, &token).await {
-        Err(RemoteError::UnknownCertificate { url, found }) if accepts(&url, &found.to_string())? => {
-            endpoint.trust = Trust::Pinned(found);
-            ask(&endpoint, &token).await?
-        }
-        info => info?,
+    let known = state.login()?;
+    let (endpoint, info) = match args.fingerprint {
+        Some(fingerprint) => ask(&args.url, Trust::Pinned(fingerprint), &token).await?,
+        None => find(&args.url, known, &token).await?,
     };
     state.store_login(&Login::new(&endpoint, info.server, info.user.clone()), &token)?;
     let logged_in = LoggedIn {
@@ -60,8 +56,33 @@ pub(crate) async fn run(context: &Context, args: LoginArgs) -> anyhow::Result<()
     Ok(())
 }
 
-async fn ask(endpoint: &Endpoint, token: &str) -> Result<ServerInfo, RemoteError> {
-    Remote::new(endpoint.clone(), token)?.server_info().await
+async fn ask(url: &str, trust: Trust, token: &str) -> Result<(Endpoint, ServerInfo), RemoteError> {
+    let endpoint = Endpoint::new(url, trust)?;
+    let info = Remote::new(endpoint.clone(), token)?.server_info().await?;
+    Ok((endpoint, info))
+}
+
+/// Asks a server of whose certificate nothing was said. One that is known has to show what it showed before, or what an authority
+/// vouches for; one that is not is vouched for by an authority, or by whoever sits here.
+async fn find(url: &str, known: Option<Login>, token: &str) -> anyhow::Result<(Endpoint, ServerInfo)> {
+    let address = Endpoint::new(url, Trust::Authorities)?.url;
+    let pinned = known.filter(|login| login.url == address).and_then(|login| login.fingerprint);
+    let changed = match pinned {
+        None => None,
+        Some(pinned) => match ask(url, Trust::Pinned(pinned), token).await {
+            Err(error @ RemoteError::OtherCertificate { .. }) => Some(error),
+            asked => return Ok(asked?),
+        },
+    };
+    match (ask(url, Trust::Authorities, token).await, changed) {
+        (Err(RemoteError::UnknownCertificate { .. }), Some(changed)) => Err(changed.into()),
+        (Err(RemoteError::UnknownCertificate { url: shown, found }), None)
+            if accepts(&shown, &found.to_string())? =>
+        {
+            Ok(ask(url, Trust::Pinned(found), token).await?)
+        }
+        (asked, _) => Ok(asked?),
+    }
 }
 
 fn read_token() -> anyhow::Result<String> {

@@ -8,7 +8,7 @@ use chunk_format::Name;
 use clap::Args;
 use satchel_client::files::diff::Fate;
 use satchel_client::profile::fetch_profile;
-use satchel_client::publish::{Publisher, Request, Summarizer, Summary};
+use satchel_client::publish::{PublishError, Publisher, Request, Summarizer, Summary};
 use satchel_client::remote::ChannelMove;
 use satchel_client::upload::UploadProgress;
 use serde::Serialize;
@@ -114,7 +114,11 @@ pub(crate) async fn run(context: &Context, args: PublishArgs) -> anyhow::Result<
     if let Some(summarizer) = summarizer {
         summarizer.past.close();
     }
-    let report = report?;
+    let report = report.inspect_err(|error| {
+        if let PublishError::OverBudget { summary, .. } = error {
+            context.printer.message(text(summary).trim_start());
+        }
+    })?;
     let start = report.summary.as_ref().and_then(|summary| summary.start.clone());
     let summary = report.summary.filter(|_| !args.no_summary);
     for note in summary.iter().flat_map(|summary| &summary.notes) {

@@ -107,6 +107,26 @@ fn another_certificate_than_the_pinned_one_is_refused() {
 }
 
 #[test]
+fn a_server_that_is_known_needs_no_fingerprint_again_and_another_in_its_place_is_refused() {
+    let server = TestServer::start();
+    let laptop = Client::new("laptop");
+    let access = server.access("alice", "user");
+    let again = |access: &Access| laptop.satchel(["login", &access.url, "--token", &access.token]);
+    let _ = login(&laptop, &access).ok();
+    let _ = again(&server.access("alice", "user")).ok();
+    let _ = laptop.satchel(["images"]).ok();
+
+    let other = TestServer::start();
+    let pinned = std::fs::read_to_string(laptop.state().join("server.json")).unwrap();
+    std::fs::write(laptop.state().join("server.json"), pinned.replace(&server.url(), &other.url())).unwrap();
+    assert_refused(
+        again(&other.access("alice", "user")),
+        &[other.fingerprint(), server.fingerprint(), "another server in its place"],
+        &["ask the server's operator"],
+    );
+}
+
+#[test]
 fn without_a_fingerprint_a_self_made_certificate_is_refused_with_what_to_compare() {
     let server = TestServer::start();
     let laptop = Client::new("laptop");

@@ -257,7 +257,10 @@ fn publishing_tells_what_changed_and_keeps_to_a_budget() {
         "100K".as_ref(),
     ]);
     let refused = refused.exited(1);
-    assert!(refused.stderr.contains("nothing was published"), "{}", refused.stderr);
+    // What it would change is told, as after a publication.
+    for said in ["nothing was published", "+ /etc/added", "- vim", "+ nano"] {
+        assert!(refused.stderr.contains(said), "{said}: {}", refused.stderr);
+    }
     let history = story.publisher.satchel(["--json", "history", "--image", "golden"]).ok().json();
     assert_eq!(history.as_array().map(Vec::len), Some(1), "{history}");
 

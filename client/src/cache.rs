@@ -459,6 +459,12 @@ impl Cache {
         given
     }
 
+    /// Looks how much space the disk has left, for whoever is about to keep a lot: it may have more than when it was last looked.
+    pub fn look_for_space(&self) {
+        let is_tight = self.disk_is_tight();
+        self.lock().tight = is_tight;
+    }
+
     /// Writes the index: a hint for the next process. Called now and then, and on drop.
     ///
     /// # Errors

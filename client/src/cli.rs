@@ -181,8 +181,10 @@ fn run(cli: Cli, printer: Printer) -> anyhow::Result<()> {
             Command::Adopt(args) => interruptible(forks::adopt(&context, args)).await,
             Command::Mount(args) => mount::run(&context, args).await,
             Command::Run(args) => run::run(&context, args).await,
-            Command::Sync(args) => interruptible(sync::run(&context, args)).await,
-            Command::Checkpoint(args) => interruptible(sync::checkpoint(&context, args)).await,
+            Command::Sync(args) => interruptible_saying(SYNC_GOES_ON, sync::run(&context, args)).await,
+            Command::Checkpoint(args) => {
+                interruptible_saying(SYNC_GOES_ON, sync::checkpoint(&context, args)).await
+            }
             Command::Pin(args) => interruptible(pin::run(&context, args)).await,
             Command::Source(args) => source::run(&context, &args),
             Command::Cache(cache::CacheCommand::Serve(args)) => cache::run(&context, args).await,
@@ -215,13 +217,22 @@ fn run(cli: Cli, printer: Printer) -> anyhow::Result<()> {
 
 /// Ends a command at Ctrl-C. Every command leaves a state from which the same command continues.
 async fn interruptible(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    interruptible_saying("interrupted; the same command continues where this one stopped", work).await
+}
+
+async fn interruptible_saying(
+    said: &'static str,
+    work: impl Future<Output = anyhow::Result<()>>,
+) -> anyhow::Result<()> {
     tokio::select! {
         outcome = work => outcome,
-        _ = tokio::signal::ctrl_c() => {
-            anyhow::bail!("interrupted; the same command continues where this one stopped")
-        }
+        _ = tokio::signal::ctrl_c() => anyhow::bail!(said),
     }
 }
+
+/// Of what the process that has a desktop mounted does by itself.
+const SYNC_GOES_ON: &str =
+    "interrupted; where the desktop is mounted its sync goes on there, else the same command continues it";
 
 fn start_log(verbose: u8) {
     let default = match verbose {

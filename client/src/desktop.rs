@@ -17,7 +17,7 @@ mod room;
 mod store;
 
 pub(crate) use open::layouts;
-pub use open::{OpenDesktop, Origins};
-pub use record::{DesktopRecord, Pending, Version};
+pub use open::{OpenDesktop, Origins, PinError};
+pub use record::{DesktopRecord, KeptNote, Pending, Version};
 pub(crate) use room::with_room;
 pub use store::{DesktopError, DesktopStore, DiskLayout, NewDesktop};

@@ -39,7 +39,7 @@ pub use queue::Class;
 pub(crate) use queue::GAP_LIMIT_BYTES;
 pub use segments::SegmentStore;
 pub(crate) use segments::write_whole;
-pub use sources::LinkState;
+pub use sources::{DownCause, LinkState};
 
 use crate::cache::Cache;
 use crate::disk::{Base, BaseSegment, Located};
@@ -562,7 +562,7 @@ impl Shared {
             self.pace.begin_anew();
         }
         match error.kind {
-            FailureKind::Unreachable | FailureKind::Refused => {
+            FailureKind::Unreachable | FailureKind::Refused | FailureKind::Untrusted => {
                 self.counters.failures.fetch_add(1, Ordering::Relaxed);
                 false
             }

@@ -122,6 +122,10 @@ fn hint_of(error: &(dyn Error + 'static)) -> Option<String> {
     } else if error.downcast_ref::<CommitError>().is_some_and(|e| matches!(e, CommitError::HeadMoved { .. }))
     {
         "someone published meanwhile: run the same command again, it builds on the new version"
+    } else if error.downcast_ref::<CommitError>().is_some_and(|e| matches!(e, CommitError::LeaseHeld { .. }))
+    {
+        "it is that machine's until what was written there is synced and it is unmounted; `--take`, of `satchel run` and \
+         `satchel mount`, takes it: what was not synced there becomes a fork"
     } else if let Some(InUseError::Unsynced { .. }) = error.downcast_ref() {
         "sync them first (`satchel sync DESKTOP`): they are then a version like any, that can be gone back to"
     } else if let Some(RollbackError::NoSuchDesktop { .. }) = error.downcast_ref() {
@@ -143,7 +147,8 @@ fn hint_of(error: &(dyn Error + 'static)) -> Option<String> {
     } else if let Some(SourceListError::NoSuch { .. }) = error.downcast_ref() {
         "`satchel source DESKTOP` lists them"
     } else if let Some(OverlayError::Full { .. }) = error.downcast_ref() {
-        "nothing was lost; free some space on the disk that holds the state directory"
+        "nothing was lost; free some space on the disk that holds the state directory, or, where the desktop is pinned, the \
+         space of what can be fetched again: `satchel pin DESKTOP --unpin`"
     } else if let Some(OverlayError::Damaged { .. } | OverlayError::Failed { .. }) = error.downcast_ref() {
         DAMAGED_DESKTOP
     } else if let Some(DesktopError::Damaged { .. } | DesktopError::BadVersion { .. }) = error.downcast_ref()
@@ -212,6 +217,11 @@ fn of_state(error: &StateError) -> Option<String> {
         StateError::NotLoggedIn => "`satchel login URL --token TOKEN --fingerprint SHA256:...`",
         StateError::OtherServer { .. } => {
             "use another state directory for this server: `satchel --state DIR login ...`"
+        }
+        StateError::OtherUser { known, .. } => {
+            return Some(format!(
+                "log in with a token of {known}, or use another state directory: `satchel --state DIR login ...`"
+            ));
         }
         StateError::Damaged { path, .. } => return Some(of_damaged(path).to_owned()),
         _ => return None,

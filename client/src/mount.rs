@@ -26,7 +26,7 @@ use crate::cache::Look;
 use crate::control::{self, Connection, Reply, Request};
 use crate::desktop::OpenDesktop;
 use crate::disk::DiskError;
-use crate::fetch::{FillError, LinkState};
+use crate::fetch::{DownCause, FillError, LinkState};
 use crate::fs::DesktopFs;
 use crate::fs::fuse::{self, MountOptions};
 use crate::hint::explain;
@@ -85,8 +85,8 @@ pub enum Event {
     LinkDown {
         /// Why.
         reason: String,
-        /// They answer, and refuse.
-        is_refusal: bool,
+        /// Who has to do something about it.
+        cause: DownCause,
     },
     /// The sources answer again.
     LinkUp,
@@ -95,10 +95,17 @@ pub enum Event {
         /// The machine.
         machine: String,
     },
+    /// It was not: some program uses the disks, and whoever asks is told so.
+    NotHandedOver,
     /// Another machine has taken the desktop: what is done here goes to a fork.
     Taken {
         /// The machine.
         machine: String,
+    },
+    /// It is unmounted, and so much of what was written is on this machine only.
+    LeftUnsynced {
+        /// Bytes.
+        bytes: u64,
     },
     /// The desktop was synced: before it was handed over, or by itself.
     Synced {
@@ -241,7 +248,7 @@ pub async fn serve(
             Ok(()) = link.changed() => {
                 match link.borrow_and_update().clone() {
                     LinkState::Up => events(Event::LinkUp),
-                    LinkState::Down { reason, is_refusal } => events(Event::LinkDown { reason, is_refusal }),
+                    LinkState::Down { reason, cause } => events(Event::LinkDown { reason, cause }),
                 }
                 continue;
             }
@@ -254,6 +261,7 @@ pub async fn serve(
                         match tokio::task::spawn_blocking(move || unmount(&unmounting, false)).await {
                             Ok(Ok(())) => is_handing_over = true,
                             _ => {
+                                events(Event::NotHandedOver);
                                 let desk = Arc::clone(&desk);
                                 tokio::spawn(async move { desk.refuse("its disks are in use".to_owned()).await });
                             }
@@ -298,6 +306,12 @@ pub async fn serve(
             session.desktop.fetcher().stop();
         }
         match result {
+            Ok(Ok(())) if force => {
+                // Whoever has a file open keeps the mount, but not this process: with it their file gives errors. Until then it
+                // holds the desktop, for requests may still be answered.
+                std::mem::forget(Arc::clone(&session));
+                break Ok(Ok(()));
+            }
             Ok(Err(PointError::Busy { .. })) => events(Event::Busy),
             Ok(Err(error)) => tracing::warn!(error = &error as &dyn std::error::Error, "unmounting failed"),
             _ => {}
@@ -337,6 +351,11 @@ pub async fn serve(
         scraping.abort();
     }
     control::unlink(desktop_directory);
+    if let Ok(DesktopStatus { unsynced_bytes: bytes @ 1.., read_only: false, .. }) =
+        DesktopStatus::of_open(&session.desktop, None)
+    {
+        events(Event::LeftUnsynced { bytes });
+    }
     let closed = {
         let session = Arc::clone(&session);
         tokio::task::spawn_blocking(move || session.desktop.close()).await
@@ -406,12 +425,7 @@ async fn answer(listener: UnixListener, answering: Answering) {
                     session.desktop.fetcher().pause_background(false);
                     fill(&session, limit_bytes_per_s, &mut connection).await
                 }
-                Request::Pin { pinned: false, .. } => {
-                    // Noted first: what a start fills it with then does not begin after this.
-                    let noted = session.desktop.store().set_pinned(false, None);
-                    session.desktop.unpin().await;
-                    reply_to(noted)
-                }
+                Request::Pin { pinned: false, .. } => reply_to(session.desktop.unpin().await),
                 Request::Pause { paused } => {
                     session.desktop.fetcher().pause_background(paused);
                     Reply::Done { result: serde_json::Value::Null }
@@ -461,12 +475,12 @@ async fn sync(
 }
 
 async fn fill(session: &Session, limit_bytes_per_s: Option<u64>, connection: &mut Connection) -> Reply {
-    if let Err(error) = session.desktop.store().set_pinned(true, limit_bytes_per_s) {
-        return Reply::Failed { message: explain(&error) };
+    let desktop = &session.desktop;
+    let pinning = desktop.pin(limit_bytes_per_s, desktop.fill(Look::Bytes));
+    match telling(pinning, || fill_reply(desktop), connection).await {
+        Ok(_) => reply_to(Ok::<_, MountError>(fill_report(desktop))),
+        Err(error) => Reply::Failed { message: explain(&error) },
     }
-    let filled =
-        telling(session.desktop.fill(Look::Bytes), || fill_reply(&session.desktop), connection).await;
-    reply_to(filled.map(|_| fill_report(&session.desktop)))
 }
 
 /// Does some work, and tells whoever asked for it how far it is. It waits for nobody who does not read that, nor ends when they

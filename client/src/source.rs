@@ -95,8 +95,10 @@ pub enum FailureKind {
     Unreachable,
     /// The source does not have the object.
     NotFound,
-    /// The source will not serve us: a token, a certificate or an interface version is wrong.
+    /// The source will not serve us: a token or an interface version is wrong.
     Refused,
+    /// It may be another in the source's place: its certificate is not the one it should be.
+    Untrusted,
     /// What arrived is not what was asked for.
     Damaged,
 }

@@ -75,6 +75,16 @@ pub enum StateError {
         /// The identity of the server logged in to.
         found: PublicKey,
     },
+    /// The directory belongs to another user of the server.
+    #[error("the desktops in {} belong to {known}, and this token is of {found}", path.display())]
+    OtherUser {
+        /// The state directory.
+        path: PathBuf,
+        /// Whose the desktops are.
+        known: Name,
+        /// Whose token it is.
+        found: Name,
+    },
     /// The operating system gave no randomness for a key.
     #[error("cannot make a key: {reason}")]
     NoRandomness {
@@ -186,17 +196,16 @@ impl StateDir {
     /// Stores a login and its token.
     ///
     /// # Errors
-    /// `OtherServer` when there are desktops of another one here; `Io`.
+    /// `OtherServer` and `OtherUser` when there are desktops of another one here; `Io`.
     pub fn store_login(&self, login: &Login, token: &str) -> Result<(), StateError> {
         if let Some(known) = self.login()?
-            && known.server != login.server
+            && (&known.server, &known.user) != (&login.server, &login.user)
             && !self.desktops()?.is_empty()
         {
-            return Err(StateError::OtherServer {
-                path: self.path.clone(),
-                url: login.url.clone(),
-                known: known.server,
-                found: login.server,
+            let (path, url) = (self.path.clone(), login.url.clone());
+            return Err(match known.server == login.server {
+                true => StateError::OtherUser { path, known: known.user, found: login.user.clone() },
+                false => StateError::OtherServer { path, url, known: known.server, found: login.server },
             });
         }
         // The token first: a token without its server is ignored, a server without its token is an error.

@@ -41,6 +41,15 @@ pub struct DesktopStatus {
     pub channel_version: Option<Heard>,
     /// Bytes written here that no committed version holds.
     pub unsynced_bytes: u64,
+    /// The note of a checkpoint that was made here and that the server was not heard to have.
+    #[serde(default)]
+    pub uncommitted_note: Option<String>,
+    /// Whether it is open to be looked at only: what is written is thrown away at the end.
+    #[serde(default)]
+    pub read_only: bool,
+    /// Whether all of it is to be on this machine.
+    #[serde(default)]
+    pub pinned: bool,
     /// Its disks, the system disk first.
     pub disks: Vec<DiskStatus>,
     /// What its cache and fetcher are doing; only while it is mounted.
@@ -197,7 +206,8 @@ impl DesktopStatus {
                 )),
             })
             .collect();
-        Self::new(desktop.store(), mounted_at, disks, Some(live(desktop)))
+        let status = Self::new(desktop.store(), mounted_at, disks, Some(live(desktop)))?;
+        Ok(Self { read_only: desktop.is_read_only(), ..status })
     }
 
     /// The status of a desktop that no process has open, from its files.
@@ -259,6 +269,9 @@ impl DesktopStatus {
             desktop: record.desktop.clone(),
             owner: record.owner.clone(),
             mounted_at,
+            uncommitted_note: store.uncommitted_note()?,
+            read_only: false,
+            pinned: record.pinned,
             head: version(record.head)?,
             base: version(record.base)?,
             unsynced_bytes: disks.iter().map(|disk| disk.unsynced_bytes).sum(),

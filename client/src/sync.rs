@@ -144,10 +144,10 @@ impl Syncer {
         }
         // Left frozen by a sync that did not finish; then what came after it.
         if desktop.store.record().generations.len() > 1 {
-            self.commit_frozen(desktop, None, &mut report).await?;
+            self.commit_frozen(desktop, &mut report).await?;
         }
         if desktop.has_changes() || desktop.is_head_lost() || note.is_some() {
-            let freezing = desktop.prepare_freeze()?;
+            let freezing = desktop.prepare_freeze(note.as_deref())?;
             let still = match &self.guest {
                 Some(guest) => guest.hold_still().await,
                 None => None,
@@ -155,7 +155,7 @@ impl Syncer {
             report.held_still = still.is_some();
             freezing.freeze();
             drop(still);
-            self.commit_frozen(desktop, note, &mut report).await?;
+            self.commit_frozen(desktop, &mut report).await?;
         }
         report.new_chunks = self.progress.new_chunks.load(Ordering::Relaxed);
         report.sent_bytes = self.progress.sent_bytes.load(Ordering::Relaxed);
@@ -181,18 +181,15 @@ impl Syncer {
         }
     }
 
-    /// Uploads all generations but the one in use as one version, commits and folds it.
-    async fn commit_frozen(
-        &self,
-        desktop: &OpenDesktop,
-        note: Option<String>,
-        report: &mut SyncReport,
-    ) -> Result<(), SyncError> {
+    /// Uploads all generations but the one in use as one version, commits and folds it. It bears the note that was kept for it.
+    async fn commit_frozen(&self, desktop: &OpenDesktop, report: &mut SyncReport) -> Result<(), SyncError> {
         let record = desktop.store.record();
         // Not by the record alone: it may name one more, of a freeze that failed while that was written down.
         let in_use = desktop.generation_in_use().or(record.generations.last().copied());
         let frozen = record.generations.iter().copied().filter(|generation| Some(*generation) < in_use);
         let Some(through_generation) = frozen.max() else { return Ok(()) };
+        let note = record.note.filter(|note| note.through_generation <= through_generation);
+        let note = note.map(|note| note.text);
         let head = desktop.store.version(record.head)?;
         head.manifest.check_writable()?;
         let frozen: Vec<View> =

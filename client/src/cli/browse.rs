@@ -66,7 +66,7 @@ pub(crate) async fn run(context: &Context, args: BrowseArgs) -> anyhow::Result<(
     };
     tell_notes(context, &disks);
     let events = |event| {
-        say(context.printer, &browsed.mounted_at, event, || {
+        say(context.printer, &browsed.desktop, &browsed.mounted_at, event, || {
             // Whoever waits for this line reads it; if nobody does, the mount is there all the same.
             let _ = context.printer.result(&browsed, |browsed| {
                 format!(

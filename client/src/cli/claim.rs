@@ -52,7 +52,11 @@ pub(crate) async fn ask(context: &Context, state: &StateDir, desktop: &Name) -> 
                 None => return Ok(()),
                 Some(lease) => {
                     if let Some(reason) = lease.refusal {
-                        bail!("{} does not hand over: {reason}", lease.machine);
+                        bail!(
+                            "{} does not hand over: {reason}\nhint: ask whoever sits there, and then again; or `--take` takes the \
+                             desktop at once: what was not synced there becomes a fork, and nothing is lost",
+                            lease.machine
+                        );
                     }
                 }
             }

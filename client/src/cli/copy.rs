@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use super::open::{OnMissingArg, OpenArgs};
 use super::place::{DiskArg, FilePlace};
 use super::quantity::ByteSize;
-use super::{Context, browse, mount, progress};
+use super::{Context, browse, mount, progress, status};
 
 #[derive(Debug, Args)]
 pub(super) struct CopyArgs {
@@ -58,6 +58,7 @@ struct Report {
 pub(crate) async fn run(context: &Context, args: CopyArgs) -> anyhow::Result<()> {
     let state = context.state()?;
     // What is to be copied first: a path that was mistyped is said before another desktop is opened.
+    status::warn_of_unsynced(context, &state, &[&args.from.of]).await;
     let source = Source::find(context, &state, &args).await?;
     let open = OpenArgs::for_command(args.cache_size, OnMissingArg::Fail);
     // Its lock is held from here on: the desktop is not started meanwhile.

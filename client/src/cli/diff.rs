@@ -16,7 +16,7 @@ use serde::Serialize;
 use super::output::short;
 use super::place::DiskArg;
 use super::quantity::ByteSize;
-use super::{Context, browse, progress};
+use super::{Context, browse, progress, status};
 
 #[derive(Debug, Args)]
 pub(super) struct DiffArgs {
@@ -58,6 +58,8 @@ struct DiskReport {
     disk: String,
     /// Every byte of the disk is the same.
     identical: bool,
+    /// The files of both could be looked at; else the notes say why not.
+    compared: bool,
     added: u64,
     changed: u64,
     removed: u64,
@@ -68,6 +70,7 @@ struct DiskReport {
 
 pub(crate) async fn run(context: &Context, args: DiffArgs) -> anyhow::Result<()> {
     let state = context.state()?;
+    status::warn_of_unsynced(context, &state, &[&args.before, &args.after]).await;
     let before = PastVersion::find(&state, &args.before).await?;
     let after = PastVersion::find(&state, &args.after).await?;
     let past = browse::open(&state, &args.before.desktop, &before)?;
@@ -114,6 +117,7 @@ impl DiskReport {
         Self {
             disk: role.to_string(),
             identical: true,
+            compared: true,
             added: 0,
             changed: 0,
             removed: 0,
@@ -144,6 +148,7 @@ fn compare(
     Ok(DiskReport {
         disk: role.to_string(),
         identical: false,
+        compared: [&old, &new].into_iter().flatten().all(|side| side.files.is_readable()),
         added: difference.added,
         changed: difference.changed,
         removed: difference.removed,
@@ -168,6 +173,8 @@ fn text(report: &Report) -> String {
         }
         let what = if disk.identical {
             "the same to the byte".to_owned()
+        } else if !disk.compared && disk.changes.is_empty() {
+            "it differs; its files cannot be compared".to_owned()
         } else {
             format!("{} added, {} changed, {} removed", disk.added, disk.changed, disk.removed)
         };

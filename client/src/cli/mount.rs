@@ -10,7 +10,7 @@ use anyhow::bail;
 use chunk_format::Name;
 use clap::Args;
 use satchel_client::cache::Look;
-use satchel_client::fetch::OnMissing;
+use satchel_client::fetch::{DownCause, OnMissing};
 use satchel_client::fs::fuse::MountOptions;
 use satchel_client::lease::Claim;
 use satchel_client::local::{self, StartNeeds};
@@ -52,6 +52,7 @@ struct Mounted {
     desktop: String,
     mounted_at: String,
     version: u64,
+    read_only: bool,
 }
 
 pub(crate) async fn run(context: &Context, args: MountArgs) -> anyhow::Result<()> {
@@ -88,13 +89,25 @@ pub(crate) async fn run(context: &Context, args: MountArgs) -> anyhow::Result<()
         threads: FUSE_THREADS.max(std::thread::available_parallelism().map_or(1, usize::from)),
     };
     let printer = context.printer;
-    let mounted =
-        Mounted { desktop: args.desktop.to_string(), mounted_at: directory.display().to_string(), version };
+    let mounted = Mounted {
+        desktop: args.desktop.to_string(),
+        mounted_at: directory.display().to_string(),
+        version,
+        read_only: session.desktop.is_read_only(),
+    };
     let events = |event| {
-        say(printer, &mounted.mounted_at, event, || {
+        say(printer, &mounted.desktop, &mounted.mounted_at, event, || {
             // Whoever waits for this line reads it; if nobody does, the mount is there all the same.
             let _ = printer.result(&mounted, |mounted| {
-                format!("mounted {} (version {}) on {}", mounted.desktop, mounted.version, mounted.mounted_at)
+                let how = if mounted.read_only {
+                    ", read-only: what is written is thrown away at the end"
+                } else {
+                    ""
+                };
+                format!(
+                    "mounted {} (version {}) on {}{how}",
+                    mounted.desktop, mounted.version, mounted.mounted_at
+                )
             });
         });
     };
@@ -117,22 +130,34 @@ fn trickle(args: &OpenArgs, session: &Session) -> Trickle {
 }
 
 /// Says what happens to a mount on a directory; `mounted` prints the result once it is there.
-pub(crate) fn say(printer: Printer, directory: &str, event: Event, mounted: impl FnOnce()) {
+pub(crate) fn say(printer: Printer, desktop: &str, directory: &str, event: Event, mounted: impl FnOnce()) {
     match event {
         Event::StaleMountCleared => {
             printer.message(&format!("cleared away what a crashed process left mounted on {directory}"));
         }
         Event::Mounted => mounted(),
-        Event::LinkDown { reason, is_refusal: true } => printer.warning(&format!(
+        Event::LinkDown { reason, cause: DownCause::Refuses } => printer.warning(&format!(
             "the server refuses this machine ({reason}); reads of what is not here wait, everything else goes on. `satchel login` \
              in another terminal, with a token that is valid, lets them go on"
         )),
-        Event::LinkDown { reason, is_refusal: false } => printer.warning(&format!(
+        Event::LinkDown { reason, cause: DownCause::Untrusted } => printer.warning(&format!(
+            "what answers may not be the server ({reason}), and is told nothing; reads of what is not here wait, everything else goes \
+             on. Ask the server's operator before you trust another certificate"
+        )),
+        Event::LinkDown { reason, cause: DownCause::Silent } => printer.warning(&format!(
             "the server does not answer ({reason}); reads of what is not here wait, everything else goes on"
         )),
         Event::Wanted { machine } => {
             printer.message(&format!("{machine} asks for this desktop; it is synced and unmounted if nothing uses it"));
         }
+        Event::NotHandedOver => printer.message(&format!(
+            "{directory} is in use, so it stays, and the other machine is told. To hand over, close what uses it \
+             (`fuser -vm {directory}`) and unmount it; the next sync sends what was written"
+        )),
+        Event::LeftUnsynced { bytes } => printer.message(&format!(
+            "{} are on this machine only: `satchel sync {desktop}` sends them",
+            ByteSize(bytes)
+        )),
         Event::Taken { machine } => printer.warning(&format!(
             "{machine} has taken this desktop: nothing is lost, and what is done here from now on goes to a fork"
         )),

@@ -7,12 +7,16 @@ use chunk_format::Name;
 use clap::Args;
 use satchel_client::cache::Look;
 use satchel_client::control::{Connection, ControlError, Reply, Request};
+use satchel_client::desktop::OpenDesktop;
+use satchel_client::fetch::LinkState;
 use satchel_client::lease::Claim;
+use satchel_client::local;
 use satchel_client::mount::{FillReport, fill_reply, fill_report};
 use satchel_client::session::Session;
 use serde::Serialize;
 
 use super::open::{OnMissingArg, OpenArgs};
+use super::output::Printer;
 use super::progress::{ProgressLine, per_second, time_left};
 use super::quantity::{self, ByteSize};
 use super::{Context, mount};
@@ -92,7 +96,7 @@ pub(crate) async fn run(context: &Context, args: PinArgs) -> anyhow::Result<()> 
                 ..OpenArgs::for_command(args.cache_size, OnMissingArg::Wait)
             };
             let session = mount::open(context, &state, &args.desktop, &open, Claim::IfFree).await?;
-            let report = fill_here(&session, &args, limit_bytes_per_s).await;
+            let report = fill_here(context.printer, &session, &args, limit_bytes_per_s).await;
             // The lease stays: who pins means to work where nobody can be asked for it.
             tokio::task::block_in_place(|| session.desktop.close())?;
             report?
@@ -113,20 +117,31 @@ pub(crate) async fn run(context: &Context, args: PinArgs) -> anyhow::Result<()> 
     Ok(())
 }
 
+/// Whether all of the disks is here, as far as the cache's index says.
+fn is_whole(desktop: &OpenDesktop) -> bool {
+    desktop.disks().iter().all(|disk| {
+        local::of_disk(&disk.view().base, desktop.cache(), desktop.fetcher(), Look::Index).is_whole()
+    })
+}
+
 async fn fill_here(
+    printer: Printer,
     session: &Session,
     args: &PinArgs,
     limit_bytes_per_s: Option<u64>,
 ) -> anyhow::Result<Option<FillReport>> {
     let desktop = &session.desktop;
-    desktop.store().set_pinned(!args.unpin, limit_bytes_per_s)?;
     if args.unpin {
-        desktop.unpin().await;
+        desktop.unpin().await?;
         return Ok(None);
     }
     desktop.fetcher().limit_background(limit_bytes_per_s);
     let mut reporter = FillReporter::new();
-    let filling = async {
+    let filling = desktop.pin(limit_bytes_per_s, async {
+        // Then nobody has to be asked for anything.
+        if is_whole(desktop) {
+            return desktop.fill(Look::Bytes).await;
+        }
         let begun = match limit_bytes_per_s {
             // What a start needs first, as one download.
             None => desktop.fetch_for_start().await,
@@ -137,8 +152,9 @@ async fn fill_here(
             tracing::info!(error = &error as &dyn std::error::Error, "no profile is known");
         }
         desktop.fill(Look::Bytes).await
-    };
+    });
     tokio::pin!(filling);
+    let mut link = desktop.fetcher().link();
     let mut ticks = tokio::time::interval(REDRAW);
     let mut save = tokio::time::interval(SAVE_INTERVAL);
     loop {
@@ -146,6 +162,15 @@ async fn fill_here(
             result = &mut filling => {
                 result?;
                 return Ok(Some(fill_report(desktop)));
+            }
+            Ok(()) = link.changed() => {
+                reporter.line.finish();
+                match link.borrow_and_update().clone() {
+                    LinkState::Up => printer.message("the server answers again; it goes on"),
+                    LinkState::Down { reason, .. } => printer.warning(&format!(
+                        "the server does not answer ({reason}); waiting for it. Interrupt to stop: what is here stays"
+                    )),
+                }
             }
             _ = ticks.tick() => reporter.show(&fill_reply(desktop)),
             _ = save.tick() => {

@@ -14,7 +14,7 @@ use satchel_client::upload::UploadProgress;
 use serde::Serialize;
 
 use super::create::ModeArg;
-use super::quantity::ByteSize;
+use super::quantity::{ByteSize, note};
 use super::{Context, machine_name, now_ms, output, profile, progress, worker_threads};
 
 #[derive(Debug, Args)]
@@ -28,7 +28,7 @@ pub(super) struct PublishArgs {
     #[arg(long, value_name = "CHANNEL", default_value = "stable")]
     channel: Name,
     /// What to say of this version
-    #[arg(long, short, value_name = "TEXT")]
+    #[arg(long, short, value_name = "TEXT", value_parser = note)]
     message: Option<String>,
     /// Publish a file that does not look like a disk
     #[arg(long)]

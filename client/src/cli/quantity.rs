@@ -1,8 +1,10 @@
-//! Sizes and times as people write and read them.
+//! Sizes, times and notes as people write and read them.
 
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
+
+use chunk_format::MAX_NOTE_BYTES;
 
 /// A number of bytes: `4096`, `512M`, `32G`, `1.5T`; powers of 1,024.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +36,15 @@ impl FromStr for ByteSize {
         let bytes =
             whole.checked_mul(1 << shift).and_then(|bytes| bytes.checked_add((thousandths << shift) / 1000));
         bytes.map(Self).ok_or_else(wrong)
+    }
+}
+
+/// What is said of a version: something, and no more than a version holds.
+pub(crate) fn note(text: &str) -> Result<String, String> {
+    match text.len() {
+        _ if text.trim().is_empty() => Err("say something".to_owned()),
+        0..=MAX_NOTE_BYTES => Ok(text.to_owned()),
+        bytes => Err(format!("it has {bytes} bytes, and a version holds {MAX_NOTE_BYTES} at most")),
     }
 }
 

@@ -10,7 +10,9 @@ use satchel_client::control::{Connection, ControlError, Request};
 use satchel_client::desktop::DesktopError;
 use satchel_client::local::LocalShare;
 use satchel_client::renew::Heard;
+use satchel_client::state::StateDir;
 use satchel_client::status::{DesktopStatus, LiveStatus, VersionStatus};
+use satchel_client::versions::DesktopRef;
 use satchel_client::volume::DirVolume;
 
 use super::Context;
@@ -31,26 +33,49 @@ pub(super) struct StatusArgs {
 
 pub(crate) async fn run(context: &Context, desktop: &Name) -> anyhow::Result<()> {
     let state = context.state()?;
-    let directory = state.desktop_path(desktop);
-    let status = match Connection::open(&directory).await {
-        Ok(mut connection) => serde_json::from_value(connection.ask(&Request::Status, |_| {}).await?)?,
-        Err(ControlError::NotMounted) => {
-            let volume = match DirVolume::open(&directory) {
-                Err(error) if error.kind() == ErrorKind::NotFound => Err(DesktopError::NotHere),
-                volume => Ok(volume?),
-            };
-            match volume.and_then(|volume| DesktopStatus::of_files(Arc::new(volume))) {
-                Err(DesktopError::NotHere) => return not_here(&state, desktop).await,
-                status => status?,
-            }
-        }
-        Err(error) => return Err(error.into()),
-    };
+    let Some(status) = find(&state, desktop).await? else { return not_here(&state, desktop).await };
     context.printer.result(&status, text)?;
     Ok(())
 }
 
-async fn not_here(state: &satchel_client::state::StateDir, desktop: &Name) -> anyhow::Result<()> {
+/// The status of a desktop, told by the process that has it mounted, or else by its files; none where there are none here.
+pub(crate) async fn find(state: &StateDir, desktop: &Name) -> anyhow::Result<Option<DesktopStatus>> {
+    let directory = state.desktop_path(desktop);
+    match Connection::open(&directory).await {
+        Ok(mut connection) => {
+            Ok(Some(serde_json::from_value(connection.ask(&Request::Status, |_| {}).await?)?))
+        }
+        Err(ControlError::NotMounted) => {
+            let volume = match DirVolume::open(&directory) {
+                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+                volume => volume?,
+            };
+            match DesktopStatus::of_files(Arc::new(volume)) {
+                Err(DesktopError::NotHere) => Ok(None),
+                status => Ok(Some(status?)),
+            }
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Warns of what was written to desktops on this machine and is in none of their versions, which alone are looked at.
+pub(crate) async fn warn_of_unsynced(context: &Context, state: &StateDir, looked_at: &[&DesktopRef]) {
+    for at in looked_at.iter().filter(|at| at.version.is_none()) {
+        // What cannot be told here is no reason not to look at a version.
+        let Ok(Some(status)) = find(state, &at.desktop).await else { continue };
+        if status.unsynced_bytes > 0 && !status.read_only {
+            context.printer.warning(&format!(
+                "{} written to {} on this machine are in no version yet, and are not looked at: `satchel sync {}` makes them one",
+                ByteSize(status.unsynced_bytes),
+                at.desktop,
+                at.desktop
+            ));
+        }
+    }
+}
+
+async fn not_here(state: &StateDir, desktop: &Name) -> anyhow::Result<()> {
     let (_, remote) = state.remote()?;
     match remote.desktop(desktop).await {
         Ok(info) => anyhow::bail!(
@@ -127,14 +152,30 @@ fn text(status: &DesktopStatus) -> String {
         let (image, channel, named) = (&heard.image, &heard.channel, heard.version.sequence);
         line("channel", format!("{image}:{channel} names version {named}{here}{}", how_far(heard)));
     }
-    line("mounted", status.mounted_at.clone().unwrap_or_else(|| "no".to_owned()));
+    line(
+        "mounted",
+        match &status.mounted_at {
+            None => "no".to_owned(),
+            Some(at) if status.read_only => format!("{at}, read-only"),
+            Some(at) => at.clone(),
+        },
+    );
     line(
         "unsynced",
         match status.unsynced_bytes {
             0 => "nothing".to_owned(),
+            bytes if status.read_only => {
+                format!("{}, which is thrown away at the end: it is mounted read-only", ByteSize(bytes))
+            }
             bytes => format!("{} written since the head", ByteSize(bytes)),
         },
     );
+    if let Some(note) = &status.uncommitted_note {
+        line("checkpoint", format!("`{note}` was made here, and is sent by the next sync"));
+    }
+    if status.pinned && status.live.is_none() {
+        line("pinned", "all of it is to be here; mounted, this says how much is".to_owned());
+    }
     for disk in &status.disks {
         let mut value = format!("{}, {} unsynced", ByteSize(disk.size_bytes), ByteSize(disk.unsynced_bytes));
         if let Some(activity) = &disk.activity {

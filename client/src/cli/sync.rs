@@ -16,8 +16,8 @@ use serde::Serialize;
 use super::open::{OnMissingArg, OpenArgs};
 use super::output::short;
 use super::progress::{UploadReporter, while_uploading};
-use super::quantity::ByteSize;
-use super::{Context, mount, now_ms};
+use super::quantity::{ByteSize, note};
+use super::{Context, mount, now_ms, status};
 
 #[derive(Debug, Args)]
 pub(super) struct SyncArgs {
@@ -27,7 +27,7 @@ pub(super) struct SyncArgs {
     #[arg(long)]
     wait: bool,
     /// What to say of this version
-    #[arg(long, short, value_name = "TEXT")]
+    #[arg(long, short, value_name = "TEXT", value_parser = note)]
     message: Option<String>,
 }
 
@@ -36,7 +36,7 @@ pub(super) struct CheckpointArgs {
     /// The desktop
     desktop: Name,
     /// What to say of this version; there is one even if nothing changed
-    #[arg(long, short, value_name = "TEXT")]
+    #[arg(long, short, value_name = "TEXT", value_parser = note)]
     message: String,
 }
 
@@ -72,7 +72,17 @@ pub(crate) async fn run(context: &Context, args: SyncArgs) -> anyhow::Result<()>
 /// `satchel checkpoint`: a sync that makes a version in any case.
 pub(crate) async fn checkpoint(context: &Context, args: CheckpointArgs) -> anyhow::Result<()> {
     let CheckpointArgs { desktop, message } = args;
-    run(context, SyncArgs { desktop, wait: false, message: Some(message) }).await
+    let sync = SyncArgs { desktop: desktop.clone(), wait: false, message: Some(message.clone()) };
+    let made = run(context, sync).await;
+    if made.is_err() {
+        let here = status::find(&context.state()?, &desktop).await;
+        let is_kept = here.is_ok_and(|here| here.is_some_and(|here| here.uncommitted_note == Some(message)));
+        context.printer.message(match is_kept {
+            true => "the checkpoint was made on this machine; the next sync sends it",
+            false => "no checkpoint was made",
+        });
+    }
+    made
 }
 
 /// Whether the server cannot be reached at present; the process that has the desktop mounted says so in words.

@@ -31,6 +31,17 @@ pub enum LoadProfileError {
     Profile(#[from] ProfileError),
 }
 
+/// Why not all of a desktop is on this machine to stay.
+#[derive(Debug, thiserror::Error)]
+pub enum PinError {
+    /// It could not be noted.
+    #[error("{0}")]
+    Desktop(#[from] DesktopError),
+    /// Not all of it could be fetched, or kept.
+    #[error("{0}")]
+    Fill(#[from] FillError),
+}
+
 /// Segments loaded at the start, 64 MiB of disk each, and how many at once.
 const SEGMENTS_AHEAD: usize = 1024;
 const SEGMENT_REQUESTS: usize = 32;
@@ -114,7 +125,7 @@ impl OpenDesktop {
         if record.generations.is_empty() {
             let mut layouts = layouts(&head.manifest);
             layouts.retain(|disk| !(is_system_volatile && disk.role == DiskRole::System));
-            with_room(&cache, || store.add_generation(&layouts))?;
+            with_room(&cache, || store.add_generation(&layouts, None))?;
         }
         let disks = head
             .manifest
@@ -320,10 +331,39 @@ impl OpenDesktop {
         self.filling.progress()
     }
 
-    /// Ends what fetches everything, and lets go of what was kept for good; it stays until its space is needed.
-    pub async fn unpin(&self) {
+    /// Notes that all of it is to be on this machine from now on, and has it fetched, at so many bytes a second at most. Where
+    /// there is no room for all of it, and it was not noted before, it is not noted after, either.
+    ///
+    /// # Errors
+    /// Those of `fetching`; `Desktop`.
+    pub async fn pin<T>(
+        &self,
+        limit_bytes_per_s: Option<u64>,
+        fetching: impl Future<Output = Result<T, FillError>>,
+    ) -> Result<T, PinError> {
+        let was_pinned = self.store.record().pinned;
+        with_room(&self.cache, || self.store.set_pinned(true, limit_bytes_per_s))?;
+        let fetched = fetching.await;
+        if matches!(fetched, Err(FillError::NoRoom { .. })) && !was_pinned {
+            self.unpin().await?;
+        }
+        Ok(fetched?)
+    }
+
+    /// Ends what fetches everything, and lets go of what was kept for good; it stays until its space is needed, for this note of it
+    /// on a full disk.
+    ///
+    /// # Errors
+    /// [`DesktopError`].
+    pub async fn unpin(&self) -> Result<(), DesktopError> {
+        // Noted first: what a start fills it with then does not begin after this.
+        let noted = self.store.set_pinned(false, None);
         let _ended = self.filling.end().await;
         self.cache.unpin_all_but(&HashSet::new());
+        match noted {
+            Err(error) if error.is_full() => with_room(&self.cache, || self.store.set_pinned(false, None)),
+            noted => noted,
+        }
     }
 
     /// Whether the server does not have the version below any more: it was set back to an older state.
@@ -384,13 +424,13 @@ impl OpenDesktop {
     }
 
     /// Makes ready to freeze all disks at one instant, so that the instant itself costs next to nothing.
-    pub(crate) fn prepare_freeze(&self) -> Result<Freezing<'_>, DesktopError> {
+    pub(crate) fn prepare_freeze(&self, note: Option<&str>) -> Result<Freezing<'_>, DesktopError> {
         let disks: Vec<&Disk> =
             self.disks.iter().map(AsRef::as_ref).filter(|disk| !self.is_volatile(disk)).collect();
         let layouts: Vec<DiskLayout> =
             disks.iter().map(|disk| DiskLayout { role: disk.role(), size: disk.size() }).collect();
         // Durable and named by the record before the first write can reach it.
-        let overlays = with_room(&self.cache, || self.store.add_generation(&layouts))?;
+        let overlays = with_room(&self.cache, || self.store.add_generation(&layouts, note))?;
         Ok(Freezing { disks: disks.into_iter().zip(overlays).collect() })
     }
 

@@ -31,6 +31,9 @@ pub struct DesktopRecord {
     pub next_generation: u64,
     /// A version that was about to be committed: it may be the server's head or not.
     pub pending: Option<Pending>,
+    /// What the version of some frozen generations is to say, until there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<KeptNote>,
     /// A renewal whose commit was not heard of: should the server's head be this one, nobody but this machine made it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub renewal: Option<ManifestId>,
@@ -70,6 +73,15 @@ pub struct Pending {
     /// The version.
     pub manifest: ManifestId,
     /// The newest generation it holds.
+    pub through_generation: u64,
+}
+
+/// A note of a version that is to be made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptNote {
+    /// What it says.
+    pub text: String,
+    /// The newest generation that the version holds.
     pub through_generation: u64,
 }
 

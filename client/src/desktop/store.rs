@@ -13,7 +13,7 @@ use chunk_format::{
     Signature,
 };
 
-use super::record::{DesktopRecord, FILE_NAME, Pending, VERSION, Version};
+use super::record::{DesktopRecord, FILE_NAME, KeptNote, Pending, VERSION, Version};
 use crate::overlay::{self, Overlay, OverlayError, OverlayIdentity};
 use crate::volume::{UNFINISHED, Volume};
 
@@ -157,6 +157,7 @@ impl DesktopStore {
             generations: Vec::new(),
             next_generation: 1,
             pending: None,
+            note: None,
             renewal: None,
             discard_from: None,
             volatile_system: None,
@@ -272,11 +273,16 @@ impl DesktopStore {
     }
 
     /// Adds a generation of empty overlays, one for each disk, in their order. They are durable and named by the
-    /// record when this returns: whoever writes to them next loses nothing.
+    /// record when this returns: whoever writes to them next loses nothing. The note is for the version that is made of the
+    /// generations before it, and is kept until there is one.
     ///
     /// # Errors
     /// `Io`, `Overlay`, `NoRandomness`; nothing has changed then.
-    pub fn add_generation(&self, disks: &[DiskLayout]) -> Result<Vec<Arc<Overlay>>, DesktopError> {
+    pub fn add_generation(
+        &self,
+        disks: &[DiskLayout],
+        note: Option<&str>,
+    ) -> Result<Vec<Arc<Overlay>>, DesktopError> {
         let mut record = self.lock();
         let generation = record.next_generation;
         let nonce = nonce()?;
@@ -289,6 +295,9 @@ impl DesktopStore {
             .collect::<Result<Vec<_>, DesktopError>>()?;
         self.volume.sync_names().map_err(|e| io_error("sync", "the directory", e))?;
         let mut next = record.clone();
+        if let (Some(text), Some(last)) = (note, record.generations.last()) {
+            next.note = Some(KeptNote { text: text.to_owned(), through_generation: *last });
+        }
         next.generations.push(generation);
         next.next_generation = generation + 1;
         self.replace_record(&mut record, next)?;
@@ -307,7 +316,7 @@ impl DesktopStore {
             let next = DesktopRecord { discard_from: Some(record.next_generation), ..record.clone() };
             self.replace_record(&mut record, next)?;
         }
-        self.add_generation(disks).map(drop)
+        self.add_generation(disks, None).map(drop)
     }
 
     /// Throws away what was written while the desktop was opened to be looked at. The files go first, since the record takes
@@ -348,6 +357,19 @@ impl DesktopStore {
         self.replace_record(&mut record, next)
     }
 
+    /// The note of a version that was made here and was not heard to be committed.
+    ///
+    /// # Errors
+    /// `Io`, `BadVersion`.
+    pub fn uncommitted_note(&self) -> Result<Option<String>, DesktopError> {
+        let record = self.record();
+        let of_pending = match record.pending {
+            Some(pending) => self.version(pending.manifest)?.manifest.note,
+            None => None,
+        };
+        Ok(of_pending.or(record.note.map(|note| note.text)))
+    }
+
     /// Forgets a version that was never committed.
     ///
     /// # Errors
@@ -377,7 +399,9 @@ impl DesktopStore {
         let mut record = self.lock();
         // What was written over with what was there before is no version: the renewal may still be the head.
         let renewal = record.renewal.filter(|_| committed.manifest == record.head);
-        let mut next = DesktopRecord { head: committed.manifest, pending: None, renewal, ..record.clone() };
+        let note = record.note.clone().filter(|note| note.through_generation > committed.through_generation);
+        let mut next =
+            DesktopRecord { head: committed.manifest, pending: None, note, renewal, ..record.clone() };
         next.generations.retain(|generation| *generation > committed.through_generation);
         self.replace_record(&mut record, next)?;
         self.remove_leftovers(&record);
@@ -426,6 +450,7 @@ impl DesktopStore {
             base: base.id,
             generations: Vec::new(),
             pending: None,
+            note: None,
             renewal: None,
             volatile_system: None,
             ..record.clone()

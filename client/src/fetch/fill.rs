@@ -119,6 +119,7 @@ impl Fetcher {
         let distinct: HashSet<ChunkId> = stored.iter().flatten().map(|(_, id)| *id).collect();
         // Of versions before, which nobody reads any more.
         cache.unpin_all_but(&distinct);
+        cache.look_for_space();
         let slots = cache.stats().slots;
         if distinct.len() as u64 > slots {
             // Said before the work, not after it.

@@ -113,7 +113,10 @@ impl ChunkSource for SilenceLimited {
             let mut watch = self.watch(path.to_string());
             let body = watch.over(self.inner.get(path, range.clone()), |_| 1).await;
             let body = body.inspect_err(|error| {
-                if matches!(error.kind, FailureKind::Unreachable | FailureKind::Refused) {
+                if matches!(
+                    error.kind,
+                    FailureKind::Unreachable | FailureKind::Refused | FailureKind::Untrusted
+                ) {
                     self.is_well.store(false, Ordering::Relaxed);
                 }
             })?;

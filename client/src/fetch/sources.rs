@@ -38,9 +38,30 @@ pub enum LinkState {
     Down {
         /// The last failure, in words.
         reason: String,
-        /// It was an answer, and a refusal: time alone does not mend that.
-        is_refusal: bool,
+        /// Who has to do something about it.
+        cause: DownCause,
     },
+}
+
+/// Why no source serves, and so what helps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DownCause {
+    /// None answers: time may mend that.
+    Silent,
+    /// It answers, and refuses this machine.
+    Refuses,
+    /// It may not be the server: this machine refuses it.
+    Untrusted,
+}
+
+impl DownCause {
+    fn of(kind: FailureKind) -> Self {
+        match kind {
+            FailureKind::Refused => Self::Refuses,
+            FailureKind::Untrusted => Self::Untrusted,
+            _ => Self::Silent,
+        }
+    }
 }
 
 /// Why there is no other source to ask for an object.
@@ -184,7 +205,7 @@ impl Sources {
     pub(crate) fn failed(&self, entry: &Arc<Entry>, path: &ObjectPath, error: &SourceError) -> bool {
         let has_others = self.entries.len() > 1;
         match error.kind {
-            FailureKind::Unreachable | FailureKind::Refused => {}
+            FailureKind::Unreachable | FailureKind::Refused | FailureKind::Untrusted => {}
             FailureKind::NotFound => {
                 // The last one is the server, which holds everything: what it lacks is one object.
                 let is_last = self.entries.last().is_some_and(|last| Arc::ptr_eq(last, entry));
@@ -223,13 +244,13 @@ impl Sources {
             (failures, is_news)
         };
         if self.entries.iter().all(|entry| entry.lock().outage.is_some()) {
-            let (reason, is_refusal) = (error_chain(error), error.kind == FailureKind::Refused);
+            let (reason, cause) = (error_chain(error), DownCause::of(error.kind));
             self.state.send_if_modified(|state| {
                 let is_news = match state {
                     LinkState::Up => true,
-                    LinkState::Down { is_refusal: was_refusal, .. } => is_refusal && !*was_refusal,
+                    LinkState::Down { cause: before, .. } => cause != DownCause::Silent && cause != *before,
                 };
-                *state = LinkState::Down { reason, is_refusal };
+                *state = LinkState::Down { reason, cause };
                 is_news
             });
         } else if failures == 1 {
@@ -420,16 +441,26 @@ mod tests {
         assert!(watch.has_changed().unwrap());
         assert_eq!(
             *watch.borrow_and_update(),
-            LinkState::Down { reason: "cannot fetch b from a: no route".to_owned(), is_refusal: false }
+            LinkState::Down {
+                reason: "cannot fetch b from a: no route".to_owned(),
+                cause: DownCause::Silent
+            }
         );
         sources.failed(only, &image, &failure(FailureKind::Unreachable));
         assert!(!watch.has_changed().unwrap());
         // Somebody has to do something about a refusal.
-        for is_news in [true, false] {
+        for (kind, expected, is_news) in [
+            (FailureKind::Refused, DownCause::Refuses, true),
+            (FailureKind::Refused, DownCause::Refuses, false),
+            (FailureKind::Untrusted, DownCause::Untrusted, true),
+            (FailureKind::Untrusted, DownCause::Untrusted, false),
+        ] {
             let (_, only) = sources.pick(&image, &[]).await.unwrap();
-            sources.failed(only, &image, &failure(FailureKind::Refused));
-            assert_eq!(watch.has_changed().unwrap(), is_news);
-            assert!(matches!(*watch.borrow_and_update(), LinkState::Down { is_refusal: true, .. }));
+            sources.failed(only, &image, &failure(kind));
+            assert_eq!(watch.has_changed().unwrap(), is_news, "{kind:?}");
+            assert!(
+                matches!(&*watch.borrow_and_update(), LinkState::Down { cause, .. } if *cause == expected)
+            );
         }
         let (_, only) = sources.pick(&image, &[]).await.unwrap();
         sources.succeeded(only);

@@ -84,6 +84,11 @@ impl DiskFiles {
         self.readable().map(|(_, fs)| fs).max_by_key(|fs| fs.size_bytes())
     }
 
+    /// Whether all its files can be told: a blank disk has none.
+    pub fn is_readable(&self) -> bool {
+        !matches!(self.holds, Holds::NoFileSystem)
+    }
+
     /// What a person should know before they look for files: blank disks, what cannot be read, what was in use.
     pub fn notes(&self) -> Vec<String> {
         let role = self.role;

@@ -161,7 +161,7 @@ async fn another_certificate_is_told_apart_from_no_answer() {
     other.fingerprint = "00".repeat(32).parse().unwrap();
     let source = CacheSource::new(&other).unwrap();
     let error = source.chunks(&[ChunkId::of(b"a")], ChunkSize::DEFAULT).await.err().unwrap();
-    assert_eq!(error.kind, FailureKind::Refused);
+    assert_eq!(error.kind, FailureKind::Untrusted);
     assert!(crate::hint::chain(&error).contains("its certificate is not the one in its address"));
     rig.serving.abort();
     tokio::time::sleep(std::time::Duration::from_millis(20)).await;

@@ -190,6 +190,9 @@ fn classify(error: &RemoteError) -> (FailureKind, Option<Duration>) {
             (kind, retry_after_s.map(Duration::from_secs))
         }
         RemoteError::Unreachable { .. } | RemoteError::Unexpected { .. } => (FailureKind::Unreachable, None),
+        RemoteError::OtherCertificate { .. } | RemoteError::UnknownCertificate { .. } => {
+            (FailureKind::Untrusted, None)
+        }
         _ => (FailureKind::Refused, None),
     }
 }

@@ -73,6 +73,9 @@ fn classify(error: &RemoteError) -> (FailureKind, Option<Duration>) {
         RemoteError::Unreachable { .. } | RemoteError::Stalled { .. } | RemoteError::Unexpected { .. } => {
             (FailureKind::Unreachable, None)
         }
+        RemoteError::OtherCertificate { .. } | RemoteError::UnknownCertificate { .. } => {
+            (FailureKind::Untrusted, None)
+        }
         _ => (FailureKind::Refused, None),
     }
 }

@@ -110,6 +110,63 @@ fn a_full_disk_under_a_desktop_loses_nothing_and_says_so() {
     other.unmount();
 }
 
+/// What is pinned takes the space: it is given up for work, if a person says so.
+#[test]
+fn a_pinned_desktop_on_a_full_disk_is_unpinned_and_synced() {
+    require!(root, fuse);
+    let published = Publication::new(38, 6 << 20);
+    let small = SmallDisk::new(24 << 20);
+    let laptop = laptop_on(&small, &published);
+    laptop.create("work", "golden", Some("16M"));
+    let _ = laptop.satchel(["pin", "work"]).ok();
+    let mount = laptop.mount("work");
+    let mut model = Model::zeros(16 << 20);
+    let disk = open_for_writing(&mount.home());
+    model.write(&disk, 0, &vec![3; 1 << 20]);
+    disk.sync_all().expect("there is room");
+    drop(disk);
+    for is_mounted in [true, false] {
+        fill(&small.join("filler"));
+        if is_mounted {
+            let unsynced = laptop.satchel(["sync", "work"]).exited(1).stderr;
+            assert!(unsynced.contains("pace") && unsynced.contains("--unpin"), "{unsynced}");
+        }
+        let _ = laptop.satchel(["pin", "work", "--unpin"]).ok();
+        assert_eq!(laptop.status("work")["pinned"], false);
+        if is_mounted {
+            let _ = laptop.sync("work");
+            std::fs::remove_file(small.join("filler")).expect("the file is there");
+            let _ = laptop.satchel(["pin", "work"]).ok();
+            let _ = std::process::Command::new("umount").arg(mount.directory()).status();
+        }
+    }
+    drop(mount);
+    std::fs::remove_file(small.join("filler")).expect("the file is there");
+    let other = published.machine("other").mount("work");
+    model.assert_in(&other.home());
+    other.unmount();
+}
+
+#[test]
+fn a_desktop_that_has_no_room_to_be_pinned_is_not() {
+    require!(root, fuse);
+    let published = Publication::new(39, 24 << 20);
+    let small = SmallDisk::new(12 << 20);
+    let laptop = laptop_on(&small, &published);
+    laptop.create("work", "golden", Some("16M"));
+    let refused = laptop.satchel(["pin", "work"]).exited(1).stderr;
+    assert!(refused.contains("no room for all of it"), "{refused}");
+    assert_eq!(laptop.status("work")["pinned"], false);
+    let mount = laptop.mount("work");
+    let mut model = Model::zeros(16 << 20);
+    let disk = open_for_writing(&mount.home());
+    model.write(&disk, 0, &vec![4; 2 << 20]);
+    disk.sync_all().expect("the cache gives its room");
+    drop(disk);
+    mount.unmount();
+    let _ = laptop.sync("work");
+}
+
 /// Something else takes the space, and the cache has some that it can give.
 #[test]
 fn a_desktop_on_a_full_disk_is_opened_and_synced() {

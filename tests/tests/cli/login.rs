@@ -107,6 +107,22 @@ fn another_certificate_than_the_pinned_one_is_refused() {
 }
 
 #[test]
+fn desktops_stay_their_users() {
+    require!(fuse);
+    let published = Publication::new(5, IMAGE_BYTES);
+    let laptop = published.machine("laptop");
+    let zed = published.server.access("zed", "user");
+    let _ = login(&laptop, &zed).ok();
+    let _ = login(&laptop, &published.access()).ok();
+    laptop.create("work", "golden", None);
+    let mount = laptop.mount("work");
+    mount.unmount();
+    assert_refused(login(&laptop, &zed), &["belong to alice", "of zed"], &["a token of alice", "--state"]);
+    let _ = laptop.satchel(["history", "work"]).ok();
+    let _ = login(&laptop, &published.access()).ok();
+}
+
+#[test]
 fn a_server_that_is_known_needs_no_fingerprint_again_and_another_in_its_place_is_refused() {
     let server = TestServer::start();
     let laptop = Client::new("laptop");

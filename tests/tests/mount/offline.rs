@@ -62,6 +62,19 @@ fn a_pin_that_is_killed_goes_on_where_it_was() {
 }
 
 #[test]
+fn what_is_all_here_is_pinned_though_nobody_answers() {
+    require!(fuse);
+    let mut published = Publication::new(78, 4 << 20);
+    let laptop = published.machine_with_desktop("laptop");
+    let _ = laptop.satchel(["pin", "work"]).ok();
+    published.server.stop();
+    let _ = laptop.satchel(["pin", "work"]).ok();
+    let _ = laptop.satchel(["pin", "work", "--unpin"]).ok();
+    let _ = laptop.satchel(["pin", "work", "--limit-rate", "1M"]).ok();
+    assert_eq!(laptop.status("work")["pinned"], true);
+}
+
+#[test]
 fn a_mounted_desktop_is_filled_paused_and_resumed() {
     require!(fuse);
     let published = Publication::new(71, IMAGE_BYTES);

@@ -77,6 +77,30 @@ fn a_mount_ends_well_however_it_is_ended() {
 }
 
 #[test]
+fn who_interrupts_twice_takes_the_disks_away_from_whoever_uses_them() {
+    require!(fuse);
+    let published = Publication::new(75, 1 << 20);
+    let laptop = published.machine_with_desktop("laptop");
+    let mut mount = laptop.mount("work");
+    let mut model = Model::zeros(16 << 20);
+    let disk = satchel_tests::model::open_for_writing(&mount.home());
+    model.write(&disk, 12_345, b"written before that");
+    disk.sync_all().expect("the disks are there");
+    mount.process().signal(Signal::INT);
+    wait::until("it says that it is in use", PATIENCE, || {
+        mount.process().stderr().contains("is in use").then_some(())
+    });
+    assert!(mount.process().stop(Signal::INT, PATIENCE).success(), "{}", mount.process().report());
+    let gone = std::os::unix::fs::FileExt::write_all_at(&disk, b"after it", 0).expect_err("nobody takes it");
+    assert_eq!(gone.raw_os_error(), Some(rustix::io::Errno::NOTCONN.raw_os_error()), "{gone}");
+    assert!(mount.process().stderr().contains("are on this machine only: `satchel sync work`"));
+    drop(mount);
+    let mount = laptop.mount("work");
+    model.assert_in(&mount.home());
+    mount.unmount();
+}
+
+#[test]
 fn a_mount_in_use_outlives_the_end_of_the_session_until_it_is_free() {
     require!(fuse);
     let published = Publication::new(74, 1 << 20);

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use satchel_tests::{Client, Fault, FaultyHttps, Mount, Rule, Signal, TestServer, require};
+use satchel_tests::{Client, Fault, FaultyHttps, Mount, Publication, Rule, Signal, TestServer, require};
 use serde_json::Value;
 
 use super::story::sync;
@@ -225,6 +225,12 @@ fn a_file_of_an_old_version_is_looked_at_compared_and_taken_back() {
         again.stderr
     );
     let _ = laptop.satchel(arguments.iter().chain(&["--force"])).ok();
+    // What is in no version is not looked at, and that is said.
+    let unsynced = laptop.satchel(["diff", "work@2", "work"]).ok().stderr;
+    assert!(
+        unsynced.contains("are in no version yet") && unsynced.contains("satchel sync work"),
+        "{unsynced}"
+    );
     let mount = laptop.mount("work");
     run("e2fsck", &["-f", "-n"], &mount.home());
     mount.unmount();
@@ -234,6 +240,24 @@ fn a_file_of_an_old_version_is_looked_at_compared_and_taken_back() {
     let text = laptop.satchel(["diff", "work@3", "work"]).ok().stdout;
     assert!(text.contains("+ home/user/letter  292 KiB"), "{text}");
     story.server.verify();
+}
+
+#[test]
+fn disks_whose_files_cannot_be_told_are_said_to_differ() {
+    require!(fuse);
+    let published = Publication::new(67, 1 << 20);
+    let laptop = published.machine_with_desktop("laptop");
+    let mount = laptop.mount("work");
+    let home = satchel_tests::model::open_for_writing(&mount.home());
+    std::os::unix::fs::FileExt::write_all_at(&home, &noise(100_000, 67), 0).expect("the disk takes it");
+    drop(home);
+    mount.unmount();
+    let _ = laptop.sync("work");
+    let text = laptop.satchel(["diff", "work@1", "work"]).ok().stdout;
+    assert!(text.contains("home: it differs; its files cannot be compared"), "{text}");
+    let report = laptop.satchel(["--json", "diff", "work@1", "work"]).ok().json();
+    let home = &report["disks"][1];
+    assert_eq!((&home["identical"], &home["compared"]), (&false.into(), &false.into()), "{report}");
 }
 
 #[test]

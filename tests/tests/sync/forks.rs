@@ -188,6 +188,7 @@ fn a_machine_that_is_asked_syncs_and_hands_over() {
     let words = ["mount".as_ref(), "work".as_ref(), directory.as_os_str(), "--ask".as_ref()];
     let refused = other.satchel(words).exited(1);
     assert!(refused.stderr.contains("does not hand over: its disks are in use"), "{}", refused.stderr);
+    assert!(refused.stderr.contains("hint: ask whoever sits there"), "{}", refused.stderr);
     drop(in_use);
     let there = other.mount_with("work", &["--ask"]);
     disks.assert_in(&there);

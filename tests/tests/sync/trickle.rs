@@ -75,6 +75,42 @@ fn a_sync_somebody_waits_for_is_not_kept_waiting_by_the_one_that_goes_on_by_itse
 }
 
 #[test]
+fn a_checkpoint_that_could_not_be_sent_keeps_its_state_and_its_note() {
+    require!(fuse);
+    let mut published = Publication::new(66, 4 << 20);
+    let laptop = published.machine_with_desktop("laptop");
+    let mount = laptop.mount("work");
+    let mut disks = Disks::new(&published);
+    let mut rng = Rng::new(66);
+    disks.change(&mount, 10, &mut rng);
+    let checkpoint = |message: &str| laptop.satchel(["checkpoint", "work", "-m", message]);
+    // Blocks are written in part as well, which takes the rest of them.
+    let _ = laptop.satchel(["pin", "work"]).ok();
+    published.server.stop();
+    let kept = checkpoint("before the journey").exited(1).stderr;
+    assert!(kept.contains("the checkpoint was made on this machine; the next sync sends it"), "{kept}");
+    assert_eq!(laptop.status("work")["uncommitted_note"], "before the journey");
+    let before = disks.clone();
+    disks.change(&mount, 10, &mut rng);
+    let refused = checkpoint("on the way").exited(1).stderr;
+    assert!(refused.contains("no checkpoint was made"), "{refused}");
+    mount.unmount();
+    published.server.start_again();
+    sync(&laptop);
+    assert_eq!(laptop.status("work")["uncommitted_note"], serde_json::Value::Null);
+    let history = laptop.history("work");
+    let noted = history.as_array().expect("a list").iter().find(|version| !version["note"].is_null());
+    let noted = noted.unwrap_or_else(|| panic!("no version has a note: {history}"));
+    assert_eq!(noted["note"], "before the journey", "{history}");
+    disks.assert_on_another_machine(&published);
+    let _ = laptop.satchel(["rollback", "work", &noted["sequence"].to_string()]).ok();
+    before.assert_on_another_machine(&published);
+    // What would say nothing, or more than a version holds, is none.
+    let _ = checkpoint(" ").exited(2);
+    let _ = checkpoint(&"x".repeat(1001)).exited(2);
+}
+
+#[test]
 fn a_checkpoint_is_a_version_to_come_back_to() {
     require!(fuse);
     let published = Publication::new(63, 4 << 20);

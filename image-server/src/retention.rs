@@ -76,7 +76,7 @@ impl Default for Policy {
 pub struct Pruning {
     /// The policy in place of the server's own; desktops with one of their own keep theirs.
     pub policy: Option<Policy>,
-    /// Whether it becomes the server's own.
+    /// Whether it becomes the server's own, whatever is pruned by it now.
     pub set: bool,
     /// One image, or one user's desktops; everything when none is named.
     pub only: Option<Namespace>,
@@ -89,7 +89,9 @@ pub struct Pruning {
 pub struct Report {
     /// The policy of series without one of their own.
     pub policy: Policy,
-    /// Whether nothing was changed.
+    /// Whether it became the server's own.
+    pub set: bool,
+    /// Whether nothing was changed: what is told would have been done.
     pub dry_run: bool,
     /// Versions that are kept.
     pub kept: u64,
@@ -136,7 +138,8 @@ pub(crate) async fn prune_in(
     }
     let own = rows::policy(&mut *tx, None).await?.unwrap_or_default();
     let policy = wish.policy.unwrap_or(own);
-    let mut report = Report { policy, dry_run: wish.dry_run, kept: 0, pruned: Vec::new() };
+    let set = wish.set && wish.policy.is_some();
+    let mut report = Report { policy, set, dry_run: wish.dry_run, kept: 0, pruned: Vec::new() };
     let all = rows::all_series(&mut *tx).await?;
     let (images, desktops): (Vec<_>, Vec<_>) = all
         .into_iter()

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use chunk_format::{Name, Namespace};
 use clap::Args;
+use clap::error::ErrorKind;
 use image_server::retention::{self, Policy, Pruning, Report};
 
 use super::output;
@@ -30,7 +31,7 @@ pub(crate) struct Retention {
     /// Keep the newest version of each of the last N weeks that have one
     #[arg(long, value_name = "N")]
     keep_weekly: Option<u32>,
-    /// Make these rules the server's own
+    /// Make these rules the server's own, which hold for every image and desktop without rules of its own
     #[arg(long)]
     set: bool,
     /// Look at this image only
@@ -61,6 +62,9 @@ impl Retention {
                 "say what to set: --keep-last N, --keep-hourly N, --keep-daily N or --keep-weekly N"
             );
         }
+        if self.set && (self.image.is_some() || self.user.is_some()) {
+            return Err(set_for_one(if self.image.is_some() { "--image" } else { "--user" }).into());
+        }
         let only = self.image.map(Namespace::Image).or(self.user.map(Namespace::User));
         let wish = Pruning { policy, set: self.set, only, dry_run: self.dry_run };
         let report = retention::prune(&self.dir, &wish).await?;
@@ -78,6 +82,15 @@ impl Retention {
     }
 }
 
+/// What is set holds for the whole server, and not for what is looked at.
+fn set_for_one(option: &str) -> clap::Error {
+    let message = format!(
+        "--set cannot be used with {option}: it makes the rules those of the whole server\nhint: without --set they \
+         count for this run; without {option} they become the server's own"
+    );
+    clap::Error::raw(ErrorKind::ArgumentConflict, format!("{message}\n"))
+}
+
 fn lines(report: &Report) -> Vec<String> {
     let done = if report.dry_run { "would prune" } else { "pruned" };
     let mut lines: Vec<String> = report
@@ -93,10 +106,11 @@ fn lines(report: &Report) -> Vec<String> {
         })
         .collect();
     let Policy { keep_last, keep_hourly, keep_daily, keep_weekly } = report.policy;
-    lines.push(format!(
-        "{done} {}, kept {} (last {keep_last}, hourly {keep_hourly}, daily {keep_daily}, weekly {keep_weekly})",
-        report.pruned.len(),
-        report.kept
-    ));
+    let rules = format!("last {keep_last}, hourly {keep_hourly}, daily {keep_daily}, weekly {keep_weekly}");
+    lines.push(format!("{done} {}, kept {} ({rules})", report.pruned.len(), report.kept));
+    if report.set {
+        let is = if report.dry_run { "would be" } else { "is now" };
+        lines.push(format!("the server's policy {is}: {rules}"));
+    }
     lines
 }

@@ -87,11 +87,42 @@ fn bad_usage_is_told_from_failure() {
     ] {
         assert_eq!(run(arguments).status.code(), Some(2), "{arguments:?}");
     }
+    // What `--set` changes holds for the whole server.
+    for only in [["--image", "debian"], ["--user", "alice"]] {
+        let arguments = [&["retention", text(&dir), "--set", "--keep-last", "3"][..], &only].concat();
+        let message = refused(&run(&arguments), 2);
+        assert!(message.contains("--set") && message.contains(only[0]), "{message}");
+        assert!(message.contains("\nhint: ") && message.contains("without"), "{message}");
+    }
+    let policy: serde_json::Value =
+        serde_json::from_str(&said(&["retention", text(&dir), "--json"])).unwrap();
+    assert_eq!(policy["policy"]["keep_last"], 10);
     for command in ["serve", "verify"] {
         let message = refused(&run(&[command, text(&temp.path().join("nowhere"))]), 1);
         assert!(message.contains("satchel-server init"), "{message}");
     }
     assert_eq!(run(&["--version"]).status.code(), Some(0));
+}
+
+#[test]
+fn a_change_of_the_servers_policy_is_told() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("server");
+    init(&dir);
+    let told = "the server's policy is now: last 3, hourly 0, daily 0, weekly 0";
+    let once = said(&["retention", text(&dir), "--keep-last", "3"]);
+    assert!(!once.contains("the server's policy"), "{once}");
+    let tried = said(&["retention", text(&dir), "--keep-last", "3", "--set", "--dry-run"]);
+    assert!(tried.contains("the server's policy would be: last 3"), "{tried}");
+    let set = said(&["retention", text(&dir), "--keep-last", "3", "--set"]);
+    assert!(set.lines().any(|line| line == told), "{set}");
+    let json = |arguments: &[&str]| -> serde_json::Value {
+        let all = [&["retention", text(&dir), "--json"][..], arguments].concat();
+        serde_json::from_str(&said(&all)).unwrap()
+    };
+    assert_eq!(json(&["--keep-last", "4", "--set"])["set"], true);
+    let read = json(&[]);
+    assert_eq!((&read["set"], &read["policy"]["keep_last"]), (&false.into(), &4.into()));
 }
 
 #[test]

@@ -29,7 +29,8 @@ pub(crate) struct Serve {
     /// How the log on stderr is written
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
-    /// What the log on stderr tells: error, warn, info (changes and failures), debug (every request), trace or off
+    /// What the log on stderr tells: error, warn, info (changes and failures, with who asked for them from where), debug
+    /// (every request), trace or off
     #[arg(long, value_name = "LEVEL", default_value_t = LevelFilter::INFO)]
     log: LevelFilter,
 }

@@ -15,7 +15,7 @@ use chunk_format::Name;
 use crate::app::App;
 use crate::clock::{format_ms, now_ms};
 use crate::database::commit;
-use crate::database::tokens::{self, TokenId, UserId};
+use crate::database::tokens::{self, TokenId, TokenRow, UserId};
 use crate::http::error::ApiError;
 use crate::limits::MAX_TOKEN_BYTES;
 use crate::role::Role;
@@ -29,6 +29,7 @@ const TOUCH_INTERVAL: Duration = Duration::from_secs(60);
 /// The bearer of a valid token.
 #[derive(Clone, Debug)]
 pub(crate) struct Caller {
+    pub(crate) token: TokenId,
     pub(crate) user_id: UserId,
     pub(crate) user: Name,
     pub(crate) role: Role,
@@ -88,7 +89,8 @@ async fn authenticate(app: &Arc<App>, headers: &HeaderMap) -> Result<Caller, Api
         }
     }
     app.uses.note(app, row.id, now, row.last_used_ms);
-    Ok(Caller { user_id: row.user_id, user: row.user, role: row.role, expires_ms: row.expires_ms })
+    let TokenRow { id: token, user_id, user, role, expires_ms, .. } = row;
+    Ok(Caller { token, user_id, user, role, expires_ms })
 }
 
 fn bearer(value: &HeaderValue) -> Option<&[u8]> {

@@ -1,7 +1,9 @@
 //! One line for each request, written when its answer has been sent or given up.
 //!
-//! What a line holds is all that is ever logged of a request: never its headers, its query or its body.
+//! What a line holds is all that is ever logged of a request: never its headers, its query or its body. `from` is the client's
+//! address, `token` the number of its token in `satchel-server token --list`, if it has a valid one.
 
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,9 +17,9 @@ use axum::http::{HeaderName, HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::Response;
 use bytes::Bytes;
-use chunk_format::Name;
 use http_body_util::BodyExt;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
+use tracing::field::display;
 use tracing::{debug, error, info};
 
 use crate::http::auth::Caller;
@@ -45,7 +47,7 @@ pub(crate) async fn log(request: Request, next: Next) -> Response {
         response.headers_mut().insert(HEADER, id);
     }
     entry.status = Some(response.status());
-    entry.user = response.extensions_mut().remove::<Caller>().map(|caller| caller.user);
+    entry.caller = response.extensions_mut().remove::<Caller>();
     entry.cause = response.extensions_mut().remove::<LoggedCause>();
     response.map(|inner| {
         entry.expected_bytes = inner.size_hint().exact();
@@ -59,9 +61,11 @@ struct Entry {
     id: String,
     method: Method,
     path: String,
+    /// Where the request came from; absent when it came over no connection.
+    from: Option<SocketAddr>,
     started: Instant,
     status: Option<StatusCode>,
-    user: Option<Name>,
+    caller: Option<Caller>,
     cause: Option<LoggedCause>,
     received_bytes: Arc<AtomicU64>,
     sent_bytes: u64,
@@ -74,21 +78,23 @@ struct Entry {
 impl Entry {
     fn new(request: &Request) -> Self {
         let path = request.uri().path();
+        let in_use: Option<InUse> = request.extensions().get().cloned();
         let end = path.len().min(MAX_LOGGED_PATH_BYTES);
         Self {
             id: request_id(),
             method: request.method().clone(),
             // Cut between characters: a path is ASCII, but that is the HTTP library's promise, not ours.
             path: path.get(..end).unwrap_or_default().to_owned(),
+            from: in_use.as_ref().map(InUse::from),
             started: Instant::now(),
             status: None,
-            user: None,
+            caller: None,
             cause: None,
             received_bytes: Arc::default(),
             sent_bytes: 0,
             expected_bytes: None,
             ended: false,
-            in_use: request.extensions().get().cloned(),
+            in_use,
         }
     }
 
@@ -107,10 +113,12 @@ impl Entry {
         self.status.is_some() && (self.ended || bodiless || self.expected_bytes == Some(self.sent_bytes))
     }
 
-    /// Reads of data and health checks are many and alike.
+    /// Reads that were answered as asked change nothing, and are many and alike. Asking what is missing is one.
     fn is_quiet(&self) -> bool {
         let reads = self.method == Method::GET || self.method == Method::HEAD;
-        reads && (self.path.starts_with("/v1/data/") || self.path == "/healthz")
+        let asks = self.method == Method::POST && self.path.starts_with("/v1/missing/");
+        let is_answered = self.status.is_some_and(|status| status.is_success() || status.is_redirection());
+        (reads || asks) && is_answered
     }
 }
 
@@ -118,16 +126,17 @@ impl Drop for Entry {
     fn drop(&mut self) {
         let ms = self.started.elapsed().as_millis();
         let status = self.status.map_or(0, |status| status.as_u16());
-        let user = self.user.as_ref().map_or("-", Name::as_str);
+        let (from, token) = (self.from.map(display), self.caller.as_ref().map(|caller| caller.token.0));
+        let user = self.caller.as_ref().map_or("-", |caller| caller.user.as_str());
         let (received, sent) = (self.received_bytes.load(Ordering::Relaxed), self.sent_bytes);
         let (id, method, path, whole) = (&self.id, &self.method, &self.path, self.is_whole());
         if let Some(cause) = &self.cause {
             let cause = cause.chain();
-            error!(id, %method, path, status, ms, received, sent, user, whole, cause, "request failed");
-        } else if self.is_quiet() && status < 400 {
-            debug!(id, %method, path, status, ms, received, sent, user, whole, "request");
+            error!(id, %method, path, status, ms, received, sent, user, token, from, whole, cause, "request failed");
+        } else if self.is_quiet() {
+            debug!(id, %method, path, status, ms, received, sent, user, token, from, whole, "request");
         } else {
-            info!(id, %method, path, status, ms, received, sent, user, whole, "request");
+            info!(id, %method, path, status, ms, received, sent, user, token, from, whole, "request");
         }
     }
 }

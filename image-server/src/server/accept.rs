@@ -1,6 +1,7 @@
 //! Taking connections, and ending them when the server stops.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,7 +37,7 @@ pub(super) async fn run(
             () = stop.cancelled() => break,
             accepted = accept(&listener, &places) => accepted,
         };
-        let (stream, place) = match accepted {
+        let (stream, from, place) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "cannot take a connection");
@@ -49,7 +50,7 @@ pub(super) async fn run(
         connections.spawn(async move {
             let _place = place;
             tokio::select! {
-                () = connection::serve(stream, acceptor, router, limits, stop) => {}
+                () = connection::serve(stream, from, acceptor, router, limits, stop) => {}
                 () = cut.cancelled() => {}
             }
         });
@@ -67,8 +68,10 @@ pub(super) async fn run(
 async fn accept(
     listener: &TcpListener,
     places: &Arc<Semaphore>,
-) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
+) -> io::Result<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
     let place = places.clone().acquire_owned().await.map_err(io::Error::other)?;
-    let (stream, _) = listener.accept().await?;
-    Ok((stream, place))
+    let (stream, mut from) = listener.accept().await?;
+    // A socket for both families names clients of the older one in the form of the newer.
+    from.set_ip(from.ip().to_canonical());
+    Ok((stream, from, place))
 }

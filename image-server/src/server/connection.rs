@@ -3,6 +3,7 @@
 //! The protocol is taken from ALPN and never guessed from the first bytes: guessing waits for them without a limit.
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -48,6 +49,7 @@ const HTTP1_BUFFER_BYTES: usize = 128 << 10;
 /// Serves one connection to its end.
 pub(super) async fn serve(
     stream: TcpStream,
+    from: SocketAddr,
     acceptor: TlsAcceptor,
     router: Router,
     limits: Limits,
@@ -60,11 +62,11 @@ pub(super) async fn serve(
     let (wire, end) = Wire::new(stream);
     let stream = match timeout(limits.handshake_timeout, acceptor.accept(wire)).await {
         Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => return debug!(%error, "TLS handshake failed"),
-        Err(_) => return debug!("TLS handshake took too long"),
+        Ok(Err(error)) => return debug!(%error, %from, "TLS handshake failed"),
+        Err(_) => return debug!(%from, "TLS handshake took too long"),
     };
     let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-    let activity = Arc::new(Activity::new());
+    let activity = Arc::new(Activity::new(from));
     let served = async {
         if is_http2 {
             serve_http2(stream, router, &limits, stop, &activity).await
@@ -74,10 +76,10 @@ pub(super) async fn serve(
     };
     let served = tokio::select! {
         served = served => served,
-        reason = activity.unwanted(&limits) => return debug!(reason, "connection was ended"),
+        reason = activity.unwanted(&limits) => return debug!(reason, %from, "connection was ended"),
     };
     if let Err(error) = served {
-        debug!(error = &error as &dyn std::error::Error, "connection ended");
+        debug!(error = &error as &dyn std::error::Error, %from, "connection ended");
     }
     end.linger().await;
 }
@@ -158,6 +160,7 @@ fn service(
 /// The requests in flight on one connection, and what its client makes of their answers.
 #[derive(Debug)]
 struct Activity {
+    from: SocketAddr,
     in_flight: AtomicUsize,
     changed: Notify,
     /// A request had a valid token, and a place was free.
@@ -177,9 +180,10 @@ struct Offers {
 }
 
 impl Activity {
-    fn new() -> Self {
+    fn new(from: SocketAddr) -> Self {
         let offers = Offers { answers: 0, changed: Instant::now() };
         Self {
+            from,
             in_flight: AtomicUsize::new(0),
             changed: Notify::new(),
             is_known: Notify::new(),
@@ -236,6 +240,11 @@ impl Activity {
 pub(crate) struct InUse(Arc<InFlight>);
 
 impl InUse {
+    /// The client's address.
+    pub(crate) fn from(&self) -> SocketAddr {
+        self.0.activity.from
+    }
+
     /// The request has a valid token. Its connection takes a place of the user's, once; false when none is free, and then it
     /// is ended as one without a token is.
     pub(crate) fn is_known(&self, take_place: impl FnOnce() -> Option<Share>) -> bool {

@@ -55,7 +55,7 @@ async fn no_token_key_or_body_is_ever_logged() {
 }
 
 #[tokio::test]
-async fn at_info_reads_of_data_are_not_logged_and_changes_are() {
+async fn at_info_changes_and_failures_are_logged_with_who_asked_from_where() {
     let temp = tempfile::tempdir().unwrap();
     let dir = temp.path().join("server");
     let admin = init(&dir);
@@ -68,7 +68,9 @@ async fn at_info_reads_of_data_are_not_logged_and_changes_are() {
     asker.get(&path).await.unwrap().bytes().await.unwrap();
     asker.get("/healthz").await.unwrap();
     asker.get("/v1/images").await.unwrap();
+    asker.post("/v1/missing/image/debian/chunks", vec![0; 32]).await.unwrap();
     asker.get("/v1/data/image/debian/packs/x").await.unwrap();
+    Asker::new(&dir, &serving, "satchel_none").get("/v1/server").await.unwrap();
     serving.terminate();
     let lines: Vec<serde_json::Value> =
         serving.log().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
@@ -82,8 +84,8 @@ async fn at_info_reads_of_data_are_not_logged_and_changes_are() {
         .collect();
     let expected = [
         ("PUT", path.as_str(), 201),
-        ("GET", "/v1/images", 200),
         ("GET", "/v1/data/image/debian/packs/x", 400),
+        ("GET", "/v1/server", 401),
     ];
     // A request is written down when its answer is gone, which the next one does not wait for.
     let sorted = |requests: &[(&str, &str, u64)]| {
@@ -98,4 +100,11 @@ async fn at_info_reads_of_data_are_not_logged_and_changes_are() {
         (Some(len), Some("admin"), Some(true))
     );
     assert_eq!(put["id"].as_str().unwrap().len(), 16);
+    for request in &requests {
+        let from: std::net::SocketAddr = request["from"].as_str().unwrap().parse().unwrap();
+        assert!(from.ip().is_loopback() && from.port() != 0, "{request}");
+        // What `token --list` shows, of a token that is known.
+        let token = if request["status"] == 401 { None } else { Some(1) };
+        assert_eq!(request["token"].as_i64(), token, "{request}");
+    }
 }

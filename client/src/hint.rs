@@ -183,8 +183,8 @@ fn of_remote(error: &RemoteError) -> Option<String> {
              `satchel login {url} --token TOKEN --fingerprint SHA256:...`"
         ),
         RemoteError::UnknownCertificate { found, .. } => format!(
-            "compare it with the line `fingerprint:` that `satchel-server init` printed; if it is the same, add \
-             `--fingerprint {found}`"
+            "compare it with the line `fingerprint:` that `satchel-server fingerprint DIR` prints on the server; if it is the \
+             same, add `--fingerprint {found}`"
         ),
         RemoteError::BadToken { .. } => NEW_TOKEN.to_owned(),
         RemoteError::NotThisInterface { .. } => {

@@ -1,5 +1,6 @@
 //! The command line: one module per command.
 
+mod fingerprint;
 mod gc;
 mod init;
 mod install;
@@ -33,6 +34,7 @@ pub(crate) struct Arguments {
 enum Command {
     Init(init::Init),
     Serve(serve::Serve),
+    Fingerprint(fingerprint::Fingerprint),
     Token(token::Token),
     Mirror(mirror::Mirror),
     Retention(retention::Retention),
@@ -50,6 +52,7 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         match arguments.command {
             Command::Init(command) => command.run().await,
             Command::Serve(command) => command.run().await,
+            Command::Fingerprint(command) => command.run(),
             Command::Token(command) => command.run().await,
             Command::Mirror(command) => command.run().await,
             Command::Retention(command) => command.run().await,

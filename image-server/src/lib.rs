@@ -44,6 +44,6 @@ pub use layout::LayoutError;
 pub use limits::Limits;
 pub use role::{Role, UnknownRole};
 pub use secret::{NoRandomness, Secret};
-pub use server::{Config, Server, ServerError};
+pub use server::{Config, Server, ServerError, certificate};
 pub use storage::{Bucket, BucketError, Leftovers, StorageError};
-pub use tls::{Fingerprint, TlsError};
+pub use tls::{Certificate, Fingerprint, Reloader, TlsError};

@@ -24,7 +24,7 @@ use crate::layout::{DataDir, LayoutError};
 use crate::limits::Limits;
 use crate::routes;
 use crate::storage::{Patience, Storage, StorageError};
-use crate::tls::{self, Fingerprint, ServerTls, TlsError};
+use crate::tls::{Certificate, CurrentTls, Fingerprint, Reloader, TlsError};
 
 /// Uploads that were cut short are removed this long after their last byte: any upload has ended by then.
 pub(crate) const STAGING_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
@@ -59,7 +59,15 @@ pub struct Config {
 /// An opened server.
 pub struct Server {
     app: Arc<App>,
-    tls: ServerTls,
+    tls: Arc<CurrentTls>,
+}
+
+/// The certificate in the directory of a server: what one that is started now has, or one that reads it again.
+///
+/// # Errors
+/// `Layout` or `Tls`.
+pub fn certificate(root: &Path) -> Result<Certificate, ServerError> {
+    Ok(Certificate::read(&DataDir::open(root)?.certificate())?)
 }
 
 impl Server {
@@ -71,7 +79,7 @@ impl Server {
     /// Names what of the directory cannot be used.
     pub async fn open(root: &Path, config: Config) -> Result<Self, ServerError> {
         let dir = DataDir::open(root)?;
-        let tls = tls::load(&dir.certificate(), &dir.certificate_key())?;
+        let tls = CurrentTls::of(&dir)?;
         let identity = identity::read(&dir.identity_key())?.public();
         let storage = match config.store {
             Some(store) => Storage::remote(store),
@@ -89,7 +97,12 @@ impl Server {
 
     /// What clients check the certificate by.
     pub fn fingerprint(&self) -> Fingerprint {
-        self.tls.fingerprint
+        self.tls.get().certificate.fingerprint
+    }
+
+    /// What has the server read its certificate again while it serves.
+    pub fn reloader(&self) -> Reloader {
+        Reloader(self.tls.clone())
     }
 
     /// The server's identity, which outlives its certificates.

@@ -1,5 +1,8 @@
 //! The server's certificate: made by `init`, pinned by clients through its fingerprint.
 
+mod current;
+mod validity;
+
 use std::fmt;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -14,6 +17,9 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::version::{TLS12, TLS13};
 use sha2::{Digest, Sha256};
+
+pub(crate) use current::CurrentTls;
+pub use current::Reloader;
 
 const VALID_DAYS: i64 = 3650;
 /// A client whose clock is a little behind must not refuse a new certificate.
@@ -124,23 +130,51 @@ fn today_and(days: i64) -> (i32, u8, u8) {
     (date.year(), small(date.month()), small(date.day()))
 }
 
+/// What is told of a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Certificate {
+    /// What clients check it by.
+    pub fingerprint: Fingerprint,
+    /// Until when it is valid, milliseconds since 1970 UTC; absent when that cannot be read.
+    pub valid_until_ms: Option<i64>,
+}
+
+impl Certificate {
+    fn of(der: &[u8]) -> Self {
+        Self { fingerprint: Fingerprint::of(der), valid_until_ms: validity::end_ms(der) }
+    }
+
+    /// Reads the certificate that a file begins with.
+    ///
+    /// # Errors
+    /// `Pem`.
+    pub(crate) fn read(path: &Path) -> Result<Self, TlsError> {
+        Ok(Self::of(&read_chain(path)?.0))
+    }
+}
+
 /// What the accept loop needs, and what clients are told.
 pub(crate) struct ServerTls {
     pub(crate) config: Arc<ServerConfig>,
-    pub(crate) fingerprint: Fingerprint,
+    pub(crate) certificate: Certificate,
+}
+
+fn pem_error(path: &Path) -> impl FnOnce(rustls::pki_types::pem::Error) -> TlsError {
+    move |source| TlsError::Pem { path: path.to_owned(), source }
+}
+
+/// The server's certificate in a file, and all that are there: those that lead from it to an authority follow it.
+fn read_chain(path: &Path) -> Result<(CertificateDer<'static>, Vec<CertificateDer<'static>>), TlsError> {
+    let chain: Vec<CertificateDer<'static>> =
+        CertificateDer::pem_file_iter(path).and_then(Iterator::collect).map_err(pem_error(path))?;
+    let own = chain.first().cloned().ok_or(rustls::pki_types::pem::Error::NoItemsFound);
+    Ok((own.map_err(pem_error(path))?, chain))
 }
 
 /// Reads certificate and key: TLS 1.2 and 1.3, HTTP/2 before HTTP/1.1.
 pub(crate) fn load(certificate: &Path, key: &Path) -> Result<ServerTls, TlsError> {
-    let pem = |path: &Path| {
-        let path = path.to_owned();
-        move |source| TlsError::Pem { path, source }
-    };
-    let chain: Vec<CertificateDer<'static>> =
-        CertificateDer::pem_file_iter(certificate).and_then(Iterator::collect).map_err(pem(certificate))?;
-    let leaf = chain.first().ok_or(rustls::pki_types::pem::Error::NoItemsFound).map_err(pem(certificate))?;
-    let fingerprint = Fingerprint::of(leaf);
-    let key = PrivateKeyDer::from_pem_file(key).map_err(pem(key))?;
+    let (own, chain) = read_chain(certificate)?;
+    let key = PrivateKeyDer::from_pem_file(key).map_err(pem_error(key))?;
     let unusable = |source| TlsError::Use { path: certificate.to_owned(), source };
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut config = ServerConfig::builder_with_provider(provider)
@@ -150,7 +184,7 @@ pub(crate) fn load(certificate: &Path, key: &Path) -> Result<ServerTls, TlsError
         .with_single_cert(chain, key)
         .map_err(unusable)?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(ServerTls { config: Arc::new(config), fingerprint })
+    Ok(ServerTls { config: Arc::new(config), certificate: Certificate::of(&own) })
 }
 
 #[cfg(test)]
@@ -165,7 +199,8 @@ mod tests {
         std::fs::write(&cert, &made.certificate_pem).unwrap();
         std::fs::write(&key, &made.key_pem).unwrap();
         let loaded = load(&cert, &key).unwrap();
-        assert_eq!(loaded.fingerprint, made.fingerprint);
+        assert_eq!(loaded.certificate.fingerprint, made.fingerprint);
+        assert_eq!(Certificate::read(&cert).unwrap(), loaded.certificate);
         let text = made.fingerprint.to_string();
         assert_eq!(text.len(), "SHA256:".len() + 64);
         assert!(text.bytes().skip(7).all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte)));

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
-use image_server::{Config, Server};
+use image_server::{Certificate, Config, Reloader, Server};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -18,7 +18,8 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use super::output;
 
-/// Serve a directory over HTTPS until SIGINT or SIGTERM. Prints where it listens once it answers
+/// Serve a directory over HTTPS until SIGINT or SIGTERM; SIGHUP has it read its certificate again. Prints where it listens
+/// once it answers
 #[derive(Args)]
 pub(crate) struct Serve {
     /// The server's directory
@@ -50,6 +51,7 @@ impl Serve {
         let address = listener.local_addr().context("cannot tell which port was taken")?;
         // Before the first signal can arrive: from here on it ends the server and not the process.
         let stop = stop_on_signals()?;
+        reload_on_signal(server.reloader())?;
         let (fingerprint, identity) = (server.fingerprint(), server.identity());
         tracing::info!(%address, %fingerprint, server = %identity, "listening");
         if !address.ip().is_loopback() {
@@ -108,6 +110,25 @@ fn stop_on_signals() -> anyhow::Result<CancellationToken> {
         std::process::exit(1);
     });
     Ok(stop)
+}
+
+/// A certificate that cannot be used leaves the one there is: nobody watches what a signal does.
+fn reload_on_signal(certificate: Reloader) -> anyhow::Result<()> {
+    let mut hangup = signal(SignalKind::hangup()).context("cannot catch signals")?;
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            match certificate.reload() {
+                Ok(Certificate { fingerprint, .. }) => {
+                    tracing::info!(%fingerprint, "the certificate was read again; connections from now on get it");
+                }
+                Err(error) => {
+                    let cause = image_server::chain(&error);
+                    tracing::error!(cause, "the certificate was not read again; the one of before stays");
+                }
+            }
+        }
+    });
+    Ok(())
 }
 
 async fn any(interrupt: &mut Signal, terminate: &mut Signal) {

@@ -14,7 +14,7 @@ use tokio_util::task::TaskTracker;
 
 use super::connection;
 use crate::app::App;
-use crate::tls::ServerTls;
+use crate::tls::CurrentTls;
 
 /// The pause after a failed accept, which mostly means that the process has no file descriptors left.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
@@ -22,12 +22,11 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// Serves connections until `stop` is cancelled and those there are have ended or were cut at the deadline.
 pub(super) async fn run(
     app: &Arc<App>,
-    tls: &ServerTls,
+    tls: &CurrentTls,
     router: Router,
     listener: TcpListener,
     stop: CancellationToken,
 ) {
-    let acceptor = TlsAcceptor::from(tls.config.clone());
     let places = Arc::new(Semaphore::new(app.limits.connections));
     let connections = TaskTracker::new();
     let cut = CancellationToken::new();
@@ -45,7 +44,8 @@ pub(super) async fn run(
                 continue;
             }
         };
-        let (acceptor, router, limits) = (acceptor.clone(), router.clone(), app.limits.clone());
+        let acceptor = TlsAcceptor::from(tls.get().config.clone());
+        let (router, limits) = (router.clone(), app.limits.clone());
         let (stop, cut) = (stop.clone(), cut.clone());
         connections.spawn(async move {
             let _place = place;

@@ -74,6 +74,15 @@ impl Serving {
         self.child.id()
     }
 
+    /// Has the process read again what can be changed while it runs.
+    pub(crate) fn reload(&self) {
+        self.signal("-HUP");
+    }
+
+    fn signal(&self, signal: &str) {
+        assert!(Command::new("kill").args([signal, &self.id().to_string()]).status().unwrap().success());
+    }
+
     /// Ends the process where it stands.
     pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
@@ -82,9 +91,18 @@ impl Serving {
 
     /// Asks the process to stop, and waits until it has.
     pub(crate) fn terminate(&mut self) -> ExitStatus {
-        let id = self.child.id().to_string();
-        assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
+        self.signal("-TERM");
         self.child.wait().unwrap()
+    }
+
+    /// Waits until the log has what is looked for.
+    #[track_caller]
+    pub(crate) fn wait_for_log(&self, part: &str) {
+        let begun = Instant::now();
+        while !self.log().contains(part) {
+            assert!(begun.elapsed() < PATIENCE, "no {part:?} in the log: {}", self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     pub(crate) fn log(&self) -> String {

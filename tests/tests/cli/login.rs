@@ -150,7 +150,7 @@ fn without_a_fingerprint_a_self_made_certificate_is_refused_with_what_to_compare
     assert_refused(
         laptop.satchel(["login", &access.url, "--token", &access.token]),
         &[&server.url(), server.fingerprint(), "no authority"],
-        &["satchel-server init", &format!("--fingerprint {}", server.fingerprint())],
+        &["`satchel-server fingerprint DIR`", &format!("--fingerprint {}", server.fingerprint())],
     );
 }
 

@@ -46,8 +46,15 @@ fn the_server_runs_as_a_service_of_the_system() {
     let _ = guest.run(&format!("until [ $(systemctl show -P MainPID {UNIT}) -gt 0 ]; do sleep 1; done"));
     let _ = guest.run("until satchel history work; do sleep 1; done");
 
-    // What it is held to.
+    // A certificate is taken up in place.
     let restarted = main_process(guest);
+    let _ = guest.run(&format!("systemctl reload {UNIT}"));
+    let _ = guest.run(&format!(
+        "until journalctl --no-pager -u {UNIT} -o cat | grep -q 'was read again'; do sleep 1; done"
+    ));
+    assert_eq!(main_process(guest), restarted, "it goes on");
+
+    // What it is held to.
     assert_ne!(restarted, first, "it was started again");
     let status = guest.run(&format!("cat /proc/{restarted}/status"));
     for held in ["NoNewPrivs:\t1", "Seccomp:\t2", "CapEff:\t0000000000000000"] {

@@ -16,6 +16,7 @@ use crate::http::auth::TokenUses;
 use crate::http::body::BodyReader;
 use crate::http::error::ApiError;
 use crate::limits::{JSON_MEMORY_BYTES, Limits, MAX_REQUEST_JSON_BYTES};
+use crate::metrics::Counters;
 use crate::shares::{Share, Shares};
 use crate::storage::Storage;
 
@@ -26,6 +27,7 @@ pub(crate) struct App {
     pub(crate) identity: PublicKey,
     pub(crate) limits: Limits,
     pub(crate) uses: TokenUses,
+    pub(crate) counters: Arc<Counters>,
     /// Connections whose user is known.
     pub(crate) connections: Shares,
     /// Packs being received.
@@ -55,6 +57,7 @@ impl App {
             storage,
             identity,
             uses: TokenUses::default(),
+            counters: Arc::default(),
             connections: Shares::new(limits.connections),
             uploads: Shares::new(limits.uploads),
             uploads_begun: Shares::new(limits.uploads.saturating_add(limits.uploads_waiting)),
@@ -74,6 +77,12 @@ impl App {
         let begun = self.uploads_begun.try_acquire(user).map_err(|_| ApiError::Busy(None))?;
         let turn = self.in_turn(self.uploads.acquire(user, 1)).await?;
         Ok(UploadTurn { _begun: begun, _turn: turn })
+    }
+
+    /// How many packs are being received, and how many wait to be.
+    pub(crate) fn uploads(&self) -> (usize, usize) {
+        let received = self.uploads.taken();
+        (received, self.uploads_begun.taken().saturating_sub(received))
     }
 
     /// Reads a user's body into memory once there is room for it.

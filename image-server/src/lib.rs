@@ -19,6 +19,7 @@ mod identity;
 mod init;
 mod layout;
 mod limits;
+pub mod metrics;
 pub mod mirrors;
 mod pack_check;
 pub mod policy;

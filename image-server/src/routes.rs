@@ -84,6 +84,6 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .merge(with_token)
         .layer(from_fn(api_version::check))
         .layer(from_fn(linger::linger))
-        .layer(from_fn(log::log))
+        .layer(from_fn_with_state(app.counters.clone(), log::log))
         .with_state(app)
 }

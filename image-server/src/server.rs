@@ -7,7 +7,7 @@ mod wire;
 #[cfg(test)]
 mod tests;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use axum::Router;
 use chunk_format::PublicKey;
 use object_store::ObjectStore;
 use tokio::net::TcpListener;
+use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
@@ -22,6 +23,7 @@ use crate::database::{Database, DatabaseError};
 use crate::identity;
 use crate::layout::{DataDir, LayoutError};
 use crate::limits::Limits;
+use crate::metrics::Numbers;
 use crate::routes;
 use crate::storage::{Patience, Storage, StorageError};
 use crate::tls::{Certificate, CurrentTls, Fingerprint, Reloader, TlsError};
@@ -60,6 +62,7 @@ pub struct Config {
 pub struct Server {
     app: Arc<App>,
     tls: Arc<CurrentTls>,
+    root: PathBuf,
 }
 
 /// The certificate in the directory of a server: what one that is started now has, or one that reads it again.
@@ -92,7 +95,7 @@ impl Server {
         if swept.files > 0 {
             tracing::info!(files = swept.files, bytes = swept.bytes, "removed uploads that were cut short");
         }
-        Ok(Self { app: App::new(database, storage, identity, config.limits), tls })
+        Ok(Self { app: App::new(database, storage, identity, config.limits), tls, root: root.to_owned() })
     }
 
     /// What clients check the certificate by.
@@ -110,6 +113,16 @@ impl Server {
         self.app.identity
     }
 
+    /// What [`crate::metrics::serve`] tells of the server while it serves.
+    pub fn numbers(&self) -> Numbers {
+        Numbers {
+            app: self.app.clone(),
+            tls: self.tls.clone(),
+            root: self.root.clone(),
+            turn: Mutex::default(),
+        }
+    }
+
     /// The whole interface, to be asked without a socket.
     pub fn router(&self) -> Router {
         routes::router(self.app.clone())
@@ -118,7 +131,7 @@ impl Server {
     /// Serves connections until `stop` is cancelled; then lets requests in flight finish, for as long as
     /// [`Limits::shutdown_grace`] allows, and closes the database.
     pub async fn serve(self, listener: TcpListener, stop: CancellationToken) {
-        let Self { app, tls } = self;
+        let Self { app, tls, .. } = self;
         accept::run(&app, &tls, routes::router(app.clone()), listener, stop).await;
         app.tasks.close();
         // Each of these tasks is short; a store that hangs must not keep the process for ever.

@@ -50,6 +50,11 @@ impl Shares {
         Ok(Share { _of_user: of_user, _of_all: self.all.clone().try_acquire_owned()? })
     }
 
+    /// Places that are taken, by whomever.
+    pub(crate) fn taken(&self) -> usize {
+        self.count.saturating_sub(self.all.available_permits())
+    }
+
     fn per_user(&self) -> usize {
         self.count.div_ceil(PART_OF_ONE_USER)
     }

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
-use image_server::{Certificate, Config, Reloader, Server};
+use image_server::{Certificate, Config, Reloader, Server, metrics};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -27,6 +27,9 @@ pub(crate) struct Serve {
     /// Address and port to listen on; port 0 takes any free one
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:7440")]
     listen: SocketAddr,
+    /// Serve numbers for Prometheus at http://ADDR:PORT/metrics, on this machine alone; port 0 takes any free one
+    #[arg(long, value_name = "ADDR:PORT")]
+    metrics: Option<SocketAddr>,
     /// How the log on stderr is written
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
@@ -49,6 +52,10 @@ impl Serve {
         let listener =
             TcpListener::bind(self.listen).await.map_err(|error| cannot_listen(self.listen, error))?;
         let address = listener.local_addr().context("cannot tell which port was taken")?;
+        let scraped = match self.metrics {
+            Some(address) => Some(metrics::listen(address).await?),
+            None => None,
+        };
         // Before the first signal can arrive: from here on it ends the server and not the process.
         let stop = stop_on_signals()?;
         reload_on_signal(server.reloader())?;
@@ -59,8 +66,19 @@ impl Serve {
                 "reachable from other machines; clients check the fingerprint {fingerprint}"
             ));
         }
+        let scraping = match scraped {
+            Some(scraped) => {
+                let address = scraped.local_addr().context("cannot tell which port was taken for metrics")?;
+                output::message(&format!("metrics are at http://{address}/metrics"));
+                Some(tokio::spawn(metrics::serve(scraped, server.numbers())))
+            }
+            None => None,
+        };
         output::data(&format!("listening on https://{address}"))?;
         server.serve(listener, stop).await;
+        if let Some(scraping) = scraping {
+            scraping.abort();
+        }
         tracing::info!("stopped");
         Ok(ExitCode::SUCCESS)
     }

@@ -1,4 +1,4 @@
-//! One line for each request, written when its answer has been sent or given up.
+//! One line for each request, written when its answer has been sent or given up. It is counted then, too.
 //!
 //! What a line holds is all that is ever logged of a request: never its headers, its query or its body. `from` is the client's
 //! address, `token` the number of its token in `satchel-server token --list`, if it has a valid one.
@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use axum::Error;
 use axum::body::Body;
-use axum::extract::Request;
+use axum::extract::{Request, State};
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::Response;
@@ -24,6 +24,7 @@ use tracing::{debug, error, info};
 
 use crate::http::auth::Caller;
 use crate::http::error::LoggedCause;
+use crate::metrics::Counters;
 use crate::secret;
 use crate::server::connection::InUse;
 
@@ -32,8 +33,8 @@ const HEADER: HeaderName = HeaderName::from_static("x-request-id");
 const MAX_LOGGED_PATH_BYTES: usize = 200;
 
 /// Names the request, lets it be answered, and logs it.
-pub(crate) async fn log(request: Request, next: Next) -> Response {
-    let mut entry = Entry::new(&request);
+pub(crate) async fn log(State(counters): State<Arc<Counters>>, request: Request, next: Next) -> Response {
+    let mut entry = Entry::new(&request, counters);
     let received = entry.received_bytes.clone();
     let request = request.map(|body| {
         Body::new(body.map_frame(move |frame: Frame<Bytes>| {
@@ -73,10 +74,12 @@ struct Entry {
     ended: bool,
     /// Keeps the connection from counting as idle, and hears whether the answer is taken.
     in_use: Option<InUse>,
+    counters: Arc<Counters>,
 }
 
 impl Entry {
-    fn new(request: &Request) -> Self {
+    fn new(request: &Request, counters: Arc<Counters>) -> Self {
+        counters.begin_request();
         let path = request.uri().path();
         let in_use: Option<InUse> = request.extensions().get().cloned();
         let end = path.len().min(MAX_LOGGED_PATH_BYTES);
@@ -95,6 +98,7 @@ impl Entry {
             expected_bytes: None,
             ended: false,
             in_use,
+            counters,
         }
     }
 
@@ -124,11 +128,12 @@ impl Entry {
 
 impl Drop for Entry {
     fn drop(&mut self) {
+        let (received, sent) = (self.received_bytes.load(Ordering::Relaxed), self.sent_bytes);
+        self.counters.end_request(&self.method, self.status, received, sent);
         let ms = self.started.elapsed().as_millis();
         let status = self.status.map_or(0, |status| status.as_u16());
         let (from, token) = (self.from.map(display), self.caller.as_ref().map(|caller| caller.token.0));
         let user = self.caller.as_ref().map_or("-", |caller| caller.user.as_str());
-        let (received, sent) = (self.received_bytes.load(Ordering::Relaxed), self.sent_bytes);
         let (id, method, path, whole) = (&self.id, &self.method, &self.path, self.is_whole());
         if let Some(cause) = &self.cause {
             let cause = cause.chain();

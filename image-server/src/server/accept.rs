@@ -14,6 +14,7 @@ use tokio_util::task::TaskTracker;
 
 use super::connection;
 use crate::app::App;
+use crate::metrics::OpenConnection;
 use crate::tls::CurrentTls;
 
 /// The pause after a failed accept, which mostly means that the process has no file descriptors left.
@@ -47,8 +48,9 @@ pub(super) async fn run(
         let acceptor = TlsAcceptor::from(tls.get().config.clone());
         let (router, limits) = (router.clone(), app.limits.clone());
         let (stop, cut) = (stop.clone(), cut.clone());
+        let open = OpenConnection::new(&app.counters);
         connections.spawn(async move {
-            let _place = place;
+            let (_place, _open) = (place, open);
             tokio::select! {
                 () = connection::serve(stream, from, acceptor, router, limits, stop) => {}
                 () = cut.cancelled() => {}

@@ -1,4 +1,5 @@
-//! The real program: its commands, its end by kill -9 at any moment, a disk that is really full, and what it logs.
+//! The real program: its commands, its end by kill -9 at any moment, a disk that is really full, and what it
+//! tells of itself.
 
 #![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
@@ -6,6 +7,7 @@ mod certificate;
 mod commands;
 mod crash;
 mod disk;
+mod metrics;
 mod program;
 mod secrets;
 

@@ -106,7 +106,22 @@ impl App {
         headers: &HeaderMap,
         body: Body,
     ) -> Result<T, ApiError> {
-        let body = BodyReader::new(headers, body, what, MAX_REQUEST_JSON_BYTES, &self.limits)?;
+        self.read_json_within(user, what, MAX_REQUEST_JSON_BYTES, headers, body).await
+    }
+
+    /// The same of a body that has a limit of its own.
+    ///
+    /// # Errors
+    /// As [`App::read_json`].
+    pub(crate) async fn read_json_within<T: serde::de::DeserializeOwned>(
+        &self,
+        user: UserId,
+        what: &'static str,
+        limit_bytes: usize,
+        headers: &HeaderMap,
+        body: Body,
+    ) -> Result<T, ApiError> {
+        let body = BodyReader::new(headers, body, what, limit_bytes, &self.limits)?;
         let len = usize::try_from(body.len_bytes()).unwrap_or(usize::MAX);
         let _room = self.in_turn(self.json_memory.acquire(user, len)).await?;
         let bytes = body.read_all().await?;

@@ -71,6 +71,8 @@ pub(crate) const MAX_MISSING_IDS: usize = 65_536;
 pub(crate) const MAX_ALSO: usize = 8;
 /// The longest JSON body of a request, bytes.
 pub(crate) const MAX_REQUEST_JSON_BYTES: usize = 16 << 10;
+/// The longest retention policy, bytes.
+pub(crate) const MAX_POLICY_JSON_BYTES: usize = 1024;
 /// Bytes of all JSON bodies that are held in memory: 512 of the longest. One user has a quarter at most.
 pub(crate) const JSON_MEMORY_BYTES: usize = 8 << 20;
 /// The longest machine's name, bytes: as in a manifest.

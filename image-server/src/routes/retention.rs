@@ -14,6 +14,7 @@ use crate::database::{commit, retention};
 use crate::http::auth::Caller;
 use crate::http::error::ApiError;
 use crate::http::params::{PathParams, QueryParams};
+use crate::limits::MAX_POLICY_JSON_BYTES;
 use crate::retention::Policy;
 use crate::routes::json::fresh;
 
@@ -51,7 +52,8 @@ pub(super) async fn put(
     body: Body,
 ) -> Result<Response, ApiError> {
     query.only(&[])?;
-    let policy = app.read_json(caller.user_id, "a policy", &headers, body).await?;
+    let policy =
+        app.read_json_within(caller.user_id, "a policy", MAX_POLICY_JSON_BYTES, &headers, body).await?;
     set(&app, &caller, &path, Some(policy)).await
 }
 

@@ -241,6 +241,9 @@ async fn a_desktops_owner_decides_what_is_kept_of_it() {
     let answer = world.fixture.put(path, &alice, br#"{"keep_last": 3}"#).await.done(200).json();
     assert_eq!((&answer["own"], &answer["policy"]["keep_daily"]), (&true.into(), &0.into()));
     world.fixture.put(path, &alice, br#"{"keep_all": 3}"#).await.refused(400, "bad_request");
+    let padded = |len: usize| format!("{:len$}", r#"{"keep_last": 3}"#).into_bytes();
+    world.fixture.put(path, &alice, &padded(1024)).await.done(200);
+    world.fixture.put(path, &alice, &padded(1025)).await.refused(413, "too_large");
     world.fixture.put("/v1/desktops/play/retention", &bob, br#"{}"#).await.refused(404, "not_found");
 
     let policy = Some(Policy { keep_last: 1, ..Policy::NONE });

@@ -195,8 +195,8 @@ fn of_remote(error: &RemoteError) -> Option<String> {
         RemoteError::Refused { code, .. } => match code.as_str() {
             "unauthorized" => NEW_TOKEN.to_owned(),
             "forbidden" => "the token's role or user does not allow this; ask the server's operator".to_owned(),
-            "store_full" => "the server has no space left; what was sent is kept, and repeating the command \
-                 continues once there is some"
+            "store_full" => "tell the server's operator; once there is space, repeating the command continues from what was \
+                 stored before"
                 .to_owned(),
             "busy" | "store_unreachable" => "try again in a moment".to_owned(),
             "internal" => "tell the server's operator: the server's log has the cause, and `satchel-server verify` \

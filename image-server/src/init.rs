@@ -118,6 +118,7 @@ fn begin(dir: &DataDir) -> Result<File, LayoutError> {
     refuse_finished(dir)?;
     let mut entries = fs::read_dir(root).map_err(io_error("list", root))?;
     if entries.next().is_some() && !dir.unfinished().exists() {
+        dir.refuse_without_marker()?;
         return Err(LayoutError::NotEmpty { path: root.to_owned() });
     }
     fs::set_permissions(root, fs::Permissions::from_mode(0o700)).map_err(io_error("restrict", root))?;

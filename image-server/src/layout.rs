@@ -35,6 +35,17 @@ pub enum LayoutError {
         /// The directory.
         path: PathBuf,
     },
+    /// What says that a server is here is not, and the rest is.
+    #[error(
+        "{} has a server's {found} and no server.json, without which nothing here is used: restore that file from a backup of \
+         the directory", path.display()
+    )]
+    MarkerLost {
+        /// The directory.
+        path: PathBuf,
+        /// What of a server is there.
+        found: &'static str,
+    },
     /// `init` was cut short here.
     #[error(
         "the initialisation of {} was not finished: run `satchel-server init {}` again, with the options it had",
@@ -65,7 +76,7 @@ pub enum LayoutError {
     /// Made by another program, or a newer one.
     #[error(
         "{} says format {format:?}, version {version}; this program knows {FORMAT:?}, versions {VERSION} and \
-         {VERSION_WITH_BUCKET}", path.display()
+         {VERSION_WITH_BUCKET}: use the one that wrote it, or a newer one", path.display()
     )]
     Unknown {
         /// The marker file.
@@ -131,7 +142,7 @@ impl DataDir {
     /// Takes a directory that `init` has finished.
     ///
     /// # Errors
-    /// `NotInitialised`, `Unfinished`, `Unknown`, `Invalid` or `Io`.
+    /// `NotInitialised`, `MarkerLost`, `Unfinished`, `Unknown`, `Invalid` or `Io`.
     pub(crate) fn open(root: &Path) -> Result<Self, LayoutError> {
         let dir = Self::new(root);
         let path = dir.marker();
@@ -139,20 +150,30 @@ impl DataDir {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let path = root.to_owned();
-                let unfinished = dir.unfinished().exists();
-                return Err(if unfinished {
-                    LayoutError::Unfinished { path }
-                } else {
-                    LayoutError::NotInitialised { path }
-                });
+                if dir.unfinished().exists() {
+                    return Err(LayoutError::Unfinished { path });
+                }
+                dir.refuse_without_marker()?;
+                return Err(LayoutError::NotInitialised { path });
             }
             Err(source) => return Err(io_error("read", &path)(source)),
         };
         let marker: Marker = serde_json::from_slice(&text)
             .map_err(|error| LayoutError::Invalid { path: path.clone(), reason: error.to_string() })?;
         let Marker { format, version, bucket } = marker;
-        if format != FORMAT || version != version_of(bucket.as_ref()) {
+        if format != FORMAT || ![VERSION, VERSION_WITH_BUCKET].contains(&version) {
             return Err(LayoutError::Unknown { path, format, version });
+        }
+        if version != version_of(bucket.as_ref()) {
+            let reason = match bucket {
+                None => format!(
+                    "it is of version {version}, of servers with their objects in a bucket, and names no bucket"
+                ),
+                Some(_) => format!(
+                    "it is of version {version}, of servers with their objects in the directory, and names a bucket"
+                ),
+            };
+            return Err(LayoutError::Invalid { path, reason: format!("{reason}: restore it from a backup") });
         }
         Ok(dir.with_bucket(bucket))
     }
@@ -196,6 +217,22 @@ impl DataDir {
 
     pub(crate) fn objects(&self) -> PathBuf {
         self.root.join("objects")
+    }
+
+    /// Refuses a directory without a marker that has what is a server's all the same.
+    ///
+    /// # Errors
+    /// `MarkerLost`.
+    pub(crate) fn refuse_without_marker(&self) -> Result<(), LayoutError> {
+        let parts = [
+            (self.database(), "database.sqlite"),
+            (self.identity_key(), "identity.key"),
+            (self.objects(), "objects"),
+        ];
+        match parts.into_iter().find(|(part, _)| part.exists()) {
+            Some((_, found)) => Err(LayoutError::MarkerLost { path: self.root.clone(), found }),
+            None => Ok(()),
+        }
     }
 
     /// Marks the directory as a finished server's, durably: the last step of `init`.
@@ -252,11 +289,12 @@ mod tests {
         assert!(matches!(DataDir::open(temp.path()).unwrap_err(), LayoutError::Unfinished { .. }));
         dir.write_marker().unwrap();
         DataDir::open(temp.path()).unwrap();
-        for version in [2, 3] {
+        let opened_as = |version: u64| {
             fs::write(dir.marker(), format!(r#"{{"format":"satchel-server","version":{version}}}"#)).unwrap();
-            let error = DataDir::open(temp.path()).unwrap_err();
-            assert!(matches!(error, LayoutError::Unknown { version: found, .. } if found == version));
-        }
+            DataDir::open(temp.path()).unwrap_err()
+        };
+        assert!(matches!(opened_as(3), LayoutError::Unknown { version: 3, .. }));
+        assert!(matches!(opened_as(2), LayoutError::Invalid { .. }));
         fs::write(dir.marker(), "").unwrap();
         assert!(matches!(DataDir::open(temp.path()).unwrap_err(), LayoutError::Invalid { .. }));
     }
@@ -273,6 +311,6 @@ mod tests {
         );
         assert_eq!(DataDir::open(temp.path()).unwrap().bucket(), Some(&bucket));
         fs::write(temp.path().join("server.json"), text.replace("\"version\":2", "\"version\":1")).unwrap();
-        assert!(matches!(DataDir::open(temp.path()).unwrap_err(), LayoutError::Unknown { version: 1, .. }));
+        assert!(matches!(DataDir::open(temp.path()).unwrap_err(), LayoutError::Invalid { .. }));
     }
 }

@@ -72,7 +72,7 @@ pub(crate) enum ApiError {
     HeadTooLarge { fields: usize, limit: usize },
     #[error("the server is busy: try again in {RETRY_AFTER_S} s")]
     Busy(#[source] Option<Cause>),
-    #[error("the server has no space left: nothing was stored, and what was stored before is safe")]
+    #[error("the server has no space left: this request stored nothing; what was stored before is kept")]
     StoreFull(#[source] Cause),
     #[error(
         "cannot reach what the server keeps its objects in: what was stored is safe; try again in {RETRY_AFTER_S} s"

@@ -126,6 +126,28 @@ fn a_change_of_the_servers_policy_is_told() {
 }
 
 #[test]
+fn a_directory_without_its_server_json_is_told_what_it_lacks() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("server");
+    init(&dir);
+    let marker = dir.join("server.json");
+    for (version, part) in
+        [("2", "names no bucket"), ("1,\"bucket\":{\"bucket\":\"b\",\"prefix\":\"\"}", "names a bucket")]
+    {
+        std::fs::write(&marker, format!("{{\"format\":\"satchel-server\",\"version\":{version}}}")).unwrap();
+        let message = refused(&run(&["serve", text(&dir)]), 1);
+        assert!(message.contains(part) && message.contains("backup"), "{message}");
+        assert!(!message.contains("this program knows"), "{message}");
+    }
+    std::fs::remove_file(&marker).unwrap();
+    for command in ["serve", "init", "verify"] {
+        let message = refused(&run(&[command, text(&dir)]), 1);
+        assert!(message.contains("server.json") && message.contains("backup"), "{message}");
+        assert!(!message.contains("satchel-server init"), "{message}");
+    }
+}
+
+#[test]
 fn serve_ends_well_when_asked_and_says_why_it_cannot_begin() {
     let temp = tempfile::tempdir().unwrap();
     let dir = temp.path().join("server");

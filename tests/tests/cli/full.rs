@@ -282,8 +282,8 @@ fn a_server_whose_store_is_full_says_so_and_publishing_goes_on_later() {
         || publisher.satchel(["publish".as_ref(), disk.as_os_str(), "--image".as_ref(), "golden".as_ref()]);
     assert_refused(
         publish(),
-        &["space"],
-        &["the server has no space left", "repeating the command continues"],
+        &["no space left", "this request stored nothing", "what was stored before is kept"],
+        &["once there is space", "repeating the command continues from what was stored before"],
     );
     server.verify();
     small.resize(128 << 20);

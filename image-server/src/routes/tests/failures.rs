@@ -212,7 +212,8 @@ async fn a_full_database_is_told_reads_go_on_and_writes_do_when_there_is_room() 
     // More chunks than the pages that are there have room for.
     let pack = testing::pack_of_size(1000..9000, chunk_format::ChunkSize::new(4096).unwrap());
     let path = format!("/v1/data/image/debian/packs/{}", pack.id);
-    fixture.put(&path, publisher, &pack.bytes).await.refused(507, "store_full");
+    let message = fixture.put(&path, publisher, &pack.bytes).await.refused(507, "store_full");
+    assert!(message.ends_with("this request stored nothing; what was stored before is kept"), "{message}");
     fixture.get(&path, alice).await.refused(404, "not_found");
     let path = format!("/v1/data/image/debian/packs/{}", fixture.image.pack);
     fixture.get(&path, alice).await.done(200);

@@ -26,6 +26,9 @@ const MAX_BLOCKING_THREADS: usize = 64;
 #[derive(Parser)]
 #[command(name = "satchel-server", version, max_term_width = 100)]
 pub(crate) struct Arguments {
+    /// Print results as one JSON value
+    #[arg(long, global = true)]
+    json: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -48,17 +51,18 @@ enum Command {
 /// Runs one command; what it prints is its own affair.
 pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let runtime = runtime().context("cannot start threads")?;
+    let Arguments { json, command } = arguments;
     runtime.block_on(async {
-        match arguments.command {
-            Command::Init(command) => command.run().await,
-            Command::Serve(command) => command.run().await,
-            Command::Fingerprint(command) => command.run(),
-            Command::Token(command) => command.run().await,
-            Command::Mirror(command) => command.run().await,
-            Command::Retention(command) => command.run().await,
-            Command::Gc(command) => command.run().await,
-            Command::Verify(command) => command.run().await,
-            Command::Policy(command) => command.run().await,
+        match command {
+            Command::Init(command) => command.run(json).await,
+            Command::Serve(command) => command.run(json).await,
+            Command::Fingerprint(command) => command.run(json),
+            Command::Token(command) => command.run(json).await,
+            Command::Mirror(command) => command.run(json).await,
+            Command::Retention(command) => command.run(json).await,
+            Command::Gc(command) => command.run(json).await,
+            Command::Verify(command) => command.run(json).await,
+            Command::Policy(command) => command.run(json).await,
             Command::Completions(command) => command.run(Arguments::command()),
             Command::Man(command) => command.run(Arguments::command()),
         }

@@ -17,16 +17,13 @@ use super::output;
 pub(crate) struct Fingerprint {
     /// The server's directory
     dir: PathBuf,
-    /// Print one JSON value
-    #[arg(long)]
-    json: bool,
 }
 
 impl Fingerprint {
-    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+    pub(crate) fn run(self, json: bool) -> anyhow::Result<ExitCode> {
         let Certificate { fingerprint, valid_until_ms } = certificate(&self.dir)?;
         let fingerprint = fingerprint.to_string();
-        if self.json {
+        if json {
             output::json(&json!({ "fingerprint": fingerprint, "valid_until_ms": valid_until_ms }))?;
         } else {
             output::data(&format!("fingerprint: {fingerprint}"))?;

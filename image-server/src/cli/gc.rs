@@ -33,16 +33,13 @@ pub(crate) struct Gc {
     /// Say what would be done, and change nothing
     #[arg(long)]
     dry_run: bool,
-    /// Print one JSON value
-    #[arg(long)]
-    json: bool,
 }
 
 impl Gc {
-    pub(crate) async fn run(self) -> anyhow::Result<ExitCode> {
+    pub(crate) async fn run(self, json: bool) -> anyhow::Result<ExitCode> {
         let options = Options { grace: HOUR * self.grace, dry_run: self.dry_run, leftovers: self.leftovers };
         let report = gc::collect(&self.dir, options, Arc::new(Told(Shown::new("looking through")))).await?;
-        if self.json {
+        if json {
             output::json(&report)?;
         } else {
             for line in lines(&report, self.grace) {

@@ -30,13 +30,10 @@ pub(crate) struct Init {
     /// The bucket's region [default: that of AWS_REGION or AWS_DEFAULT_REGION now, else us-east-1]
     #[arg(long, value_name = "REGION", requires = "bucket")]
     bucket_region: Option<String>,
-    /// Print one JSON value
-    #[arg(long)]
-    json: bool,
 }
 
 impl Init {
-    pub(crate) async fn run(self) -> anyhow::Result<ExitCode> {
+    pub(crate) async fn run(self, json: bool) -> anyhow::Result<ExitCode> {
         let bucket = self.bucket()?;
         if let Some(bucket) = &bucket {
             // Some MiB over whatever link there is.
@@ -44,7 +41,7 @@ impl Init {
         }
         let made = image_server::init(&self.dir, &self.names, bucket).await?;
         let (token, fingerprint) = (made.token.reveal(), made.fingerprint.to_string());
-        if self.json {
+        if json {
             output::json(&json!({ "token": token, "fingerprint": fingerprint, "server": made.server }))?;
         } else {
             output::data(&format!("token: {token}"))?;

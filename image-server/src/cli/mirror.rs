@@ -22,15 +22,12 @@ pub(crate) struct Mirror {
     /// A host that no longer does
     #[arg(long, value_name = "URL")]
     remove: Vec<String>,
-    /// Print one JSON value
-    #[arg(long)]
-    json: bool,
 }
 
 impl Mirror {
-    pub(crate) async fn run(self) -> anyhow::Result<ExitCode> {
+    pub(crate) async fn run(self, json: bool) -> anyhow::Result<ExitCode> {
         let mirrors = mirrors::change(&self.dir, &self.image, &self.add, &self.remove).await?;
-        if self.json {
+        if json {
             output::json(&mirrors)?;
         } else if mirrors.is_empty() {
             output::message(&format!("image {} has no mirrors", self.image));

@@ -23,15 +23,12 @@ pub(crate) struct Policy {
     /// How often a machine syncs a desktop in use by itself, unless its person says otherwise; 0 for never
     #[arg(long, value_name = "MINUTES", value_parser = clap::value_parser!(u32).range(0..=i64::from(policy::MAX_SYNC_EVERY_MINUTES)))]
     sync_every: Option<u32>,
-    /// Print one JSON value
-    #[arg(long)]
-    json: bool,
 }
 
 impl Policy {
-    pub(crate) async fn run(self) -> anyhow::Result<ExitCode> {
+    pub(crate) async fn run(self, json: bool) -> anyhow::Result<ExitCode> {
         let policy = policy::change(&self.dir, self.lease_days, self.after_expiry, self.sync_every).await?;
-        if self.json {
+        if json {
             output::json(&policy)?;
         } else {
             let after = match policy.after_expiry {

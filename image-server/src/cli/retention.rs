@@ -43,13 +43,10 @@ pub(crate) struct Retention {
     /// Say what would be pruned, and change nothing
     #[arg(long)]
     dry_run: bool,
-    /// Print one JSON value
-    #[arg(long)]
-    json: bool,
 }
 
 impl Retention {
-    pub(crate) async fn run(self) -> anyhow::Result<ExitCode> {
+    pub(crate) async fn run(self, json: bool) -> anyhow::Result<ExitCode> {
         let given = [self.keep_last, self.keep_hourly, self.keep_daily, self.keep_weekly];
         let policy = given.iter().any(Option::is_some).then(|| Policy {
             keep_last: self.keep_last.unwrap_or(0),
@@ -68,7 +65,7 @@ impl Retention {
         let only = self.image.map(Namespace::Image).or(self.user.map(Namespace::User));
         let wish = Pruning { policy, set: self.set, only, dry_run: self.dry_run };
         let report = retention::prune(&self.dir, &wish).await?;
-        if self.json {
+        if json {
             output::json(&report)?;
         } else {
             for line in lines(&report) {

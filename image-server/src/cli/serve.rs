@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use image_server::{Certificate, Config, Reloader, Server, metrics};
+use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -46,7 +47,7 @@ enum LogFormat {
 }
 
 impl Serve {
-    pub(crate) async fn run(self) -> anyhow::Result<ExitCode> {
+    pub(crate) async fn run(self, json: bool) -> anyhow::Result<ExitCode> {
         start_log(self.log_format, self.log);
         let server = Server::open(&self.dir, Config::default()).await?;
         let listener =
@@ -66,15 +67,24 @@ impl Serve {
                 "reachable from other machines; clients check the fingerprint {fingerprint}"
             ));
         }
-        let scraping = match scraped {
+        let (metrics_url, scraping) = match scraped {
             Some(scraped) => {
                 let address = scraped.local_addr().context("cannot tell which port was taken for metrics")?;
-                output::message(&format!("metrics are at http://{address}/metrics"));
-                Some(tokio::spawn(metrics::serve(scraped, server.numbers())))
+                let url = format!("http://{address}/metrics");
+                output::message(&format!("metrics are at {url}"));
+                (Some(url), Some(tokio::spawn(metrics::serve(scraped, server.numbers()))))
             }
-            None => None,
+            None => (None, None),
         };
-        output::data(&format!("listening on https://{address}"))?;
+        let url = format!("https://{address}");
+        if json {
+            let fingerprint = fingerprint.to_string();
+            output::json(
+                &json!({ "url": url, "fingerprint": fingerprint, "server": identity, "metrics": metrics_url }),
+            )?;
+        } else {
+            output::data(&format!("listening on {url}"))?;
+        }
         server.serve(listener, stop).await;
         if let Some(scraping) = scraping {
             scraping.abort();

@@ -37,18 +37,18 @@ pub(crate) struct Token {
     /// Revoke the token with this number of the list
     #[arg(long, value_name = "ID", conflicts_with_all = ["user", "role", "label", "expires_days"])]
     revoke: Option<i64>,
-    /// Print one JSON value
-    #[arg(long)]
-    json: bool,
 }
 
 impl Token {
-    pub(crate) async fn run(self) -> anyhow::Result<ExitCode> {
+    pub(crate) async fn run(self, json: bool) -> anyhow::Result<ExitCode> {
         if self.list {
-            return self.print_list().await;
+            return self.print_list(json).await;
         }
         if let Some(id) = self.revoke {
             tokens::revoke(&self.dir, id).await?;
+            if json {
+                output::json(&json!({ "revoked": id }))?;
+            }
             output::message(&format!("token {id} is revoked"));
             return Ok(ExitCode::SUCCESS);
         }
@@ -58,7 +58,7 @@ impl Token {
         let expires_ms = self.expires_days.map(|days| now_ms() + i64::from(days) * DAY_MS);
         let new = NewToken { user, role, label: self.label, expires_ms };
         let token = tokens::issue(&self.dir, &new).await?;
-        if self.json {
+        if json {
             output::json(&json!({ "token": token.reveal(), "expires_ms": expires_ms }))?;
         } else {
             output::data(token.reveal())?;
@@ -66,9 +66,9 @@ impl Token {
         Ok(ExitCode::SUCCESS)
     }
 
-    async fn print_list(&self) -> anyhow::Result<ExitCode> {
+    async fn print_list(&self, json: bool) -> anyhow::Result<ExitCode> {
         let listed = tokens::list(&self.dir).await?;
-        if self.json {
+        if json {
             output::json(&json!({ "tokens": listed }))?;
         } else {
             for line in table(&listed) {

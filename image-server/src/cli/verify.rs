@@ -16,17 +16,14 @@ use super::progress::{Shown, Steps};
 pub(crate) struct Verify {
     /// The server's directory
     dir: PathBuf,
-    /// Print one JSON value
-    #[arg(long)]
-    json: bool,
 }
 
 impl Verify {
-    pub(crate) async fn run(self) -> anyhow::Result<ExitCode> {
+    pub(crate) async fn run(self, json: bool) -> anyhow::Result<ExitCode> {
         let progress = Told(Shown::new("checking"));
         let report = verify(&self.dir, &progress).await?;
         drop(progress);
-        if self.json {
+        if json {
             output::json(&report)?;
         } else {
             for line in lines(&report) {

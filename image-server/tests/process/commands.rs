@@ -148,6 +148,29 @@ fn a_directory_without_its_server_json_is_told_what_it_lacks() {
 }
 
 #[test]
+fn json_is_asked_for_anywhere() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("server");
+    let json = |arguments: &[&str]| -> serde_json::Value {
+        let printed = said(arguments);
+        assert_eq!(printed.lines().count(), 1, "{printed}");
+        serde_json::from_str(&printed).unwrap()
+    };
+    let made = json(&["--json", "init", text(&dir)]);
+    assert!(made["token"].is_string());
+    for arguments in
+        [["--json", "policy", text(&dir)], ["policy", "--json", text(&dir)], ["policy", text(&dir), "--json"]]
+    {
+        assert_eq!(json(&arguments)["lease_days"], 7);
+    }
+    assert_eq!(json(&["--json", "token", text(&dir), "--revoke", "1"]), serde_json::json!({ "revoked": 1 }));
+    let serving = Serving::start(&dir, &["--json"]);
+    let printed: serde_json::Value = serde_json::from_str(&serving.printed()).unwrap();
+    assert_eq!(printed["url"], serving.url);
+    assert_eq!(printed["fingerprint"], made["fingerprint"]);
+}
+
+#[test]
 fn serve_ends_well_when_asked_and_says_why_it_cannot_begin() {
     let temp = tempfile::tempdir().unwrap();
     let dir = temp.path().join("server");

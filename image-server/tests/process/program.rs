@@ -60,8 +60,8 @@ impl Serving {
         let begun = Instant::now();
         loop {
             let printed = std::fs::read_to_string(&out).unwrap();
-            if let Some(line) = printed.lines().find_map(|line| line.strip_prefix("listening on ")) {
-                return Self { child, url: line.to_owned(), log: log.to_owned() };
+            if let Some(url) = printed.lines().find_map(where_it_listens) {
+                return Self { child, url, log: log.to_owned() };
             }
             let ended = child.try_wait().unwrap();
             let log = || std::fs::read_to_string(log).unwrap();
@@ -105,11 +105,22 @@ impl Serving {
         }
     }
 
+    /// What it printed as data.
+    pub(crate) fn printed(&self) -> String {
+        std::fs::read_to_string(self.log.with_extension("out")).unwrap()
+    }
+
     pub(crate) fn log(&self) -> String {
         let mut log = String::new();
         File::open(&self.log).unwrap().read_to_string(&mut log).unwrap();
         log
     }
+}
+
+/// Where a server says that it listens, in a whole line of either form.
+fn where_it_listens(line: &str) -> Option<String> {
+    let told = || serde_json::from_str::<serde_json::Value>(line).ok()?["url"].as_str().map(str::to_owned);
+    line.strip_prefix("listening on ").map(str::to_owned).or_else(told)
 }
 
 impl Drop for Serving {

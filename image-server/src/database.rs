@@ -10,6 +10,7 @@ pub(crate) mod garbage;
 pub(crate) mod leases;
 pub(crate) mod mirrors;
 pub(crate) mod namespaces;
+mod opening;
 pub(crate) mod packs;
 pub(crate) mod profiles;
 pub(crate) mod retention;
@@ -20,24 +21,12 @@ pub(crate) mod starts;
 pub(crate) mod tokens;
 pub(crate) mod versions;
 
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::PathBuf;
 
 use chunk_format::PublicKey;
-use sqlx::migrate::{MigrateError, Migrator};
-use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
-};
-use sqlx::{Connection as _, Sqlite, SqliteConnection, Transaction};
-
-static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
-
-const READERS: u32 = 6;
-/// Page cache of one connection, KiB.
-const CACHE_KIB: u32 = 4096;
-const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a request waits for a connection before the server counts as busy.
-const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(20);
+use sqlx::migrate::MigrateError;
+use sqlx::sqlite::SqlitePool;
+use sqlx::{Sqlite, SqliteConnection, Transaction};
 
 /// SQLite's result codes this module tells apart (<https://sqlite.org/rescode.html>).
 const SQLITE_BUSY: i32 = 5;
@@ -56,6 +45,16 @@ pub enum DatabaseError {
         /// Why not.
         #[source]
         source: sqlx::Error,
+    },
+    /// There is a file, and no database in it that `init` made.
+    #[error(
+        "the database {} is empty: it has none of a server's tables. Nothing was changed; restore it from a backup, with \
+         the -wal file beside it if there is one",
+        path.display()
+    )]
+    Empty {
+        /// The database file.
+        path: PathBuf,
     },
     /// The tables were made by a newer program.
     #[error("the database {} was made by a newer satchel-server: use that one", path.display())]
@@ -132,40 +131,6 @@ pub(crate) struct Database {
 }
 
 impl Database {
-    /// Opens a database and brings its tables up to date.
-    pub(crate) async fn open(path: &Path) -> Result<Self, DatabaseError> {
-        Self::connect(path, false).await
-    }
-
-    /// Makes a database where there is none.
-    pub(crate) async fn create(path: &Path) -> Result<Self, DatabaseError> {
-        Self::connect(path, true).await
-    }
-
-    async fn connect(path: &Path, create: bool) -> Result<Self, DatabaseError> {
-        let options = SqliteConnectOptions::new()
-            .filename(path)
-            .create_if_missing(create)
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
-            .foreign_keys(true)
-            .busy_timeout(BUSY_TIMEOUT)
-            .pragma("cache_size", format!("-{CACHE_KIB}"));
-        let open = |source| DatabaseError::Open { path: path.to_owned(), source };
-        let pool = SqlitePoolOptions::new()
-            .acquire_timeout(ACQUIRE_TIMEOUT)
-            .test_before_acquire(false)
-            .after_release(|connection, _| Box::pin(has_ended_its_transaction(connection)));
-        let writer = pool.clone().max_connections(1).connect_with(options.clone()).await.map_err(open)?;
-        MIGRATIONS.run(&writer).await.map_err(|source| match source {
-            MigrateError::VersionMissing(_) => DatabaseError::Newer { path: path.to_owned() },
-            source => DatabaseError::Migrate { path: path.to_owned(), source },
-        })?;
-        let reading = options.create_if_missing(false).pragma("query_only", "ON");
-        let readers = pool.max_connections(READERS).connect_with(reading).await.map_err(open)?;
-        Ok(Self { readers, writer })
-    }
-
     /// Connections to ask questions on.
     pub(crate) fn readers(&self) -> &SqlitePool {
         &self.readers
@@ -230,14 +195,6 @@ impl Database {
     }
 }
 
-/// Whether a connection can be used again. When a disk is full or fails, SQLite ends the transaction by itself: sqlx then has
-/// nothing to roll back, goes on taking it for open, and begins no other.
-async fn has_ended_its_transaction(connection: &mut SqliteConnection) -> Result<bool, sqlx::Error> {
-    // The rollback of a transaction that was dropped waits for its turn before this.
-    connection.ping().await?;
-    Ok(!connection.is_in_transaction())
-}
-
 /// Ends a transaction well.
 pub(crate) async fn commit(transaction: Transaction<'static, Sqlite>) -> Result<(), DatabaseError> {
     transaction.commit().await.map_err(failed("commit a transaction"))
@@ -271,23 +228,9 @@ pub(crate) type Connection = SqliteConnection;
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::time::Duration;
 
-    #[tokio::test]
-    async fn a_database_of_a_newer_program_is_refused() {
-        let temp = tempfile::tempdir().unwrap();
-        let path = temp.path().join("database.sqlite");
-        let database = Database::create(&path).await.unwrap();
-        let mut tx = database.begin().await.unwrap();
-        sqlx::query("INSERT INTO _sqlx_migrations VALUES (9999, 'later', 0, 1, x'00', 1)")
-            .execute(&mut *tx)
-            .await
-            .unwrap();
-        commit(tx).await.unwrap();
-        database.close().await;
-        let error = Database::open(&path).await.unwrap_err();
-        assert!(matches!(error, DatabaseError::Newer { .. }), "{error}");
-    }
+    use super::*;
 
     #[tokio::test]
     async fn a_full_disk_is_told_apart_and_reads_go_on() {
@@ -337,12 +280,5 @@ mod tests {
             .unwrap();
         commit(tx).await.unwrap();
         assert_eq!(count().await, before + 1);
-    }
-
-    #[tokio::test]
-    async fn a_missing_database_is_not_made_by_opening_it() {
-        let temp = tempfile::tempdir().unwrap();
-        let error = Database::open(&temp.path().join("database.sqlite")).await.unwrap_err();
-        assert!(matches!(error, DatabaseError::Open { .. }), "{error}");
     }
 }

@@ -68,6 +68,16 @@ pub enum GcError {
         /// What is wrong with it.
         reason: String,
     },
+    /// The database knows of nothing that was ever stored, and the store is not empty.
+    #[error(
+        "the database knows of no pack and no version, and {object} is in the store: nothing was changed, since this looks as if the \
+         database were not the one that belongs to these objects. Restore it from a backup; if it is a new server's, on which \
+         an upload was cut short, publish something first"
+    )]
+    Stranger {
+        /// An object's path in the store.
+        object: String,
+    },
     /// The run was cut short where a test wanted it.
     #[cfg(test)]
     #[error("cut short")]
@@ -236,6 +246,9 @@ impl Run {
 
     /// Deletes what was condemned in earlier runs, then condemns.
     pub(crate) async fn collect(&mut self) -> Result<Report, GcError> {
+        if self.options.leftovers {
+            self.refuse_strangers().await?;
+        }
         self.sweep().await?;
         self.condemn().await?;
         if !self.options.dry_run {

@@ -52,6 +52,14 @@ pub(crate) struct Old {
     pub(crate) uncommitted_ms: i64,
 }
 
+/// Whether anything that was stored is known: a pack, or a version, be it pruned.
+pub(crate) async fn knows_objects(executor: impl SqliteExecutor<'_>) -> Result<bool, DatabaseError> {
+    sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM packs) OR EXISTS (SELECT 1 FROM versions)")
+        .fetch_one(executor)
+        .await
+        .map_err(failed("look whether anything is stored"))
+}
+
 /// Segments that count and are old, after this row.
 pub(crate) async fn old_segments(
     executor: impl SqliteExecutor<'_>,

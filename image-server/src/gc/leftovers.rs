@@ -7,7 +7,7 @@ use futures_util::StreamExt;
 
 use super::{GcError, Part, Run};
 use crate::cause::chain;
-use crate::database::commit;
+use crate::database::{commit, garbage};
 use crate::presence;
 use crate::server::STAGING_KEPT;
 use crate::storage::ObjectKey;
@@ -16,6 +16,21 @@ use crate::storage::ObjectKey;
 const OBJECTS_AT_ONCE: u32 = 64;
 
 impl Run {
+    /// Refuses to look for leftovers where all would be taken for some: a database that is not the one of these objects.
+    pub(super) async fn refuse_strangers(&self) -> Result<(), GcError> {
+        if garbage::knows_objects(self.database.readers()).await? {
+            return Ok(());
+        }
+        let mut listing = self.storage.list();
+        while let Some(found) = listing.next().await {
+            let object = found?.location.to_string();
+            if ObjectKey::parse(&object).is_some() {
+                return Err(GcError::Stranger { object });
+            }
+        }
+        Ok(())
+    }
+
     /// Looks at every object of the store and removes those that were written long ago and have no row. Whoever writes
     /// an object before its row writes it within a day of it, and looks for it again in the row's transaction.
     pub(super) async fn sweep_leftovers(&mut self) -> Result<(), GcError> {

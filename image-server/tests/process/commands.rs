@@ -218,3 +218,43 @@ async fn verify_tells_clean_from_damaged() {
     assert_eq!(asker.put(&path, pack.bytes).await.unwrap(), 200);
     said(&["verify", text(&dir)]);
 }
+
+#[tokio::test]
+async fn a_database_that_was_lost_is_not_taken_for_a_new_one() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("server");
+    let token = init(&dir);
+    let pack = crate::testing::pack(0..5);
+    let path = format!("/v1/data/image/debian/packs/{}", pack.id);
+    let mut serving = Serving::start(&dir, &[]);
+    assert_eq!(Asker::new(&dir, &serving, &token).put(&path, pack.bytes).await.unwrap(), 201);
+    assert_eq!(serving.terminate().code(), Some(0));
+    let file = dir.join(path.replacen("/v1/data", "objects", 1));
+    let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(90 * 86_400);
+    std::fs::File::options().write(true).open(&file).unwrap().set_modified(long_ago).unwrap();
+
+    let database = dir.join("database.sqlite");
+    std::fs::write(&database, "").unwrap();
+    for arguments in [
+        &["serve", text(&dir), "--listen", "127.0.0.1:0"][..],
+        &["verify", text(&dir)],
+        &["gc", text(&dir), "--leftovers"],
+        &["retention", text(&dir)],
+        &["policy", text(&dir)],
+        &["mirror", text(&dir), "debian"],
+        &["token", text(&dir), "--list"],
+    ] {
+        let message = refused(&run(arguments), 1);
+        assert!(message.contains("is empty") && message.contains("backup"), "{arguments:?}: {message}");
+    }
+    assert_eq!(database.metadata().unwrap().len(), 0);
+    // One that `init` made, and not for these objects.
+    let other = temp.path().join("other");
+    init(&other);
+    std::fs::copy(other.join("database.sqlite"), &database).unwrap();
+    for more in [&["--leftovers"][..], &["--leftovers", "--dry-run"]] {
+        let message = refused(&run(&[&["gc", text(&dir)], more].concat()), 1);
+        assert!(message.contains("the database knows of no pack and no version"), "{message}");
+    }
+    assert!(file.exists());
+}

@@ -91,7 +91,8 @@ pub struct Options {
     pub grace: Duration,
     /// Whether to change nothing.
     pub dry_run: bool,
-    /// Whether to look through the whole store for objects that crashes left without rows.
+    /// Whether to look through the whole store for objects that crashes left without rows: those older than the grace, and
+    /// than a day.
     pub leftovers: bool,
 }
 
@@ -251,15 +252,17 @@ impl Run {
         }
         self.sweep().await?;
         self.condemn().await?;
-        if !self.options.dry_run {
-            match self.storage.sweep_staging(Some(STAGING_KEPT)).await {
-                Ok(unfinished) => self.report.unfinished = unfinished,
-                // What was done before is done, and is told.
-                Err(error) => self.report.unlisted = Some(chain(&error)),
-            }
-            if self.options.leftovers {
-                self.sweep_leftovers().await?;
-            }
+        let unfinished = match self.options.dry_run {
+            true => self.storage.count_staging(Some(STAGING_KEPT)).await,
+            false => self.storage.sweep_staging(STAGING_KEPT).await,
+        };
+        match unfinished {
+            Ok(unfinished) => self.report.unfinished = unfinished,
+            // What was done before is done, and is told.
+            Err(error) => self.report.unlisted = Some(chain(&error)),
+        }
+        if self.options.leftovers {
+            self.sweep_leftovers().await?;
         }
         Ok(self.report.clone())
     }

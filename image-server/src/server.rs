@@ -91,7 +91,7 @@ impl Server {
         let lock = dir.lock()?;
         let database = Database::open(&dir.database()).await?;
         drop(lock);
-        let swept = storage.sweep_staging(Some(STAGING_KEPT)).await?;
+        let swept = storage.sweep_staging(STAGING_KEPT).await?;
         if swept.files > 0 {
             tracing::info!(files = swept.files, bytes = swept.bytes, "removed uploads that were cut short");
         }

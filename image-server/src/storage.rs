@@ -265,11 +265,20 @@ impl Storage {
             .boxed()
     }
 
-    /// Counts what uploads that were cut short left in the staging place; removes what is older than `older_than`.
-    pub(crate) async fn sweep_staging(
+    /// Counts what uploads that were cut short left in the staging place: all of it, or what is older than `older_than`.
+    pub(crate) async fn count_staging(
         &self,
         older_than: Option<Duration>,
     ) -> Result<Leftovers, StorageError> {
+        self.staged(older_than, false).await
+    }
+
+    /// Removes what uploads that were cut short left in the staging place and is older than `older_than`, and counts it.
+    pub(crate) async fn sweep_staging(&self, older_than: Duration) -> Result<Leftovers, StorageError> {
+        self.staged(Some(older_than), true).await
+    }
+
+    async fn staged(&self, older_than: Option<Duration>, remove: bool) -> Result<Leftovers, StorageError> {
         let prefix = Path::from(STAGING);
         let before = older_than
             .and_then(|age| TimeDelta::from_std(age).ok())
@@ -281,21 +290,20 @@ impl Storage {
                 // No upload of ours.
                 continue;
             }
-            let stale = before.is_some_and(|before| meta.last_modified < before);
-            if stale {
+            if older_than.is_some() && before.is_none_or(|before| meta.last_modified >= before) {
+                continue;
+            }
+            if remove {
                 match self.store.delete(&meta.location).await {
                     Ok(()) | Err(StoreError::NotFound { .. }) => {}
                     Err(source) => return Err(failed("remove", &meta.location)(source)),
                 }
             }
-            if stale || older_than.is_none() {
-                found.add(meta.size);
-            }
+            found.add(meta.size);
         }
         if let Some(root) = self.local_root.clone() {
-            let task =
-                tokio::task::spawn_blocking(move || staging::sweep_partial(&root.join(STAGING), older_than));
-            let partial = task.await.unwrap_or_default();
+            let partial = move || staging::partial(&root.join(STAGING), older_than, remove);
+            let partial = tokio::task::spawn_blocking(partial).await.unwrap_or_default();
             found.files += partial.files;
             found.bytes += partial.bytes;
         }
@@ -361,15 +369,19 @@ mod tests {
         std::fs::write(dir.join("whole"), "1234").unwrap();
         std::fs::write(dir.join("partial#1"), "12").unwrap();
         let all = Leftovers { files: 2, bytes: 6 };
-        assert_eq!(storage.sweep_staging(None).await.unwrap(), all);
+        assert_eq!(storage.count_staging(None).await.unwrap(), all);
         let day = Duration::from_secs(86_400);
-        assert_eq!(storage.sweep_staging(Some(day)).await.unwrap(), Leftovers::default());
-        assert_eq!(storage.sweep_staging(None).await.unwrap(), all);
+        assert_eq!(storage.sweep_staging(day).await.unwrap(), Leftovers::default());
+        assert_eq!(storage.count_staging(Some(day)).await.unwrap(), Leftovers::default());
+        assert_eq!(storage.count_staging(None).await.unwrap(), all);
         let old = std::time::SystemTime::now() - 2 * day;
         for name in ["whole", "partial#1"] {
             File::options().write(true).open(dir.join(name)).unwrap().set_modified(old).unwrap();
         }
-        assert_eq!(storage.sweep_staging(Some(day)).await.unwrap(), all);
-        assert_eq!(storage.sweep_staging(None).await.unwrap(), Leftovers::default());
+        for _ in 0..2 {
+            assert_eq!(storage.count_staging(Some(day)).await.unwrap(), all);
+        }
+        assert_eq!(storage.sweep_staging(day).await.unwrap(), all);
+        assert_eq!(storage.count_staging(None).await.unwrap(), Leftovers::default());
     }
 }

@@ -27,7 +27,8 @@ pub(crate) struct Gc {
     /// while no version was committed with it
     #[arg(long, value_name = "HOURS", default_value_t = 24)]
     grace: u32,
-    /// Look through the whole store for objects that a crash left behind, too
+    /// Look through the whole store for objects that a crash left behind, too: those that are older than the grace, and than
+    /// a day
     #[arg(long)]
     leftovers: bool,
     /// Say what would be done, and change nothing
@@ -87,7 +88,7 @@ fn lines(report: &Report, grace_hours: u32) -> Vec<String> {
     ];
     let removed = |what: &str, found: Leftovers| {
         let (files, bytes) = (found.files, HumanBytes(found.bytes));
-        (files > 0).then(|| format!("removed {files} {what} ({bytes})"))
+        (files > 0).then(|| format!("{would}removed {files} {what} ({bytes})"))
     };
     lines.extend(removed("files of uploads that were cut short", report.unfinished));
     lines.extend(removed("objects without rows", report.leftovers));

@@ -31,10 +31,11 @@ impl Run {
         Ok(())
     }
 
-    /// Looks at every object of the store and removes those that were written long ago and have no row. Whoever writes
-    /// an object before its row writes it within a day of it, and looks for it again in the row's transaction.
+    /// Looks at every object of the store and removes those that were written longer ago than the grace and have no row; a dry
+    /// run counts them. Whoever writes an object before its row writes it within a day of it, and looks for it again in the
+    /// row's transaction: no grace is shorter than that here.
     pub(super) async fn sweep_leftovers(&mut self) -> Result<(), GcError> {
-        let kept = TimeDelta::from_std(STAGING_KEPT).unwrap_or(TimeDelta::MAX);
+        let kept = TimeDelta::from_std(STAGING_KEPT.max(self.options.grace)).unwrap_or(TimeDelta::MAX);
         let before = Utc::now().checked_sub_signed(kept).unwrap_or_default();
         self.progress.begin(Part::Files, 0);
         let mut listing = self.storage.list();
@@ -64,6 +65,10 @@ impl Run {
 
     async fn remove_without_rows(&mut self, found: &mut Vec<(ObjectKey, u64)>) -> Result<(), GcError> {
         if found.is_empty() {
+            return Ok(());
+        }
+        if self.options.dry_run {
+            found.drain(..).for_each(|(_, size)| self.report.leftovers.add(size));
             return Ok(());
         }
         let tx = self.database.begin().await?;

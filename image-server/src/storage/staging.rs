@@ -196,9 +196,9 @@ impl Drop for Staging {
     }
 }
 
-/// Counts, and removes by age, the files a local store keeps of uploads that were never finished. They are in no listing
-/// of the store. What cannot be read or removed now is left for another time.
-pub(super) fn sweep_partial(dir: &FsPath, older_than: Option<Duration>) -> Leftovers {
+/// Counts, and removes if `remove` says so, the files a local store keeps of uploads that were never finished: all, or those
+/// older than `older_than`. They are in no listing of the store. What cannot be read or removed now is left for another time.
+pub(super) fn partial(dir: &FsPath, older_than: Option<Duration>, remove: bool) -> Leftovers {
     let mut found = Leftovers::default();
     for (path, metadata) in files(dir) {
         if !is_partial(&path) {
@@ -206,9 +206,12 @@ pub(super) fn sweep_partial(dir: &FsPath, older_than: Option<Duration>) -> Lefto
         }
         if let Some(limit) = older_than {
             let age = metadata.modified().ok().and_then(|time| SystemTime::now().duration_since(time).ok());
-            if age.is_none_or(|age| age < limit) || fs::remove_file(path).is_err() {
+            if age.is_none_or(|age| age < limit) {
                 continue;
             }
+        }
+        if remove && fs::remove_file(path).is_err() {
+            continue;
         }
         found.add(metadata.len());
     }

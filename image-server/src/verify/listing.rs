@@ -32,7 +32,7 @@ impl Check<'_> {
         }
         drop(listing);
         self.report.unknown.sort_unstable();
-        self.report.unfinished = self.storage.sweep_staging(None).await?;
+        self.report.unfinished = self.storage.count_staging(None).await?;
         let partial = self.storage.count_partial_outside_staging().await;
         self.report.unfinished.files += partial.files;
         self.report.unfinished.bytes += partial.bytes;

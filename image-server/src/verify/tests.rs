@@ -438,6 +438,35 @@ async fn what_was_collected_is_told_though_not_all_files_can_be_listed() {
 }
 
 #[tokio::test]
+async fn a_dry_run_counts_the_leftovers_that_a_run_removes() {
+    let stored = Stored::new().await;
+    let packs = stored.path("image/debian/packs");
+    fs::create_dir_all(stored.path("staging")).unwrap();
+    let [new, old, older] =
+        [b"a", b"b", b"c"].map(|name| packs.join(chunk_format::PackId::of(name).to_string()));
+    let [whole, partial] = ["staging/abc", "staging/def#1"].map(|name| stored.path(name));
+    for (file, days) in [(&new, 0), (&old, 2), (&older, 9), (&whole, 2), (&partial, 2)] {
+        fs::write(file, "123").unwrap();
+        let written = std::time::SystemTime::now() - Duration::from_secs(days * 86_400);
+        fs::File::options().write(true).open(file).unwrap().set_modified(written).unwrap();
+    }
+    let collect = async |dry_run, days: u64| {
+        let grace = Duration::from_secs(days * 86_400);
+        let options = gc::Options { grace, dry_run, leftovers: true };
+        let report = gc::collect(stored.dir.path(), options, Arc::new(Untold)).await.unwrap();
+        (report.unfinished.files, report.leftovers.files, report.leftovers.bytes)
+    };
+    // What is sent while this runs is younger than a day, whatever the grace; a longer one counts here, too.
+    for (days, found) in [(7, (2, 1, 3)), (0, (0, 1, 3))] {
+        assert_eq!(collect(true, days).await, found);
+        assert_eq!(collect(true, days).await, found, "nothing was changed");
+        assert_eq!(collect(false, days).await, found);
+        assert_eq!(collect(true, days).await, (0, 0, 0));
+    }
+    assert!(new.exists() && !old.exists() && !older.exists());
+}
+
+#[tokio::test]
 async fn a_pack_that_is_condemned_meanwhile_is_no_damage() {
     // Before the packs are listed, and while they are read.
     for moment in [0, 1] {

@@ -28,11 +28,11 @@ use crate::cause::chain;
 use crate::clock::now_ms;
 use crate::database::garbage::Old;
 use crate::database::namespaces::{self, NamespaceId};
-use crate::database::{Database, DatabaseError};
+use crate::database::{Database, DatabaseError, packs};
 use crate::identity;
 use crate::layout::{DataDir, LayoutError};
 use crate::server::STAGING_KEPT;
-use crate::storage::{Leftovers, Object, ObjectKey, Patience, Storage, StorageError};
+use crate::storage::{Leftovers, Object, ObjectKey, Opening, Patience, Storage, StorageError};
 
 /// The shortest pause between two batches. SQLite's other writers look for the lock every 100 ms at the latest, in no order:
 /// one that takes it again at once keeps them all out.
@@ -181,7 +181,9 @@ pub async fn collect(root: &Path, options: Options, progress: Arc<dyn Progress>)
     let database = Database::open(&dir.database()).await?;
     drop(lock);
     let identity = identity::read(&dir.identity_key())?.public();
-    let storage = Storage::of(&dir, &identity, Patience::OfServers).await?;
+    let has_packs = packs::any_counts(database.readers()).await?;
+    let opening = Opening { patience: Patience::OfServers, has_packs, marks: !options.dry_run };
+    let storage = Storage::of(&dir, &identity, opening).await?;
     let mut run = Run::new(database.clone(), storage, options, now_ms()).await?;
     run.progress = progress;
     run.is_shared = true;

@@ -35,7 +35,7 @@ pub enum InitError {
     /// No randomness for keys.
     #[error(transparent)]
     Random(#[from] NoRandomness),
-    /// The bucket cannot be the server's.
+    /// The object store cannot be the server's.
     #[error(transparent)]
     Storage(#[from] StorageError),
     /// The first token could not be made.
@@ -96,9 +96,7 @@ pub async fn init(root: &Path, names: &[String], bucket: Option<Bucket>) -> Resu
     let token = token?;
     sync_dir(root)?;
 
-    if let Some(bucket) = dir.bucket() {
-        Storage::claim(bucket, &key.public()).await?;
-    }
+    Storage::claim(&dir, &key.public()).await?;
     dir.write_marker()?;
     fs::remove_file(dir.unfinished()).map_err(io_error("remove", &dir.unfinished()))?;
     sync_dir(root)?;

@@ -8,7 +8,8 @@
 //!   identity.key          0600, the server's Ed25519 key
 //!   tls/cert.pem key.pem  the certificate clients pin; may be replaced by one of a public authority
 //!   database.sqlite       and its -wal and -shm
-//!   objects/              the object store: image/..., user/... as in the data plane, and staging/; absent when a bucket is
+//!   objects/              the object store: image/..., user/... as in the data plane, staging/, and owner, the server's public
+//!                         key; absent when a bucket is
 //! ```
 
 use std::fs::{self, File, OpenOptions};

@@ -19,13 +19,13 @@ use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
-use crate::database::{Database, DatabaseError};
+use crate::database::{Database, DatabaseError, packs};
 use crate::identity;
 use crate::layout::{DataDir, LayoutError};
 use crate::limits::Limits;
 use crate::metrics::Numbers;
 use crate::routes;
-use crate::storage::{Patience, Storage, StorageError};
+use crate::storage::{Opening, Patience, Storage, StorageError};
 use crate::tls::{Certificate, CurrentTls, Fingerprint, Reloader, TlsError};
 
 /// Uploads that were cut short are removed this long after their last byte: any upload has ended by then.
@@ -84,13 +84,15 @@ impl Server {
         let dir = DataDir::open(root)?;
         let tls = CurrentTls::of(&dir)?;
         let identity = identity::read(&dir.identity_key())?.public();
-        let storage = match config.store {
-            Some(store) => Storage::remote(store),
-            None => Storage::of(&dir, &identity, Patience::OfServers).await?,
-        };
         let lock = dir.lock()?;
         let database = Database::open(&dir.database()).await?;
         drop(lock);
+        let has_packs = packs::any_counts(database.readers()).await?;
+        let opening = Opening { patience: Patience::OfServers, has_packs, marks: true };
+        let storage = match config.store {
+            Some(store) => Storage::remote(store),
+            None => Storage::of(&dir, &identity, opening).await?,
+        };
         let swept = storage.sweep_staging(STAGING_KEPT).await?;
         if swept.files > 0 {
             tracing::info!(files = swept.files, bytes = swept.bytes, "removed uploads that were cut short");

@@ -32,6 +32,7 @@ pub(crate) use bucket::Patience;
 pub use bucket::{Bucket, BucketError};
 pub use error::StorageError;
 pub(crate) use key::{Object, ObjectKey};
+pub(crate) use owner::Opening;
 pub(crate) use staging::Staging;
 
 /// Where uploads lie until they are checked.
@@ -250,15 +251,14 @@ impl Storage {
         Staging::start(self.store.clone(), path, self.part_bytes, !self.is_remote()).await
     }
 
-    /// All objects outside the staging place, in no order, but what says whose a bucket is.
+    /// All objects outside the staging place, in no order, but what says whose they are.
     pub(crate) fn list(&self) -> BoxStream<'static, Result<ObjectMeta, StorageError>> {
         let root = Path::default();
-        let (staging, owner) = (Path::from(STAGING), self.local_root.is_none().then(|| Path::from(OWNER)));
+        let (staging, owner) = (Path::from(STAGING), Path::from(OWNER));
         self.store
             .list(None)
             .try_filter(move |meta| {
-                let outside =
-                    !meta.location.prefix_matches(&staging) && owner.as_ref() != Some(&meta.location);
+                let outside = !meta.location.prefix_matches(&staging) && meta.location != owner;
                 futures_util::future::ready(outside)
             })
             .map_err(move |source| failed("list", &root)(source))

@@ -20,10 +20,10 @@ use serde::Serialize;
 
 use crate::cause::chain;
 use crate::database::namespaces::{self, NamespaceId};
-use crate::database::{Database, DatabaseError};
+use crate::database::{Database, DatabaseError, packs as pack_rows};
 use crate::identity;
 use crate::layout::{DataDir, LayoutError};
-use crate::storage::{Leftovers, Patience, Storage, StorageError};
+use crate::storage::{Leftovers, Opening, Patience, Storage, StorageError};
 
 /// Unknown files named in a report; the rest is only counted.
 const MAX_NAMED_UNKNOWN: usize = 1000;
@@ -151,7 +151,9 @@ pub async fn verify(root: &Path, progress: &dyn Progress) -> Result<Report, Veri
     let database = Database::open(&dir.database()).await?;
     drop(lock);
     let identity = identity::read(&dir.identity_key())?.public();
-    let storage = Storage::of(&dir, &identity, Patience::OfPrograms).await?;
+    let has_packs = pack_rows::any_counts(database.readers()).await?;
+    let opening = Opening { patience: Patience::OfPrograms, has_packs, marks: false };
+    let storage = Storage::of(&dir, &identity, opening).await?;
     let checked = check(database.clone(), storage, progress).await;
     database.close().await;
     checked

@@ -195,6 +195,14 @@ pub(crate) async fn list_after(
         .collect()
 }
 
+/// Whether there is any pack that is not condemned.
+pub(crate) async fn any_counts(executor: impl SqliteExecutor<'_>) -> Result<bool, DatabaseError> {
+    sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM packs WHERE condemned_ms IS NULL)")
+        .fetch_one(executor)
+        .await
+        .map_err(failed("look for packs"))
+}
+
 /// How many packs there are that are not condemned, and their bytes.
 pub(crate) async fn totals(executor: impl SqliteExecutor<'_>) -> Result<(u64, u64), DatabaseError> {
     let (count, bytes): (i64, i64) =

@@ -91,6 +91,26 @@ pub enum StorageError {
         /// Whose it is.
         owner: Option<String>,
     },
+    /// The directory of the local store is another server's.
+    #[error(
+        "{} says that it is that of the server {owner}, and not this one's: put back what was there, or have the volume \
+         mounted that belongs there", path.display()
+    )]
+    DirectoryNotOurs {
+        /// The directory.
+        path: PathBuf,
+        /// Whose it is.
+        owner: String,
+    },
+    /// The directory of the local store holds nothing, and should.
+    #[error(
+        "{} holds no objects, though the database knows of some: is the volume mounted that belongs there? If they are lost, \
+         restore them from a backup", path.display()
+    )]
+    NotMounted {
+        /// The directory.
+        path: PathBuf,
+    },
     /// The program behind the bucket replaces what it was told to create.
     #[error(
         "what serves {bucket} does not honour `If-None-Match: *` when it writes: two servers could overwrite each \

@@ -1,4 +1,6 @@
-//! Whose a bucket is: it says so itself, and nobody else may use it.
+//! Whose a bucket or a directory is: it says so itself, and nobody else may use it.
+
+use std::path::PathBuf;
 
 use bytes::Bytes;
 use chunk_format::PublicKey;
@@ -9,10 +11,11 @@ use object_store::{
 };
 
 use super::bucket::{Bucket, Patience};
-use super::{REMOTE_PART_BYTES, STAGING, Storage, StorageError};
+use super::error::failed;
+use super::{ObjectKey, REMOTE_PART_BYTES, STAGING, Storage, StorageError};
 use crate::layout::DataDir;
 
-/// Says in a bucket whose it is: the server's public key.
+/// Says in a bucket or a directory whose it is: the server's public key.
 pub(super) const OWNER: &str = "owner";
 const MAX_OWNER_BYTES: u64 = 256;
 
@@ -23,14 +26,30 @@ pub(super) struct Owned {
     owner: String,
 }
 
+/// What whoever opens a store knows of it, and does there.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Opening {
+    pub(crate) patience: Patience,
+    /// Whether the database knows of packs that are there.
+    pub(crate) has_packs: bool,
+    /// Whether a directory of before directories said whose they are is made to.
+    pub(crate) marks: bool,
+}
+
 impl Storage {
-    /// Opens the store that a server's directory names: a bucket, which must be the server's, or the directory itself.
+    /// Opens the store that a server's directory names, which must be the server's: a bucket, or `objects/` in the directory.
+    ///
+    /// # Errors
+    /// `Bucket`, `BucketNotOurs`; `Open`, `DirectoryNotOurs`, `NotMounted`; otherwise what kept it from being looked at.
     pub(crate) async fn of(
         dir: &DataDir,
         server: &PublicKey,
-        patience: Patience,
+        opening: Opening,
     ) -> Result<Self, StorageError> {
-        let Some(bucket) = dir.bucket() else { return Self::local(dir.objects()) };
+        let Opening { patience, .. } = opening;
+        let Some(bucket) = dir.bucket() else {
+            return Self::in_directory(dir.objects(), server, opening).await;
+        };
         // Whether it can be reached at all is told within seconds, however patient what comes then is.
         let owner = owner(&*bucket.open(Patience::OfServers)?)
             .await
@@ -42,27 +61,57 @@ impl Storage {
         Ok(Self { owned: Some(owned), ..Self::remote(bucket.open(patience)?) })
     }
 
+    /// Opens a local store that says whose it is, or was made before they did.
+    async fn in_directory(root: PathBuf, server: &PublicKey, opening: Opening) -> Result<Self, StorageError> {
+        let storage = Self::local(root.clone())?;
+        let store = &*storage.store;
+        let path = Path::from(OWNER);
+        let mut found = owner(store).await.map_err(failed("read", &path))?;
+        // Also where it says that it is ours: a volume may have been mounted over what `init` made.
+        if opening.has_packs && !holds_objects(store).await? {
+            return Err(StorageError::NotMounted { path: root });
+        }
+        if found.is_none() && opening.marks {
+            mark(store, server).await.map_err(failed("write", &path))?;
+            found = owner(store).await.map_err(failed("read", &path))?;
+        }
+        match found {
+            Some(owner) if owner != server.to_string() => {
+                Err(StorageError::DirectoryNotOurs { path: root, owner })
+            }
+            _ => Ok(storage),
+        }
+    }
+
+    /// Makes the store of a new server the server's.
+    ///
+    /// # Errors
+    /// Those of the bucket, when one is named; otherwise what kept the directory from being written to.
+    pub(crate) async fn claim(dir: &DataDir, server: &PublicKey) -> Result<(), StorageError> {
+        match dir.bucket() {
+            Some(bucket) => Self::claim_bucket(bucket, server).await,
+            None => {
+                let storage = Self::local(dir.objects())?;
+                mark(&*storage.store, server).await.map_err(failed("write", &Path::from(OWNER)))
+            }
+        }
+    }
+
     /// Makes an empty bucket, or one that was claimed by it before, a server's, once all that is done in one works there.
-    pub(crate) async fn claim(bucket: &Bucket, server: &PublicKey) -> Result<(), StorageError> {
+    async fn claim_bucket(bucket: &Bucket, server: &PublicKey) -> Result<(), StorageError> {
         let store = bucket.open(Patience::OfServers)?;
         let failed = |action| move |source| bucket.failed(action, source);
         let found = owner(&*store).await.map_err(failed("read who owns it"))?;
         refuse_within(bucket).await?;
-        let path = Path::from(OWNER);
-        let put = || store.put_opts(&path, PutPayload::from(server.to_string()), PutMode::Create.into());
         if found.as_deref() != Some(&server.to_string()) {
             if let Some(found) = store.list(None).try_next().await.map_err(failed("list what is in it"))? {
                 let path = found.location.to_string();
                 return Err(StorageError::BucketNotEmpty { bucket: bucket.clone(), path });
             }
-            match put().await {
-                // Also when the answer to the first try was lost.
-                Ok(_) | Err(StoreError::AlreadyExists { .. }) => {}
-                Err(source) => return Err(bucket.failed("write who owns it", source)),
-            }
+            mark(&*store, server).await.map_err(failed("write who owns it"))?;
         }
         // Signatures of versions are written once: whoever comes second must be told.
-        match put().await {
+        match put_owner(&*store, server).await {
             Err(StoreError::AlreadyExists { .. }) => {}
             Err(source) => return Err(bucket.failed("write who owns it", source)),
             Ok(_) => return Err(StorageError::BucketOverwrites { bucket: bucket.clone() }),
@@ -125,6 +174,34 @@ async fn owner(store: &dyn ObjectStore) -> StoreResult<Option<String>> {
         Err(StoreError::NotFound { .. }) => Ok(None),
         Err(source) => Err(source),
     }
+}
+
+/// Writes whose a store is, unless it says so.
+async fn mark(store: &dyn ObjectStore, server: &PublicKey) -> StoreResult<()> {
+    match put_owner(store, server).await {
+        // Also when the answer to the first try was lost.
+        Err(StoreError::AlreadyExists { .. }) => Ok(()),
+        put => put,
+    }
+}
+
+async fn put_owner(store: &dyn ObjectStore, server: &PublicKey) -> StoreResult<()> {
+    let payload = PutPayload::from(server.to_string());
+    store.put_opts(&Path::from(OWNER), payload, PutMode::Create.into()).await.map(drop)
+}
+
+/// Whether there is any object of ours. What else there is, as in the root of a volume, says nothing.
+async fn holds_objects(store: &dyn ObjectStore) -> Result<bool, StorageError> {
+    for kind in ["image", "user"] {
+        let prefix = Path::from(kind);
+        let mut listing = store.list(Some(&prefix));
+        while let Some(found) = listing.try_next().await.map_err(failed("list", &prefix))? {
+            if ObjectKey::parse(found.location.as_ref()).is_some() {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
 }
 
 /// A server whose bucket begins further out counts all that lies within as its own.

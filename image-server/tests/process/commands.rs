@@ -258,3 +258,62 @@ async fn a_database_that_was_lost_is_not_taken_for_a_new_one() {
     }
     assert!(file.exists());
 }
+
+#[tokio::test]
+async fn a_directory_of_objects_that_is_not_the_servers_is_refused() {
+    let temp = tempfile::tempdir().unwrap();
+    let (dir, other) = (temp.path().join("server"), temp.path().join("other"));
+    let token = init(&dir);
+    init(&other);
+    let (objects, kept) = (dir.join("objects"), temp.path().join("kept"));
+    let marker = std::fs::read(objects.join("owner")).unwrap();
+    assert!(marker.starts_with(b"ed25519:"));
+    let serve = || Serving::start(&dir, &[]).terminate();
+    let refuses = |words: &str| {
+        let (serve, dry) =
+            (["serve", text(&dir), "--listen", "127.0.0.1:0"], ["gc", text(&dir), "--dry-run"]);
+        for arguments in [&serve[..], &["verify", text(&dir)], &["gc", text(&dir), "--leftovers"], &dry] {
+            let message = refused(&run(arguments), 1);
+            assert!(message.contains(words), "{arguments:?}: {message}");
+        }
+    };
+
+    // A volume that is mounted over what `init` made, before anything is stored.
+    std::fs::rename(&objects, &kept).unwrap();
+    std::fs::create_dir(&objects).unwrap();
+    said(&["verify", text(&dir)]);
+    said(&["gc", text(&dir), "--dry-run"]);
+    assert!(!objects.join("owner").exists());
+    assert_eq!(serve().code(), Some(0));
+    assert_eq!(std::fs::read(objects.join("owner")).unwrap(), marker);
+
+    let mut serving = Serving::start(&dir, &[]);
+    let pack = crate::testing::pack(0..5);
+    let path = format!("/v1/data/image/debian/packs/{}", pack.id);
+    assert_eq!(Asker::new(&dir, &serving, &token).put(&path, pack.bytes).await.unwrap(), 201);
+    assert_eq!(serving.terminate().code(), Some(0));
+    let printed = said(&["verify", text(&dir)]);
+    assert!(printed.starts_with("clean") && !printed.contains("owner"), "{printed}");
+    said(&["gc", text(&dir), "--leftovers"]);
+
+    // It is not mounted: what `init` made is seen, or an empty directory, or another server's.
+    let volume = temp.path().join("volume");
+    std::fs::rename(&objects, &volume).unwrap();
+    std::fs::rename(&kept, &objects).unwrap();
+    refuses("is the volume mounted");
+    std::fs::remove_file(objects.join("owner")).unwrap();
+    std::fs::create_dir(objects.join("lost+found")).unwrap();
+    refuses("is the volume mounted");
+    assert!(!objects.join("owner").exists());
+    std::fs::rename(&objects, &kept).unwrap();
+    std::fs::rename(&volume, &objects).unwrap();
+    std::fs::copy(other.join("objects/owner"), objects.join("owner")).unwrap();
+    refuses("says that it is that of the server ed25519:");
+
+    // One that was made before directories said whose they are.
+    std::fs::remove_file(objects.join("owner")).unwrap();
+    said(&["verify", text(&dir)]);
+    assert!(!objects.join("owner").exists());
+    assert_eq!(serve().code(), Some(0));
+    assert_eq!(std::fs::read(objects.join("owner")).unwrap(), marker);
+}

@@ -20,7 +20,8 @@ use serde::Serialize;
 
 use crate::cause::chain;
 use crate::database::namespaces::{self, NamespaceId};
-use crate::database::{Database, DatabaseError, packs as pack_rows};
+use crate::database::packs::{self as pack_rows, PackRowId};
+use crate::database::{Database, DatabaseError};
 use crate::identity;
 use crate::layout::{DataDir, LayoutError};
 use crate::storage::{Leftovers, Opening, Patience, Storage, StorageError};
@@ -62,8 +63,10 @@ pub struct Finding {
     pub object: String,
     /// What is wrong with it.
     pub problem: String,
-    /// The versions that cannot be read whole because of it.
+    /// The versions that cannot be read whole because of it, as far as that is known.
     pub affects: BTreeSet<String>,
+    /// Why more versions may be affected than are named, a line each; none when these are all.
+    pub unsure: BTreeSet<String>,
     /// What can be done.
     pub advice: &'static str,
 }
@@ -136,9 +139,17 @@ struct Check<'a> {
 
 /// A damaged pack.
 struct BadPack {
+    row: PackRowId,
     finding: FindingAt,
     /// Offsets of the frames that are damaged; none when nothing in the pack can be trusted.
     frames: Option<HashSet<u32>>,
+}
+
+impl BadPack {
+    /// Whether the frame at this offset cannot be read.
+    fn spoils(&self, offset: u32) -> bool {
+        self.frames.as_ref().is_none_or(|frames| frames.contains(&offset))
+    }
 }
 
 /// Checks the server in `root`.
@@ -176,7 +187,8 @@ pub(crate) async fn check(
         bad_segments: HashMap::new(),
     };
     for problem in check.database.check().await? {
-        check.find("database", problem, ADVICE_DATABASE);
+        let finding = check.find("database", problem, ADVICE_DATABASE);
+        check.unsure(finding, "what is lost of the database is not known");
     }
     check.packs().await?;
     check.segments().await?;
@@ -222,9 +234,14 @@ impl Check<'_> {
     }
 
     fn find(&mut self, object: impl ToString, problem: String, advice: &'static str) -> FindingAt {
-        let (object, affects) = (object.to_string(), BTreeSet::new());
-        self.report.findings.push(Finding { object, problem, affects, advice });
+        let (object, affects, unsure) = (object.to_string(), BTreeSet::new(), BTreeSet::new());
+        self.report.findings.push(Finding { object, problem, affects, unsure, advice });
         self.report.findings.len() - 1
+    }
+
+    /// Notes why a finding may affect more than it names.
+    fn unsure(&mut self, finding: FindingAt, reason: impl ToString) {
+        self.report.findings[finding].unsure.insert(reason.to_string());
     }
 
     /// Reads the names of namespaces again when some are not known: somebody has sent something for the first time meanwhile.

@@ -1,15 +1,19 @@
 //! `satchel-server verify`
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
 use image_server::Leftovers;
-use image_server::verify::{Part, Progress, Report, verify};
+use image_server::verify::{Finding, Part, Progress, Report, verify};
 use indicatif::HumanBytes;
 
 use super::output;
 use super::progress::{Shown, Steps};
+
+/// Reasons named of those for which it is not known what a finding affects.
+const MAX_REASONS: usize = 3;
 
 /// Re-read everything that is stored and check it. A line for each finding; exit 1 when something is damaged
 #[derive(Args)]
@@ -40,10 +44,8 @@ struct Told(Shown);
 fn lines(report: &Report) -> Vec<String> {
     let mut lines = Vec::new();
     for finding in &report.findings {
-        let affected: Vec<&str> = finding.affects.iter().map(String::as_str).collect();
-        let affected = if affected.is_empty() { "no version".to_owned() } else { affected.join(", ") };
         let (object, problem, advice) = (&finding.object, &finding.problem, finding.advice);
-        lines.push(format!("damaged {object}: {problem}. Affects {affected}. To do: {advice}"));
+        lines.push(format!("damaged {object}: {problem}. {}. To do: {advice}", affected(finding)));
     }
     lines.extend(report.unknown.iter().map(|path| format!("unknown {path}: no file of ours; not touched")));
     let unnamed = report.unknown_files - report.unknown.len() as u64;
@@ -74,6 +76,24 @@ fn lines(report: &Report) -> Vec<String> {
     lines
 }
 
+/// What a finding affects, and why more may be affected.
+fn affected(finding: &Finding) -> String {
+    let joined = |texts: &BTreeSet<String>, most: usize, with: &str| {
+        let named: Vec<&str> = texts.iter().map(String::as_str).take(most).collect();
+        let more = texts.len() - named.len();
+        let more = if more > 0 { format!("{with}and {more} more") } else { String::new() };
+        format!("{}{more}", named.join(with))
+    };
+    let affects = joined(&finding.affects, usize::MAX, ", ");
+    let unsure = joined(&finding.unsure, MAX_REASONS, "; ");
+    match (finding.affects.is_empty(), finding.unsure.is_empty()) {
+        (true, true) => "Affects no version".to_owned(),
+        (false, true) => format!("Affects {affects}"),
+        (true, false) => format!("What it affects is not known: {unsure}"),
+        (false, false) => format!("Affects {affects}; what else is not known: {unsure}"),
+    }
+}
+
 fn name(part: Part) -> &'static str {
     match part {
         Part::Packs => "packs",
@@ -96,5 +116,29 @@ impl Progress for Told {
 
     fn advance(&self, steps: u64) {
         self.0.advance(steps);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_version_is_said_to_be_affected_only_when_that_is_certain() {
+        let set = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
+        let finding = |affects: &[&str], unsure: &[&str]| Finding {
+            object: "object".to_owned(),
+            problem: "problem".to_owned(),
+            affects: set(affects),
+            unsure: set(unsure),
+            advice: "advice",
+        };
+        assert_eq!(affected(&finding(&[], &[])), "Affects no version");
+        assert_eq!(affected(&finding(&["one", "two"], &[])), "Affects one, two");
+        assert_eq!(affected(&finding(&[], &["a"])), "What it affects is not known: a");
+        assert_eq!(
+            affected(&finding(&["one"], &["a", "b", "c", "d", "e"])),
+            "Affects one; what else is not known: a; b; c; and 2 more"
+        );
     }
 }

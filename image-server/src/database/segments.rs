@@ -1,5 +1,7 @@
 //! Segments whose chunks are all here.
 
+use std::collections::HashSet;
+
 use chunk_format::{ChunkSize, ID_BYTES, Namespace, SegmentId};
 use sqlx::SqliteExecutor;
 
@@ -237,6 +239,31 @@ pub(crate) async fn list_after(
             })
         })
         .collect()
+}
+
+/// The packs that are noted of a segment.
+pub(crate) struct NotedPacks {
+    pub(crate) packs: HashSet<PackRowId>,
+    /// Whether these are all that its locator names: not so of one that is older than the notes.
+    pub(crate) are_all: bool,
+}
+
+/// The packs that a segment keeps: those its locator names, and those an earlier one named.
+pub(crate) async fn packs_of(
+    connection: &mut Connection,
+    segment: SegmentRowId,
+) -> Result<NotedPacks, DatabaseError> {
+    let packs: Vec<PackRowId> = sqlx::query_scalar("SELECT pack_id FROM segment_packs WHERE segment_id = ?")
+        .bind(segment)
+        .fetch_all(&mut *connection)
+        .await
+        .map_err(failed("list a segment's packs"))?;
+    let are_all: Option<bool> = sqlx::query_scalar("SELECT has_packs FROM segments WHERE id = ?")
+        .bind(segment)
+        .fetch_optional(connection)
+        .await
+        .map_err(failed("look up a segment"))?;
+    Ok(NotedPacks { packs: packs.into_iter().collect(), are_all: are_all.unwrap_or(false) })
 }
 
 /// How many segments there are that are not condemned.

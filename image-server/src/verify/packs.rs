@@ -52,7 +52,8 @@ impl Check<'_> {
         drop(connection);
         for (row, count) in astray {
             let problem = format!("{count} chunks lie in a pack that has no row or is condemned ({})", row.0);
-            self.find("database", problem, ADVICE_DATABASE);
+            let finding = self.find("database", problem, ADVICE_DATABASE);
+            self.unsure(finding, "the database does not say which pack that was");
         }
         let (_, total_bytes) = packs::totals(self.database.readers()).await?;
         self.progress.begin(Part::Packs, total_bytes);
@@ -89,7 +90,8 @@ impl Check<'_> {
         let key = ObjectKey { namespace: namespace.clone(), object: Object::Pack(row.pack) };
         if let Some(problem) = state.problem {
             let finding = self.find(&key, problem, ADVICE_PACK);
-            self.bad_packs.insert((namespace, row.pack), BadPack { finding, frames: state.bad_frames });
+            let bad = BadPack { row: row.row, finding, frames: state.bad_frames };
+            self.bad_packs.insert((namespace, row.pack), bad);
             return Ok(());
         }
         // A pack that was there when rows were counted has all its rows counted.

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use chunk_format::{
-    ChunkId, ChunkPlace, FrameDecoder, ID_BYTES, Locator, MAX_LOCATOR_BYTES, Namespace, PackRef, Segment,
-    frame_len_max,
+    ChunkId, ChunkPlace, FrameDecoder, ID_BYTES, Locator, MAX_LOCATOR_BYTES, Namespace, PackRef,
+    SEGMENT_CHUNKS, Segment, frame_len_max,
 };
 use futures_util::{StreamExt, TryStreamExt, stream};
 
@@ -21,9 +21,11 @@ const ROWS_AT_ONCE: u32 = 256;
 #[derive(Default)]
 struct SegmentState {
     /// What is wrong, and with which object.
-    problem: Option<(Object, String)>,
+    problems: Vec<(Object, String)>,
     /// Findings about packs this segment needs.
     packs: Vec<FindingAt>,
+    /// Findings about packs of which it cannot be told whether it needs what is damaged there.
+    perhaps: Vec<FindingAt>,
 }
 
 impl Check<'_> {
@@ -53,9 +55,12 @@ impl Check<'_> {
     fn note_segment(&mut self, row: &SegmentRow, state: SegmentState) -> Result<(), VerifyError> {
         self.report.segments += 1;
         let mut findings = state.packs;
-        if let Some((object, problem)) = state.problem {
+        for (object, problem) in state.problems {
             let key = ObjectKey { namespace: self.name(row.namespace)?, object };
             findings.push(self.find(&key, problem, ADVICE_SEGMENT));
+            for perhaps in &state.perhaps {
+                self.unsure(*perhaps, format!("{key} cannot be read"));
+            }
         }
         if !findings.is_empty() {
             findings.sort_unstable();
@@ -88,14 +93,23 @@ impl Check<'_> {
             };
         match (segment, locator) {
             (Ok(segment), Ok(locator)) => self.places(row, &segment, &locator, &mut state).await?,
-            (Err(problem), _) => state.problem = Some((object, problem)),
-            (_, Err(problem)) => state.problem = Some((locating, problem)),
+            (Err(problem), Ok(locator)) => {
+                state.problems.push((object, problem));
+                self.located(&locator, &mut state);
+            }
+            (segment, Err(problem)) => {
+                let unread = segment.err().map(|problem| (object, problem));
+                state.problems.extend(unread.into_iter().chain([(locating, problem)]));
+            }
         }
-        if state.problem.is_some()
+        if !state.problems.is_empty()
             && !segments::is_live(self.database.readers(), &namespace, row.segment).await?
         {
             // It was condemned meanwhile, and its objects may be gone.
             state = SegmentState::default();
+        }
+        if !state.problems.is_empty() {
+            self.recorded(row, &mut state).await?;
         }
         self.progress.advance(1);
         Ok(state)
@@ -140,16 +154,44 @@ impl Check<'_> {
         let mut connection = self.database.readers().acquire().await.map_err(failed("answer"))?;
         for (namespace, places) in by_namespace {
             problems += self.places_in(&mut connection, row, namespace, &places).await?;
-            for (_, place, pack) in places {
-                let Some(bad) = self.bad_packs.get(&(namespace.clone(), pack.pack)) else { continue };
-                if bad.frames.as_ref().is_none_or(|frames| frames.contains(&place.offset)) {
-                    state.packs.push(bad.finding);
-                }
-            }
+            state.packs.extend(places.iter().filter_map(|(_, place, pack)| self.spoiled(pack, place)));
         }
         if problems > 0 {
             let problem = format!("{problems} of its chunks do not lie where it says");
-            state.problem = Some((Object::Locator(row.segment), problem));
+            state.problems.push((Object::Locator(row.segment), problem));
+        }
+        Ok(())
+    }
+
+    /// The finding that says that what lies at this place cannot be read, if there is one.
+    fn spoiled(&self, pack: &PackRef, place: &ChunkPlace) -> Option<FindingAt> {
+        let bad = self.bad_packs.get(&(pack.namespace.clone(), pack.pack))?;
+        bad.spoils(place.offset).then_some(bad.finding)
+    }
+
+    /// Finds the damaged packs of a segment that cannot be read, as its locator has them.
+    fn located(&self, locator: &Locator, state: &mut SegmentState) {
+        for place in (0..SEGMENT_CHUNKS).filter_map(|at| locator.place(at)) {
+            let spoiled = locator.pack(&place).and_then(|pack| self.spoiled(pack, &place));
+            state.packs.extend(spoiled);
+        }
+    }
+
+    /// Finds the damaged packs of a segment that is damaged, too, as the database has them: it knows packs, and no places in
+    /// them. Nothing says that a locator is right but the segment and the packs.
+    async fn recorded(&self, row: &SegmentRow, state: &mut SegmentState) -> Result<(), VerifyError> {
+        if self.bad_packs.is_empty() {
+            return Ok(());
+        }
+        let mut connection = self.database.readers().acquire().await.map_err(failed("answer"))?;
+        let noted = segments::packs_of(&mut connection, row.row).await?;
+        for bad in self.bad_packs.values() {
+            match (noted.packs.contains(&bad.row), &bad.frames) {
+                (true, None) => state.packs.push(bad.finding),
+                (false, _) if noted.are_all => {}
+                _ if state.packs.contains(&bad.finding) => {}
+                _ => state.perhaps.push(bad.finding),
+            }
         }
         Ok(())
     }

@@ -1,5 +1,7 @@
 //! Every kind of damage, found and named with what it affects.
 
+mod several;
+
 use std::fs;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -217,6 +219,7 @@ impl Stored {
         let mut affects: Vec<&String> = affects.to_vec();
         affects.sort_unstable();
         assert_eq!(finding.affects.iter().collect::<Vec<_>>(), affects, "{finding:#?}");
+        assert!(finding.unsure.is_empty(), "{finding:#?}");
     }
 }
 

@@ -42,15 +42,21 @@ impl Check<'_> {
             Namespace::Image(_) => Subject::Image { image: series },
             Namespace::User(user) => Subject::Desktop { owner: user.clone(), desktop: series },
         };
-        let manifest = match self.manifest(&namespace, row).await {
-            Ok(manifest) => manifest,
-            Err(_) if was_pruned(&mut connection, row).await? => return Ok(()),
-            Err((object, problem)) => {
-                let key = ObjectKey { namespace, object };
-                let finding = self.find(&key, problem, ADVICE_VERSION);
-                self.report.findings[finding].affects.insert(label);
-                return Ok(());
-            }
+        let (manifest, unsigned) = match self.manifest(&namespace, row).await {
+            Err(_) | Ok((_, Some(_))) if was_pruned(&mut connection, row).await? => return Ok(()),
+            Ok((manifest, unsigned)) => (Some(manifest), unsigned),
+            Err(problem) => (None, Some(problem)),
+        };
+        if let Some((object, problem)) = unsigned {
+            let key = ObjectKey { namespace: namespace.clone(), object };
+            let finding = self.find(&key, problem, ADVICE_VERSION);
+            self.report.findings[finding].affects.insert(label.clone());
+        }
+        let Some(manifest) = manifest else {
+            let holders = self.holders_of_unread(&mut connection, &namespace, row).await?;
+            let key = ObjectKey { namespace, object: Object::Manifest(row.id) };
+            self.note_unread(&holders, &key);
+            return Ok(());
         };
         let mut problems = row_problems(row, &manifest, &subject);
         if let Some(base) = &manifest.base {
@@ -70,6 +76,13 @@ impl Check<'_> {
             return Ok(());
         }
         drop(connection);
+        if !missing.is_empty() {
+            // Nobody looked which packs these need.
+            let packs: Vec<_> = self.bad_packs.values().map(|bad| bad.finding).collect();
+            for finding in packs {
+                self.unsure(finding, format!("{} segments of {label} have no row", missing.len()));
+            }
+        }
         if !problems.is_empty() {
             let finding = self.find("database", format!("{label}: {}", problems.join("; ")), ADVICE_DATABASE);
             self.report.findings[finding].affects.insert(label.clone());
@@ -93,23 +106,63 @@ impl Check<'_> {
         }
     }
 
-    /// Reads and checks manifest and signature, or says which of them is wrong, and how.
-    async fn manifest(&self, namespace: &Namespace, row: &VersionRow) -> Result<Manifest, (Object, String)> {
+    /// Says of every finding that a version may need whose manifest cannot be read that it is not known whether it does.
+    fn note_unread(&mut self, holders: &[NamespaceId], manifest: &ObjectKey) {
+        let bad = self.bad_segments.iter().filter(|((holder, _), _)| holders.contains(holder));
+        let findings: Vec<_> = bad.flat_map(|(_, findings)| findings.iter().copied()).collect();
+        for finding in findings {
+            self.unsure(finding, format!("{manifest} cannot be read"));
+        }
+    }
+
+    /// Where the segments of a version may lie whose manifest cannot be read.
+    async fn holders_of_unread(
+        &self,
+        connection: &mut Connection,
+        namespace: &Namespace,
+        row: &VersionRow,
+    ) -> Result<Vec<NamespaceId>, VerifyError> {
+        let base = match row.base {
+            Some(base) => Some(versions::series_of(&mut *connection, base).await?.0),
+            None if matches!(namespace, Namespace::User(_)) => {
+                return Ok(self.names.keys().copied().collect());
+            }
+            None => None,
+        };
+        rows_of(connection, std::iter::once(namespace).chain(&base)).await
+    }
+
+    /// Reads and checks a manifest, and its signature, or says which of them is wrong, and how.
+    async fn manifest(
+        &self,
+        namespace: &Namespace,
+        row: &VersionRow,
+    ) -> Result<(Manifest, Option<(Object, String)>), (Object, String)> {
         let object = Object::Manifest(row.id);
         let bytes = self.read_whole(namespace, object, MAX_MANIFEST_BYTES).await?;
         let wrong = |error: chunk_format::FormatError| (object, error.to_string());
         row.id.verify(&bytes).map_err(wrong)?;
         let manifest = Manifest::decode(&bytes).map_err(wrong)?;
 
+        let unsigned = self.signature(namespace, row, &bytes).await.err();
+        Ok((manifest, unsigned))
+    }
+
+    async fn signature(
+        &self,
+        namespace: &Namespace,
+        row: &VersionRow,
+        manifest: &[u8],
+    ) -> Result<(), (Object, String)> {
         let object = Object::ManifestSignature(row.id);
         let line = self.read_whole(namespace, object, MAX_SIGNATURE_BYTES).await?;
         let wrong = |error: chunk_format::FormatError| (object, error.to_string());
         let signature = Signature::decode(&line).map_err(wrong)?;
-        signature.verify("the manifest", &bytes).map_err(wrong)?;
+        signature.verify("the manifest", manifest).map_err(wrong)?;
         if signature != row.signature {
             return Err((object, "it is another signature than the one that was committed".to_owned()));
         }
-        Ok(manifest)
+        Ok(())
     }
 
     pub(super) async fn read_whole(
@@ -139,11 +192,19 @@ async fn holders(
     manifest: &Manifest,
 ) -> Result<Vec<NamespaceId>, VerifyError> {
     let base = manifest.base.as_ref().map(|base| Namespace::Image(base.image.clone()));
-    let mut holders = Vec::new();
-    for namespace in std::iter::once(namespace).chain(&base) {
-        holders.extend(namespaces::find(&mut *connection, namespace).await?.map(|row| row.id));
+    rows_of(connection, std::iter::once(namespace).chain(&base)).await
+}
+
+/// The rows of namespaces, of those that have one.
+async fn rows_of(
+    connection: &mut Connection,
+    namespaces: impl Iterator<Item = &Namespace>,
+) -> Result<Vec<NamespaceId>, VerifyError> {
+    let mut rows = Vec::new();
+    for namespace in namespaces {
+        rows.extend(namespaces::find(&mut *connection, namespace).await?.map(|row| row.id));
     }
-    Ok(holders)
+    Ok(rows)
 }
 
 fn stored_segments(manifest: &Manifest) -> Vec<[u8; ID_BYTES]> {

@@ -30,7 +30,9 @@ use sqlx::{Sqlite, SqliteConnection, Transaction};
 
 /// SQLite's result codes this module tells apart (<https://sqlite.org/rescode.html>).
 const SQLITE_BUSY: i32 = 5;
+const SQLITE_READONLY: i32 = 8;
 const SQLITE_FULL: i32 = 13;
+const SQLITE_CANTOPEN: i32 = 14;
 const SQLITE_IOERR_SHMSIZE: i32 = 4874;
 
 /// Why the database did not do what it was asked.
@@ -43,6 +45,27 @@ pub enum DatabaseError {
         /// The database file.
         path: PathBuf,
         /// Why not.
+        #[source]
+        source: sqlx::Error,
+    },
+    /// The file is there, and neither it nor what lies beside it may be written.
+    #[error("cannot write the database {}: whoever runs this must be allowed to write it and its directory", path.display())]
+    NotWritable {
+        /// The database file.
+        path: PathBuf,
+        /// The database's words.
+        #[source]
+        source: sqlx::Error,
+    },
+    /// A copy that may not be written to cannot be read whole as it lies there.
+    #[error(
+        "the database {} is not whole without {}-wal, which cannot be read where nothing may be written: check a copy that may \
+         be written to", path.display(), path.display()
+    )]
+    Unfolded {
+        /// The database file.
+        path: PathBuf,
+        /// The database's words.
         #[source]
         source: sqlx::Error,
     },
@@ -121,6 +144,11 @@ pub(crate) fn failed(action: &'static str) -> impl FnOnce(sqlx::Error) -> Databa
 
 fn code(error: &sqlx::Error) -> Option<i32> {
     error.as_database_error()?.code()?.parse().ok()
+}
+
+/// Whether SQLite could not write: the file, or what it keeps beside it.
+fn is_refused(error: &sqlx::Error) -> bool {
+    code(error).is_some_and(|code| matches!(code & 0xff, SQLITE_READONLY | SQLITE_CANTOPEN))
 }
 
 /// An open database.

@@ -86,6 +86,7 @@ impl Server {
         let identity = identity::read(&dir.identity_key())?.public();
         let lock = dir.lock()?;
         let database = Database::open(&dir.database()).await?;
+        database.check_writable(&dir.database()).await?;
         drop(lock);
         let has_packs = packs::any_counts(database.readers()).await?;
         let opening = Opening { patience: Patience::OfServers, has_packs, marks: true };

@@ -1,7 +1,7 @@
 //! Re-reading all that is stored: every byte of every object, and every row against its object.
 //!
 //! May run beside a server: objects are durable before their rows, so whatever has a row must be whole, and what has none
-//! yet is counted as left over. Nothing is changed.
+//! yet is counted as left over. Nothing is changed, and nothing need be: a copy that may not be written to is checked, too.
 
 mod listing;
 mod packs;
@@ -159,7 +159,7 @@ impl BadPack {
 pub async fn verify(root: &Path, progress: &dyn Progress) -> Result<Report, VerifyError> {
     let dir = DataDir::open(root)?;
     let lock = dir.lock()?;
-    let database = Database::open(&dir.database()).await?;
+    let database = Database::open_to_read(&dir.database()).await?;
     drop(lock);
     let identity = identity::read(&dir.identity_key())?.public();
     let has_packs = pack_rows::any_counts(database.readers()).await?;

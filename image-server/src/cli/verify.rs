@@ -15,7 +15,8 @@ use super::progress::{Shown, Steps};
 /// Reasons named of those for which it is not known what a finding affects.
 const MAX_REASONS: usize = 3;
 
-/// Re-read everything that is stored and check it. A line for each finding; exit 1 when something is damaged
+/// Re-read everything that is stored and check it. A line for each finding; exit 1 when something is damaged. Nothing is
+/// changed: a backup or a snapshot may be checked where it lies, on a file system that is read-only, too
 #[derive(Args)]
 pub(crate) struct Verify {
     /// The server's directory

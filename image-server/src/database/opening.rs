@@ -7,7 +7,7 @@ use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{ConnectOptions as _, Connection as _, SqliteConnection};
 
-use super::{Database, DatabaseError};
+use super::{Database, DatabaseError, failed, is_refused};
 
 static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
 
@@ -22,51 +22,119 @@ impl Database {
     /// Opens a database and brings its tables up to date.
     ///
     /// # Errors
-    /// `Open`, also when there is no file; `Empty`, `Newer`, `Migrate`.
+    /// `Open`, also when there is no file; `Empty`, `Newer`, `NotWritable`, `Migrate`.
     pub(crate) async fn open(path: &Path) -> Result<Self, DatabaseError> {
-        refuse_empty(path).await?;
-        Self::connect(path, false).await
+        let options = SqliteConnectOptions::new().filename(path);
+        refuse_empty(path, &options).await?;
+        Self::connect(path, kept(options)).await
+    }
+
+    /// Opens a database to be read: also one that may not be written to, such as a copy's on a file system that is read-only.
+    ///
+    /// # Errors
+    /// As [`Database::open`]; `Unfolded`.
+    pub(crate) async fn open_to_read(path: &Path) -> Result<Self, DatabaseError> {
+        match Self::open(path).await {
+            Err(DatabaseError::NotWritable { .. }) => {}
+            opened => return opened,
+        }
+        // With what lies beside it: rows that are committed, and may be another process's that writes on.
+        let options = SqliteConnectOptions::new().filename(path).read_only(true);
+        match refuse_empty(path, &options).await {
+            Ok(()) => return Self::connect(path, options).await,
+            Err(DatabaseError::NotWritable { source, .. }) if has_wal(path) => {
+                return Err(DatabaseError::Unfolded { path: path.to_owned(), source });
+            }
+            Err(DatabaseError::NotWritable { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        // All of it is in the file, and nobody has it open.
+        let options = options.immutable(true);
+        refuse_empty(path, &options).await?;
+        Self::connect(path, options).await
     }
 
     /// Makes a database where there is none.
     pub(crate) async fn create(path: &Path) -> Result<Self, DatabaseError> {
-        Self::connect(path, true).await
+        let options = SqliteConnectOptions::new().filename(path).create_if_missing(true);
+        Self::connect(path, kept(options)).await
     }
 
-    async fn connect(path: &Path, create: bool) -> Result<Self, DatabaseError> {
-        let options = SqliteConnectOptions::new()
-            .filename(path)
-            .create_if_missing(create)
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
+    async fn connect(path: &Path, options: SqliteConnectOptions) -> Result<Self, DatabaseError> {
+        let options = options
             .foreign_keys(true)
             .busy_timeout(BUSY_TIMEOUT)
             .pragma("cache_size", format!("-{CACHE_KIB}"));
-        let open = |source| DatabaseError::Open { path: path.to_owned(), source };
         let pool = SqlitePoolOptions::new()
             .acquire_timeout(ACQUIRE_TIMEOUT)
             .test_before_acquire(false)
             .after_release(|connection, _| Box::pin(has_ended_its_transaction(connection)));
-        let writer = pool.clone().max_connections(1).connect_with(options.clone()).await.map_err(open)?;
+        let writer =
+            pool.clone().max_connections(1).connect_with(options.clone()).await.map_err(not_opened(path))?;
         MIGRATIONS.run(&writer).await.map_err(|source| match source {
             MigrateError::VersionMissing(_) => DatabaseError::Newer { path: path.to_owned() },
+            MigrateError::Execute(source) | MigrateError::ExecuteMigration(source, _)
+                if is_refused(&source) =>
+            {
+                DatabaseError::NotWritable { path: path.to_owned(), source }
+            }
             source => DatabaseError::Migrate { path: path.to_owned(), source },
         })?;
         let reading = options.create_if_missing(false).pragma("query_only", "ON");
-        let readers = pool.max_connections(READERS).connect_with(reading).await.map_err(open)?;
+        let readers = pool.max_connections(READERS).connect_with(reading).await.map_err(not_opened(path))?;
         Ok(Self { readers, writer })
+    }
+
+    /// Looks whether a database may be written to, as far as its file and its directory say.
+    ///
+    /// # Errors
+    /// `NotWritable`; otherwise what kept it from being looked at.
+    pub(crate) async fn check_writable(&self, path: &Path) -> Result<(), DatabaseError> {
+        // Nothing is written. A transaction alone would not tell: SQLite begins one that reads where it may not write.
+        let write = async {
+            let mut tx = self.begin().await?;
+            let write = sqlx::query("DELETE FROM settings WHERE 0").execute(&mut *tx).await;
+            write.map_err(failed("write"))
+        };
+        match write.await {
+            Ok(_) | Err(DatabaseError::Busy { .. }) => Ok(()),
+            Err(DatabaseError::Failed { source, .. }) if is_refused(&source) => {
+                Err(DatabaseError::NotWritable { path: path.to_owned(), source })
+            }
+            Err(error) => Err(error),
+        }
     }
 }
 
+/// A database that outlives power cuts, and whose readers do not wait.
+fn kept(options: SqliteConnectOptions) -> SqliteConnectOptions {
+    options.journal_mode(SqliteJournalMode::Wal).synchronous(SqliteSynchronous::Full)
+}
+
+/// Tells a file that may not be written to from one that is not there, or is no database.
+fn not_opened(path: &Path) -> impl FnOnce(sqlx::Error) -> DatabaseError {
+    let path = path.to_owned();
+    move |source| match is_refused(&source) && path.exists() {
+        true => DatabaseError::NotWritable { path, source },
+        false => DatabaseError::Open { path, source },
+    }
+}
+
+/// Whether rows may have been committed that are not in the file yet.
+fn has_wal(path: &Path) -> bool {
+    let mut wal = path.to_owned().into_os_string();
+    wal.push("-wal");
+    std::fs::metadata(wal).is_ok_and(|file| file.len() > 0)
+}
+
 /// Looks whether a file is a database that `init` made, and changes nothing.
-async fn refuse_empty(path: &Path) -> Result<(), DatabaseError> {
+async fn refuse_empty(path: &Path, options: &SqliteConnectOptions) -> Result<(), DatabaseError> {
     let empty = || DatabaseError::Empty { path: path.to_owned() };
     // SQLite would take it for a new database, and delete a -wal file beside it.
     if path.metadata().is_ok_and(|file| file.len() == 0) {
         return Err(empty());
     }
-    let look =
-        SqliteConnectOptions::new().filename(path).busy_timeout(BUSY_TIMEOUT).pragma("query_only", "ON");
+    let look = options.clone().busy_timeout(BUSY_TIMEOUT).pragma("query_only", "ON");
     let migrated = async {
         let mut connection = look.connect().await?;
         let has_table: bool = sqlx::query_scalar(
@@ -84,7 +152,7 @@ async fn refuse_empty(path: &Path) -> Result<(), DatabaseError> {
     match migrated.await {
         Ok(true) => Ok(()),
         Ok(false) => Err(empty()),
-        Err(source) => Err(DatabaseError::Open { path: path.to_owned(), source }),
+        Err(source) => Err(not_opened(path)(source)),
     }
 }
 

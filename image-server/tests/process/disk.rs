@@ -2,6 +2,7 @@
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::Command;
 
 use crate::program::{Asker, PROGRAM, Serving, text};
@@ -15,7 +16,7 @@ const ON_SMALL_DISK: &str = r#"
 "#;
 
 /// Says that this machine cannot run the test, where `make test` looks for it.
-fn skip(reason: &str) {
+pub(crate) fn skip(reason: &str) {
     let test = std::thread::current().name().unwrap_or("disk").to_owned();
     let _ = writeln!(io::stderr().lock(), "SKIPPED {test}: {reason}");
     if let Some(log) = std::env::var_os("SATCHEL_SKIP_LOG") {
@@ -24,12 +25,16 @@ fn skip(reason: &str) {
     }
 }
 
+/// Whether this machine lets anybody mount something, in a namespace that is its own.
+pub(crate) fn may_mount(at: &Path) -> bool {
+    let mounted = Command::new("unshare").args(["-rm", "mount", "-t", "tmpfs", "x", text(at)]).output();
+    mounted.is_ok_and(|output| output.status.success())
+}
+
 #[tokio::test]
 async fn a_full_disk_refuses_uploads_and_serves_what_it_has() {
     let temp = tempfile::tempdir().unwrap();
-    let may_mount =
-        Command::new("unshare").args(["-rm", "mount", "-t", "tmpfs", "x", text(temp.path())]).output();
-    if !may_mount.is_ok_and(|output| output.status.success()) {
+    if !may_mount(temp.path()) {
         return skip("`unshare -rm` cannot mount a tmpfs here");
     }
     let disk = temp.path().join("disk");

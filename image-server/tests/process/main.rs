@@ -9,6 +9,7 @@ mod crash;
 mod disk;
 mod metrics;
 mod program;
+mod read_only;
 mod secrets;
 
 #[expect(dead_code, reason = "the library's own tests use more of it")]

@@ -222,6 +222,8 @@ const ADVICE_PACK: &str =
 const ADVICE_SEGMENT: &str = "restore the file from a backup, or upload the same segment again";
 const ADVICE_PROFILE: &str =
     "record the version's profile again (`satchel profile record`): until then, machines start without it";
+const ADVICE_SIGNATURE: &str = "none is needed for clients, who are answered from the database; for whoever else reads the store, restore the \
+    file from a backup";
 const ADVICE_VERSION: &str = "restore the file from a backup, or from a client that has this version";
 
 impl Check<'_> {

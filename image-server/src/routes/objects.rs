@@ -15,6 +15,7 @@ use bytes::Bytes;
 use chunk_format::{ID_BYTES, MAX_LOCATOR_BYTES, ManifestId, frame_len_max};
 
 use crate::app::App;
+use crate::database::versions;
 use crate::http::auth::Caller;
 use crate::http::conditional::{Wanted, is_known, wanted};
 use crate::http::error::ApiError;
@@ -46,6 +47,16 @@ pub(super) async fn get(
         Object::Locator(_) => {
             let bytes = app.storage.read(&key, frame_len_max(MAX_LOCATOR_BYTES) as u64).await?;
             changing(&key, &parts, bytes)
+        }
+        // The row has it as it was committed, whatever became of the file.
+        Object::ManifestSignature(id) => {
+            match versions::find(app.database.readers(), &key.namespace, id).await? {
+                Some(version) => {
+                    let etag = format!("\"{}\"", key.object.name());
+                    in_memory(&key, &parts, version.signature.encode().into(), &etag, IMMUTABLE)
+                }
+                None => Err(ApiError::no_such(&key)),
+            }
         }
         Object::ManifestProfile(id) => match profiles::pointer(&app, &key.namespace, id).await? {
             Some(pointer) => changing(&key, &parts, pointer.into()),
@@ -102,11 +113,21 @@ fn likely(parts: &Parts, etag: &str) -> Likely {
 /// Answers with what may change: small, and named by what it is for, so that its tag is made of its bytes.
 fn changing(key: &ObjectKey, parts: &Parts, bytes: Bytes) -> Result<Response, ApiError> {
     let etag = format!("\"{}\"", ManifestId::of(&bytes));
-    let headers = headers(key, &etag, MAY_CHANGE)?;
-    if is_known(&parts.headers, &etag) {
+    in_memory(key, parts, bytes, &etag, MAY_CHANGE)
+}
+
+fn in_memory(
+    key: &ObjectKey,
+    parts: &Parts,
+    bytes: Bytes,
+    etag: &str,
+    cache: &'static str,
+) -> Result<Response, ApiError> {
+    let headers = headers(key, etag, cache)?;
+    if is_known(&parts.headers, etag) {
         return Ok((StatusCode::NOT_MODIFIED, headers).into_response());
     }
-    let (status, headers, range) = select(parts, headers, &etag, bytes.len() as u64)?;
+    let (status, headers, range) = select(parts, headers, etag, bytes.len() as u64)?;
     let [start, end] = [range.start, range.end].map(|at| usize::try_from(at).unwrap_or(bytes.len()));
     let body = if parts.method == Method::HEAD { Body::empty() } else { Body::from(bytes.slice(start..end)) };
     Ok((status, headers, body).into_response())

@@ -354,15 +354,34 @@ async fn damaged_manifests_and_signatures_are_named() {
     let (_, other) =
         testing::signed(&testing::image_manifest("x", Vec::from([chunk_format::SegmentId::of(b"x")])), 2);
     fs::write(&signature, other).unwrap();
-    stored.one(&stored.verify().await, ".sig", "not signed by", &[&stored.desktop]);
+    stored.one(&stored.verify().await, ".sig", "another signature", &[]);
     // Rightly signed, by a key that did not commit it.
     let bytes = fs::read(&manifest).unwrap();
     fs::write(&signature, chunk_format::SecretKey::from_bytes(&[5; 32]).sign(&bytes).encode()).unwrap();
-    stored.one(&stored.verify().await, ".sig", "another signature", &[&stored.desktop]);
+    stored.one(&stored.verify().await, ".sig", "another signature", &[]);
+    fs::write(&signature, "no signature").unwrap();
+    stored.one(&stored.verify().await, ".sig", "signature", &[]);
     fs::remove_file(&signature).unwrap();
-    stored.one(&stored.verify().await, ".sig", "it is missing", &[&stored.desktop]);
+    let report = stored.verify().await;
+    stored.one(&report, ".sig", "it is missing", &[]);
+    assert!(report.findings[0].advice.contains("answered from the database"), "{report:#?}");
     fs::write(&signature, line).unwrap();
     assert!(stored.verify().await.findings.is_empty());
+}
+
+#[tokio::test]
+async fn a_row_whose_signature_is_not_its_manifests_is_named() {
+    let stored = Stored::new().await;
+    stored
+        .execute(
+            "UPDATE versions SET signature = (SELECT signature FROM versions WHERE base_version_id IS NOT NULL) \
+             WHERE sequence = 2",
+        )
+        .await;
+    let report = stored.verify().await;
+    let finding = report.findings.iter().find(|finding| finding.object == "database").unwrap();
+    assert!(finding.problem.contains("its signature: "), "{finding:#?}");
+    assert!(finding.affects.iter().eq([&stored.image[1]]), "{finding:#?}");
 }
 
 #[tokio::test]

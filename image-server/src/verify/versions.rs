@@ -4,7 +4,7 @@ use chunk_format::{
     ID_BYTES, MAX_MANIFEST_BYTES, MAX_SIGNATURE_BYTES, Manifest, Namespace, SegmentId, Signature, Subject,
 };
 
-use super::{ADVICE_DATABASE, ADVICE_VERSION, Check, Part, VerifyError};
+use super::{ADVICE_DATABASE, ADVICE_SIGNATURE, ADVICE_VERSION, Check, Part, VerifyError};
 use crate::database::chunks::{self, IdTable};
 use crate::database::namespaces::{self, NamespaceId};
 use crate::database::versions::{self, VersionRow, VersionRowId};
@@ -42,23 +42,28 @@ impl Check<'_> {
             Namespace::Image(_) => Subject::Image { image: series },
             Namespace::User(user) => Subject::Desktop { owner: user.clone(), desktop: series },
         };
-        let (manifest, unsigned) = match self.manifest(&namespace, row).await {
-            Err(_) | Ok((_, Some(_))) if was_pruned(&mut connection, row).await? => return Ok(()),
-            Ok((manifest, unsigned)) => (Some(manifest), unsigned),
-            Err(problem) => (None, Some(problem)),
+        let (manifest, bytes) = match self.manifest(&namespace, row).await {
+            Ok(read) => read,
+            Err(_) if was_pruned(&mut connection, row).await? => return Ok(()),
+            Err((object, problem)) => {
+                let holders = self.holders_of_unread(&mut connection, &namespace, row).await?;
+                let key = ObjectKey { namespace, object };
+                let finding = self.find(&key, problem, ADVICE_VERSION);
+                self.report.findings[finding].affects.insert(label);
+                self.note_unread(&holders, &key);
+                return Ok(());
+            }
         };
-        if let Some((object, problem)) = unsigned {
+        if let Err((object, problem)) = self.signature(&namespace, row).await
+            && !was_pruned(&mut connection, row).await?
+        {
             let key = ObjectKey { namespace: namespace.clone(), object };
-            let finding = self.find(&key, problem, ADVICE_VERSION);
-            self.report.findings[finding].affects.insert(label.clone());
+            self.find(&key, problem, ADVICE_SIGNATURE);
         }
-        let Some(manifest) = manifest else {
-            let holders = self.holders_of_unread(&mut connection, &namespace, row).await?;
-            let key = ObjectKey { namespace, object: Object::Manifest(row.id) };
-            self.note_unread(&holders, &key);
-            return Ok(());
-        };
         let mut problems = row_problems(row, &manifest, &subject);
+        if let Err(error) = row.signature.verify("the manifest", &bytes) {
+            problems.push(format!("its signature: {error}"));
+        }
         if let Some(base) = &manifest.base {
             let image = Namespace::Image(base.image.clone());
             let found = versions::find(&mut *connection, &image, base.version).await?;
@@ -132,34 +137,26 @@ impl Check<'_> {
         rows_of(connection, std::iter::once(namespace).chain(&base)).await
     }
 
-    /// Reads and checks a manifest, and its signature, or says which of them is wrong, and how.
+    /// Reads and checks a manifest, and gives its bytes, too; or says what is wrong with it.
     async fn manifest(
         &self,
         namespace: &Namespace,
         row: &VersionRow,
-    ) -> Result<(Manifest, Option<(Object, String)>), (Object, String)> {
+    ) -> Result<(Manifest, bytes::Bytes), (Object, String)> {
         let object = Object::Manifest(row.id);
         let bytes = self.read_whole(namespace, object, MAX_MANIFEST_BYTES).await?;
         let wrong = |error: chunk_format::FormatError| (object, error.to_string());
         row.id.verify(&bytes).map_err(wrong)?;
         let manifest = Manifest::decode(&bytes).map_err(wrong)?;
-
-        let unsigned = self.signature(namespace, row, &bytes).await.err();
-        Ok((manifest, unsigned))
+        Ok((manifest, bytes))
     }
 
-    async fn signature(
-        &self,
-        namespace: &Namespace,
-        row: &VersionRow,
-        manifest: &[u8],
-    ) -> Result<(), (Object, String)> {
+    /// Reads a signature and compares it with the version's row, which is what clients are answered from.
+    async fn signature(&self, namespace: &Namespace, row: &VersionRow) -> Result<(), (Object, String)> {
         let object = Object::ManifestSignature(row.id);
         let line = self.read_whole(namespace, object, MAX_SIGNATURE_BYTES).await?;
         let wrong = |error: chunk_format::FormatError| (object, error.to_string());
-        let signature = Signature::decode(&line).map_err(wrong)?;
-        signature.verify("the manifest", manifest).map_err(wrong)?;
-        if signature != row.signature {
+        if Signature::decode(&line).map_err(wrong)? != row.signature {
             return Err((object, "it is another signature than the one that was committed".to_owned()));
         }
         Ok(())

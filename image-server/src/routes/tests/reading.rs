@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::http::Method;
-use chunk_format::{FrameDecoder, Locator};
+use chunk_format::{FrameDecoder, Locator, ManifestId};
 use futures_util::StreamExt;
 use object_store::ObjectStore;
 
@@ -118,6 +118,32 @@ async fn manifests_and_signatures_are_the_bytes_that_were_committed() {
     let signature = fixture.get(&format!("{path}.sig"), alice).await.done(200);
     assert_eq!(signature.body, format!("{}\n", fixture.image.signature));
     assert_eq!(signature.header("etag"), format!("\"{}.sig\"", fixture.image.version));
+}
+
+#[tokio::test]
+async fn a_signature_that_the_store_lost_is_the_one_that_was_committed() {
+    let fixture = Fixture::new().await;
+    let alice = &fixture.tokens.alice;
+    let path = format!("/v1/data/image/debian/manifests/{}.sig", fixture.image.version);
+    let file = fixture.dir.path().join(path.replace("/v1/data", "objects"));
+    let before = fixture.get(&path, alice).await.done(200);
+    let (_, other) = testing::signed(&fixture.image.manifest, 9);
+    std::fs::write(&file, other).unwrap();
+    assert_eq!(fixture.get(&path, alice).await.done(200).body, before.body);
+    std::fs::remove_file(&file).unwrap();
+    let after = fixture.get(&path, alice).await.done(200);
+    assert_eq!(after.body, format!("{}\n", fixture.image.signature));
+    for name in ["etag", "content-type", "cache-control", "content-length"] {
+        assert_eq!(after.header(name), before.header(name));
+    }
+    let part = fixture.get_with(&path, alice, &[("range", "bytes=0-7")]).await.done(206);
+    assert_eq!(part.body, "satchel-");
+    fixture.get_with(&path, alice, &[("if-none-match", before.header("etag"))]).await.done(304);
+    let head = fixture.ask(request(Method::HEAD, &path, alice).body(Body::empty()).unwrap()).await.done(200);
+    assert_eq!((head.header("content-length"), head.body.len()), (&*before.body.len().to_string(), 0));
+    // Of what was not committed there is none.
+    let none = path.replace(&fixture.image.version.to_string(), &ManifestId::of(b"x").to_string());
+    fixture.get(&none, alice).await.refused(404, "not_found");
 }
 
 #[tokio::test]

@@ -50,7 +50,7 @@ use output::Printer;
 #[derive(Debug, Parser)]
 #[command(name = "satchel", version, max_term_width = 100)]
 struct Cli {
-    /// Where this machine keeps what it knows
+    /// Where this machine keeps what it knows, without it in $XDG_STATE_HOME/satchel or ~/.local/state/satchel
     #[arg(long, global = true, value_name = "DIR", env = "SATCHEL_STATE")]
     state: Option<PathBuf>,
     /// Print results as one JSON value

@@ -33,6 +33,7 @@ mod progress;
 mod publish;
 mod quantity;
 mod rebase;
+mod remove;
 mod retention;
 mod rollback;
 mod run;
@@ -81,6 +82,8 @@ enum Command {
     Forks(forks::ForksArgs),
     /// Make a fork's disks the desktop's, and keep the desktop's as the fork
     Adopt(forks::AdoptArgs),
+    /// Remove a desktop or a fork with all its versions, from the server and from this machine
+    Remove(remove::RemoveArgs),
     /// Mount a desktop's disks, in the foreground until it is unmounted or interrupted
     Mount(mount::MountArgs),
     /// Run a desktop's machine; its changes are synced when it is switched off
@@ -194,6 +197,7 @@ fn run(cli: Cli, printer: Printer) -> anyhow::Result<()> {
             Command::Status(args) => status::run(&context, &args.desktop).await,
             Command::History(args) => history::run(&context, args).await,
             Command::Retention(args) => retention::run(&context, args).await,
+            Command::Remove(args) => interruptible(remove::run(&context, args)).await,
             Command::Rollback(args) => interruptible(rollback::run(&context, args)).await,
             Command::Browse(args) => browse::run(&context, args).await,
             Command::Diff(args) => interruptible(diff::run(&context, args)).await,

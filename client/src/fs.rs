@@ -1,6 +1,7 @@
 //! The file system a mount shows: one directory with a file for each disk. Logic only; [`fuse`] translates.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
 use crate::disk::{Disk, DiskError};
@@ -58,13 +59,19 @@ pub enum Allocation {
 pub struct DesktopFs {
     files: Vec<(String, Arc<Disk>)>,
     mounted: SystemTime,
+    is_taken_away: AtomicBool,
 }
 
 impl DesktopFs {
     /// Shows these disks, each as `ROLE.raw`.
     pub fn new(disks: &[Arc<Disk>]) -> Self {
         let files = disks.iter().map(|disk| (format!("{}.raw", disk.role()), Arc::clone(disk))).collect();
-        Self { files, mounted: SystemTime::now() }
+        Self { files, mounted: SystemTime::now(), is_taken_away: AtomicBool::new(false) }
+    }
+
+    /// Has every request from now on fail, of those who have a file open, too.
+    pub fn take_away(&self) {
+        self.is_taken_away.store(true, Ordering::SeqCst);
     }
 
     /// When the mount began: the time of every file.
@@ -105,6 +112,9 @@ impl DesktopFs {
     /// # Errors
     /// `NotFound`.
     pub fn disk(&self, inode: u64) -> Result<&Arc<Disk>, FsError> {
+        if self.is_taken_away.load(Ordering::Relaxed) {
+            return Err(FsError::Io);
+        }
         let at = inode.checked_sub(FIRST_FILE).and_then(|at| usize::try_from(at).ok());
         at.and_then(|at| self.files.get(at)).map(|(_, disk)| disk).ok_or(FsError::NotFound)
     }

@@ -19,6 +19,7 @@ use crate::mount::{MountError, PointError};
 use crate::overlay::OverlayError;
 use crate::publish::PublishError;
 use crate::remote::RemoteError;
+use crate::remove::RemoveError;
 use crate::renew::RenewError;
 use crate::rollback::RollbackError;
 use crate::run::RunError;
@@ -130,6 +131,8 @@ fn hint_of(error: &(dyn Error + 'static)) -> Option<String> {
         "sync them first (`satchel sync DESKTOP`): they are then a version like any, that can be gone back to"
     } else if let Some(RollbackError::NoSuchDesktop { .. }) = error.downcast_ref() {
         "see `satchel desktops`"
+    } else if let Some(RemoveError::NoSuchDesktop { .. }) = error.downcast_ref() {
+        "see `satchel desktops` and `satchel forks`"
     } else if let Some(PublishError::OtherPublisher { .. }) = error.downcast_ref() {
         "publish from the machine and user that published it before (the key is publisher.key in its state directory)"
     } else if let Some(PublishError::OverBudget { .. }) = error.downcast_ref() {
@@ -199,6 +202,10 @@ fn of_remote(error: &RemoteError) -> Option<String> {
                  stored before"
                 .to_owned(),
             "busy" | "store_unreachable" => "try again in a moment".to_owned(),
+            "lease_held" => "unmount it there, or take it first with `--take`, of `satchel run` and `satchel mount`: what was not \
+                 synced there becomes a fork"
+                .to_owned(),
+            "head_moved" => "look at what is new (`satchel history DESKTOP`), and give the same command again".to_owned(),
             "internal" => "tell the server's operator: the server's log has the cause, and `satchel-server verify` \
                  finds what is damaged in its store"
                 .to_owned(),

@@ -23,6 +23,7 @@ pub mod past;
 pub mod profile;
 pub mod publish;
 pub mod remote;
+pub mod remove;
 pub mod renew;
 pub mod rollback;
 pub mod run;

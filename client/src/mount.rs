@@ -34,7 +34,7 @@ use crate::metrics;
 use crate::renew::{self, Ready};
 use crate::session::Session;
 use crate::signals::{EndSignal, EndSignals};
-use crate::status::DesktopStatus;
+use crate::status::{DesktopStatus, unsynced_bytes};
 use crate::sync::{SyncReport, Syncer};
 use crate::upload::{Pace, UploadProgress};
 
@@ -159,13 +159,14 @@ pub async fn serve(
     let session = Arc::new(session);
     // Before there is anything that ends badly when one is not heard.
     let mut signals = EndSignals::watch().map_err(setup("watch for signals"))?;
-    let (listener, mut unmounted) = match begin(&session, desktop_directory, directory, options, &events) {
-        Ok(begun) => begun,
-        Err(error) => {
-            session.release_lease((syncer.now_ms)()).await;
-            return Err(error);
-        }
-    };
+    let Begun { listener, mut unmounted, fs } =
+        match begin(&session, desktop_directory, directory, options, &events) {
+            Ok(begun) => begun,
+            Err(error) => {
+                session.release_lease((syncer.now_ms)()).await;
+                return Err(error);
+            }
+        };
     // Not before: what was fetched ahead for a renewal is needed until that was made.
     session.desktop.let_go_of_old();
     let starting = Arc::clone(&session);
@@ -307,8 +308,9 @@ pub async fn serve(
         }
         match result {
             Ok(Ok(())) if force => {
-                // Whoever has a file open keeps the mount, but not this process: with it their file gives errors. Until then it
-                // holds the desktop, for requests may still be answered.
+                // Whoever has a file open keeps the mount, and gets errors. Until this process has ended it holds the desktop, for
+                // requests may still be on their way.
+                fs.take_away();
                 std::mem::forget(Arc::clone(&session));
                 break Ok(Ok(()));
             }
@@ -351,9 +353,8 @@ pub async fn serve(
         scraping.abort();
     }
     control::unlink(desktop_directory);
-    if let Ok(DesktopStatus { unsynced_bytes: bytes @ 1.., read_only: false, .. }) =
-        DesktopStatus::of_open(&session.desktop, None)
-    {
+    let bytes = unsynced_bytes(&session.desktop);
+    if bytes > 0 {
         events(Event::LeftUnsynced { bytes });
     }
     let closed = {
@@ -367,14 +368,14 @@ pub async fn serve(
     }
 }
 
-/// Begins to serve; answers where other commands come in, and what tells that the disks are unmounted.
+/// Begins to serve.
 fn begin(
     session: &Session,
     desktop_directory: &Path,
     directory: &Path,
     options: &MountOptions,
     events: &impl Fn(Event),
-) -> Result<(UnixListener, oneshot::Receiver<std::io::Result<()>>), MountError> {
+) -> Result<Begun, MountError> {
     if clean_stale(directory)? {
         events(Event::StaleMountCleared);
     }
@@ -382,14 +383,24 @@ fn begin(
     let setup = |action| move |source| MountError::Setup { action, source };
     let listener = control::listen(desktop_directory).map_err(setup("listen for other commands"))?;
     let fs = Arc::new(DesktopFs::new(session.desktop.disks()));
-    let fuse = fuse::mount(fs, Handle::current(), directory, options)
+    let fuse = fuse::mount(Arc::clone(&fs), Handle::current(), directory, options)
         .map_err(|source| MountError::Fuse { directory: directory.to_owned(), source })?;
     let (ended, unmounted) = oneshot::channel();
     std::thread::Builder::new()
         .name("fuse".to_owned())
         .spawn(move || drop(ended.send(fuse.run())))
         .map_err(setup("start a thread"))?;
-    Ok((listener, unmounted))
+    Ok(Begun { listener, unmounted, fs })
+}
+
+/// A mount that has begun.
+struct Begun {
+    /// Where other commands come in.
+    listener: UnixListener,
+    /// Tells that the disks are unmounted.
+    unmounted: oneshot::Receiver<std::io::Result<()>>,
+    /// What is mounted.
+    fs: Arc<DesktopFs>,
 }
 
 /// What answers take.

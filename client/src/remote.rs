@@ -19,7 +19,7 @@ mod token;
 
 pub use api::{
     AfterExpiry, BaseInfo, DesktopInfo, GoldenInfo, ImageInfo, LeaseAnswer, LeaseInfo, LeaseWish, Listing,
-    Placing, PresentIn, ServerInfo, VersionInfo, WantedInfo,
+    Placing, PresentIn, RemovedDesktop, ServerInfo, VersionInfo, WantedInfo,
 };
 pub use cache_host::CacheHost;
 pub use channels::{ChannelInfo, ChannelMove, NamedVersion, Outcome, RollbackWord, Rollout, States};

@@ -146,6 +146,11 @@ pub enum Notice {
         /// Why, in words.
         reason: String,
     },
+    /// A checkpoint that was made here was not sent before another machine's version came, and is not made any more.
+    CheckpointGone {
+        /// What it was to say.
+        note: String,
+    },
     /// Another machine's version was taken up.
     MovedTo {
         /// The version's number.
@@ -387,7 +392,7 @@ impl Session {
         if let Some(record) = LeaseRecord::load(self.desktop.store().volume()) {
             record.seen(now_ms).note(self.desktop.store().volume());
         }
-        if self.offline || self.desktop.is_read_only() || self.desktop.has_changes() {
+        if self.offline || self.desktop.is_read_only() || self.desktop.has_work() {
             return;
         }
         match self.remote.release_lease(name, &self.holder.key).await {

@@ -193,10 +193,7 @@ impl DesktopStatus {
             .map(|disk| DiskStatus {
                 role: disk.role(),
                 size_bytes: disk.size().bytes(),
-                unsynced_bytes: match desktop.is_volatile(disk) {
-                    true => 0,
-                    false => written_bytes(&disk.view().overlays),
-                },
+                unsynced_bytes: unsynced_bytes_of(desktop, disk),
                 activity: Some(activity(disk)),
                 local: Some(local::of_disk(
                     &disk.view().base,
@@ -344,6 +341,21 @@ fn live(desktop: &OpenDesktop) -> LiveStatus {
         pinned: desktop.store().record().pinned,
         paused: desktop.fetcher().is_background_paused(),
     }
+}
+
+/// Bytes written to an open desktop that no committed version holds, and that are kept.
+pub(crate) fn unsynced_bytes(desktop: &OpenDesktop) -> u64 {
+    desktop.disks().iter().map(|disk| unsynced_bytes_of(desktop, disk)).sum()
+}
+
+fn unsynced_bytes_of(desktop: &OpenDesktop, disk: &Disk) -> u64 {
+    if desktop.is_volatile(disk) {
+        return 0;
+    }
+    let discard_from = desktop.store().record().discard_from.unwrap_or(u64::MAX);
+    let mut overlays = disk.view().overlays.clone();
+    overlays.retain(|overlay| overlay.identity().generation < discard_from);
+    written_bytes(&overlays)
 }
 
 /// Bytes of blocks that some overlay holds.

@@ -139,6 +139,7 @@ impl Syncer {
             return Err(SyncError::ReadOnly);
         }
         let mut report = SyncReport::default();
+        let waiting = desktop.store.uncommitted_note()?;
         if let Some(pending) = desktop.store.record().pending {
             self.resume(desktop, pending, &mut report).await?;
         }
@@ -146,7 +147,9 @@ impl Syncer {
         if desktop.store.record().generations.len() > 1 {
             self.commit_frozen(desktop, &mut report).await?;
         }
-        if desktop.has_changes() || desktop.is_head_lost() || note.is_some() {
+        // Asked for once more, because it could not be sent: by now it was.
+        let is_made = note.is_some() && note == waiting && !desktop.has_changes();
+        if desktop.has_changes() || desktop.is_head_lost() || (note.is_some() && !is_made) {
             let freezing = desktop.prepare_freeze(note.as_deref())?;
             let still = match &self.guest {
                 Some(guest) => guest.hold_still().await,

@@ -8,6 +8,7 @@ mod mirror;
 pub(crate) mod output;
 mod policy;
 mod progress;
+mod remove;
 mod retention;
 mod serve;
 mod token;
@@ -44,6 +45,7 @@ enum Command {
     Gc(gc::Gc),
     Verify(verify::Verify),
     Policy(policy::Policy),
+    Remove(remove::Remove),
     Completions(install::Completions),
     Man(install::Man),
 }
@@ -63,6 +65,7 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             Command::Gc(command) => command.run(json).await,
             Command::Verify(command) => command.run(json).await,
             Command::Policy(command) => command.run(json).await,
+            Command::Remove(command) => command.run(json).await,
             Command::Completions(command) => command.run(Arguments::command()),
             Command::Man(command) => command.run(Arguments::command()),
         }

@@ -13,6 +13,7 @@ pub(crate) mod namespaces;
 mod opening;
 pub(crate) mod packs;
 pub(crate) mod profiles;
+pub(crate) mod removal;
 pub(crate) mod retention;
 pub(crate) mod segments;
 pub(crate) mod settings;

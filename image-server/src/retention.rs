@@ -6,7 +6,8 @@
 //! says: the newest version of a series; a desktop's first, which names it; a desktop's versions with a note a person
 //! made; golden versions that a channel names or a kept version stands on; versions a fork began on; the version the
 //! machine with a desktop's lease stands on; and the version each machine stood on that was heard of in the last 180 days,
-//! with its golden version: what is written there offline has no other place to go.
+//! with its golden version: what is written there offline has no other place to go. Of a desktop that was removed long enough ago
+//! ([`crate::removal`]) only what others need is kept.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -19,6 +20,7 @@ use crate::database::retention::{self as rows, KeptVersion, OwnedSeries};
 use crate::database::versions::VersionRowId;
 use crate::database::{Connection, Database, DatabaseError, commit};
 use crate::layout::{DataDir, LayoutError};
+use crate::removal;
 
 const HOUR_MS: i64 = 60 * 60 * 1000;
 const DAY_MS: i64 = 24 * HOUR_MS;
@@ -175,11 +177,13 @@ async fn prune_series(
     let policy = rows::policy(&mut *connection, Some(series.id)).await?.unwrap_or(policy);
     let versions = rows::kept_versions(&mut *connection, series.id).await?;
     let is_desktop = matches!(series.namespace, Namespace::User(_));
+    let is_gone = series.removed_ms.is_some_and(|removed_ms| removal::is_over(removed_ms, now_ms));
     let times: Vec<i64> = versions.iter().map(|version| version.committed_ms).collect();
     for (at, (version, by_policy)) in versions.iter().zip(kept_by(policy, &times)).enumerate() {
         let is_end = at == 0 || (is_desktop && at + 1 == versions.len());
         let is_named = is_desktop && has_note_of_person(version);
-        if by_policy || is_end || is_named || needed.contains(&version.row) {
+        let is_kept = !is_gone && (by_policy || is_end || is_named);
+        if is_kept || needed.contains(&version.row) {
             report.kept += 1;
             continue;
         }

@@ -56,7 +56,7 @@ fn table() -> Vec<Route> {
         route("/v1/images/{image}/versions", get(images::versions).post(commit::image)),
         route("/v1/images/{image}/versions/{version}/profile", put(profiles::put)),
         route("/v1/desktops", get(desktops::list)),
-        route("/v1/desktops/{desktop}", get(desktops::get)),
+        route("/v1/desktops/{desktop}", get(desktops::get).delete(desktops::remove)),
         route(
             "/v1/desktops/{desktop}/retention",
             get(retention::get).put(retention::put).delete(retention::delete),

@@ -66,8 +66,8 @@ async fn ask(url: &str, trust: Trust, token: &str) -> Result<(Endpoint, ServerIn
 /// vouches for; one that is not is vouched for by an authority, or by whoever sits here.
 async fn find(url: &str, known: Option<Login>, token: &str) -> anyhow::Result<(Endpoint, ServerInfo)> {
     let address = Endpoint::new(url, Trust::Authorities)?.url;
-    let pinned = known.filter(|login| login.url == address).and_then(|login| login.fingerprint);
-    let changed = match pinned {
+    let known = known.filter(|login| login.url == address);
+    let changed = match known.as_ref().and_then(|login| login.fingerprint) {
         None => None,
         Some(pinned) => match ask(url, Trust::Pinned(pinned), token).await {
             Err(error @ RemoteError::OtherCertificate { .. }) => Some(error),
@@ -77,7 +77,7 @@ async fn find(url: &str, known: Option<Login>, token: &str) -> anyhow::Result<(E
     match (ask(url, Trust::Authorities, token).await, changed) {
         (Err(RemoteError::UnknownCertificate { .. }), Some(changed)) => Err(changed.into()),
         (Err(RemoteError::UnknownCertificate { url: shown, found }), None)
-            if accepts(&shown, &found.to_string())? =>
+            if known.is_none() && accepts(&shown, &found.to_string())? =>
         {
             Ok(ask(url, Trust::Pinned(found), token).await?)
         }
@@ -98,7 +98,7 @@ fn accepts(url: &str, fingerprint: &str) -> std::io::Result<bool> {
         return Ok(false);
     }
     writeln!(stderr, "No authority known here vouches for {url}. Its certificate is\n  {fingerprint}")?;
-    write!(stderr, "Is that what `satchel-server init` printed on the server? Type yes to pin it: ")?;
+    write!(stderr, "Is that what `satchel-server fingerprint` prints on the server? Type yes to pin it: ")?;
     stderr.flush()?;
     let mut answer = String::new();
     std::io::stdin().lock().read_line(&mut answer)?;

@@ -227,6 +227,10 @@ pub(crate) async fn open(
             Notice::Offline { reason } => context.printer.warning(&format!(
                 "{reason}; opening the version this machine has"
             )),
+            Notice::CheckpointGone { note } => context.printer.warning(&format!(
+                "the checkpoint `{note}` of this machine was not sent before {desktop} went on elsewhere, and is not made: nothing was \
+                 changed for it"
+            )),
             Notice::MovedTo { sequence, machine } => {
                 context.printer.message(&format!("continuing with version {sequence} from {machine}"));
             }

@@ -8,7 +8,7 @@ use clap::Args;
 use satchel_client::cache::Look;
 use satchel_client::control::{Connection, ControlError, Reply, Request};
 use satchel_client::desktop::OpenDesktop;
-use satchel_client::fetch::LinkState;
+use satchel_client::fetch::{DownCause, LinkState};
 use satchel_client::lease::Claim;
 use satchel_client::local;
 use satchel_client::mount::{FillReport, fill_reply, fill_report};
@@ -167,9 +167,20 @@ async fn fill_here(
                 reporter.line.finish();
                 match link.borrow_and_update().clone() {
                     LinkState::Up => printer.message("the server answers again; it goes on"),
-                    LinkState::Down { reason, .. } => printer.warning(&format!(
-                        "the server does not answer ({reason}); waiting for it. Interrupt to stop: what is here stays"
-                    )),
+                    LinkState::Down { reason, cause } => {
+                        let what = match cause {
+                            DownCause::Silent => format!("the server does not answer ({reason}); waiting for it"),
+                            DownCause::Refuses => format!(
+                                "the server refuses this machine ({reason}). `satchel login` in another terminal, with a token that \
+                                 is valid, lets it go on"
+                            ),
+                            DownCause::Untrusted => format!(
+                                "what answers may not be the server ({reason}), and is told nothing. Ask the server's operator before \
+                                 you trust another certificate"
+                            ),
+                        };
+                        printer.warning(&format!("{what}. Interrupt to stop: what is here stays"));
+                    }
                 }
             }
             _ = ticks.tick() => reporter.show(&fill_reply(desktop)),

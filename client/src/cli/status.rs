@@ -64,7 +64,7 @@ pub(crate) async fn warn_of_unsynced(context: &Context, state: &StateDir, looked
     for at in looked_at.iter().filter(|at| at.version.is_none()) {
         // What cannot be told here is no reason not to look at a version.
         let Ok(Some(status)) = find(state, &at.desktop).await else { continue };
-        if status.unsynced_bytes > 0 && !status.read_only {
+        if status.unsynced_bytes > 0 {
             context.printer.warning(&format!(
                 "{} written to {} on this machine are in no version yet, and are not looked at: `satchel sync {}` makes them one",
                 ByteSize(status.unsynced_bytes),
@@ -156,7 +156,9 @@ fn text(status: &DesktopStatus) -> String {
         "mounted",
         match &status.mounted_at {
             None => "no".to_owned(),
-            Some(at) if status.read_only => format!("{at}, read-only"),
+            Some(at) if status.read_only => {
+                format!("{at}, read-only: what is written now is thrown away at the end")
+            }
             Some(at) => at.clone(),
         },
     );
@@ -164,9 +166,6 @@ fn text(status: &DesktopStatus) -> String {
         "unsynced",
         match status.unsynced_bytes {
             0 => "nothing".to_owned(),
-            bytes if status.read_only => {
-                format!("{}, which is thrown away at the end: it is mounted read-only", ByteSize(bytes))
-            }
             bytes => format!("{} written since the head", ByteSize(bytes)),
         },
     );

@@ -50,7 +50,7 @@ pub(super) struct Synced<'a> {
     pub(super) report: &'a SyncReport,
 }
 
-pub(crate) async fn run(context: &Context, args: SyncArgs) -> anyhow::Result<()> {
+pub(crate) async fn run(context: &Context, mut args: SyncArgs) -> anyhow::Result<()> {
     let mut has_said = false;
     let report = loop {
         match sync(context, &args).await {
@@ -58,31 +58,54 @@ pub(crate) async fn run(context: &Context, args: SyncArgs) -> anyhow::Result<()>
                 if !std::mem::replace(&mut has_said, true) {
                     context.printer.message(&format!("{error:#}; waiting for it, interrupt to stop"));
                 }
+                // Once it is kept, the next sync sends it: asked for again it would be made twice.
+                if args.message.is_some() && args.message == kept_note(context, &args.desktop).await.flatten()
+                {
+                    args.message = None;
+                }
                 tokio::time::sleep(RETRY_INTERVAL).await;
             }
             report => break report?,
         }
     };
-    context.printer.result(&Synced { desktop: &args.desktop, report: &report }, |_| {
-        summary(args.desktop.as_str(), &report)
-    })?;
+    tell(context, &args.desktop, &report)
+}
+
+fn tell(context: &Context, desktop: &Name, report: &SyncReport) -> anyhow::Result<()> {
+    context.printer.result(&Synced { desktop, report }, |_| summary(desktop.as_str(), report))?;
     Ok(())
+}
+
+/// The note of a checkpoint that waits to be sent; none when it cannot be told.
+async fn kept_note(context: &Context, desktop: &Name) -> Option<Option<String>> {
+    let status = status::find(&context.state().ok()?, desktop).await.ok()??;
+    Some(status.uncommitted_note)
 }
 
 /// `satchel checkpoint`: a sync that makes a version in any case.
 pub(crate) async fn checkpoint(context: &Context, args: CheckpointArgs) -> anyhow::Result<()> {
     let CheckpointArgs { desktop, message } = args;
     let sync = SyncArgs { desktop: desktop.clone(), wait: false, message: Some(message.clone()) };
-    let made = run(context, sync).await;
-    if made.is_err() {
-        let here = status::find(&context.state()?, &desktop).await;
-        let is_kept = here.is_ok_and(|here| here.is_some_and(|here| here.uncommitted_note == Some(message)));
-        context.printer.message(match is_kept {
-            true => "the checkpoint was made on this machine; the next sync sends it",
-            false => "no checkpoint was made",
-        });
-    }
-    made
+    let before = kept_note(context, &desktop).await.flatten();
+    let report = match self::sync(context, &sync).await {
+        Ok(report) => report,
+        Err(error) => {
+            match (before, kept_note(context, &desktop).await) {
+                (None, Some(Some(kept))) if kept == message => {
+                    context
+                        .printer
+                        .message("the checkpoint was made on this machine; the next sync sends it");
+                }
+                (Some(before), Some(Some(kept))) if kept == before => context.printer.message(&format!(
+                    "no checkpoint was made; the one before, `{before}`, waits on this machine to be sent"
+                )),
+                (_, Some(_)) => context.printer.message("no checkpoint was made"),
+                (_, None) => {}
+            }
+            return Err(error);
+        }
+    };
+    tell(context, &desktop, &report)
 }
 
 /// Whether the server cannot be reached at present; the process that has the desktop mounted says so in words.

@@ -389,6 +389,12 @@ impl OpenDesktop {
             .any(|disk| disk.view().overlays.iter().any(|overlay| !overlay.is_empty()))
     }
 
+    /// Whether there is something that the next sync commits: what was written, or a checkpoint that could not be sent.
+    pub fn has_work(&self) -> bool {
+        let record = self.store.record();
+        self.has_changes() || record.note.is_some() || record.pending.is_some()
+    }
+
     /// Whether what is written to a disk is dropped at the next start: it is no change then.
     pub fn is_volatile(&self, disk: &Disk) -> bool {
         self.is_system_volatile && disk.role() == DiskRole::System

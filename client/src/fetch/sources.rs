@@ -44,7 +44,7 @@ pub enum LinkState {
 }
 
 /// Why no source serves, and so what helps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum DownCause {
     /// None answers: time may mend that.
     Silent,
@@ -244,14 +244,18 @@ impl Sources {
             (failures, is_news)
         };
         if self.entries.iter().all(|entry| entry.lock().outage.is_some()) {
-            let (reason, cause) = (error_chain(error), DownCause::of(error.kind));
+            // The last one is the server: what others make of this machine is no reason to log in there.
+            let is_server = self.entries.last().is_some_and(|last| Arc::ptr_eq(last, entry));
+            let cause = if is_server { DownCause::of(error.kind) } else { DownCause::Silent };
+            let reason = error_chain(error);
             self.state.send_if_modified(|state| {
-                let is_news = match state {
-                    LinkState::Up => true,
-                    LinkState::Down { cause: before, .. } => cause != DownCause::Silent && cause != *before,
+                // Until one serves again, what somebody has to do something about is told once.
+                let before = match state {
+                    LinkState::Up => None,
+                    LinkState::Down { cause, .. } => Some(*cause),
                 };
-                *state = LinkState::Down { reason, cause };
-                is_news
+                *state = LinkState::Down { reason, cause: before.map_or(cause, |before| before.max(cause)) };
+                before.is_none_or(|before| cause > before)
             });
         } else if failures == 1 {
             tracing::warn!(error = error_chain(error), "a source does not answer; another one does");

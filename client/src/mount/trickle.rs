@@ -63,7 +63,7 @@ pub(super) async fn trickle(
     let mut without = 0;
     loop {
         ticks.tick().await;
-        if !session.desktop.has_changes() {
+        if !session.desktop.has_work() {
             continue;
         }
         // Without a server nothing is frozen: a frozen generation costs space for as long as it is not committed. One that does

@@ -124,6 +124,15 @@ pub struct BaseInfo {
     pub mirrors: Vec<String>,
 }
 
+/// A desktop that the server removed.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct RemovedDesktop {
+    /// Its versions whose content is kept for now.
+    pub versions: u64,
+    /// Until when it can be taken back, milliseconds since 1970 UTC.
+    pub kept_until_ms: u64,
+}
+
 /// A desktop as listings show it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct DesktopInfo {
@@ -304,6 +313,22 @@ impl Remote {
     /// `Refused` with code `not_found` when there is none.
     pub async fn desktop(&self, desktop: &Name) -> Result<DesktopInfo, RemoteError> {
         self.json(self.request(Method::GET, &format!("/v1/desktops/{desktop}"))).await
+    }
+
+    /// Removes one of the user's desktops whose newest version is `head`, which no other machine than the one with this key holds.
+    ///
+    /// # Errors
+    /// `Refused`: `not_found`, `head_moved`, `lease_held`.
+    pub async fn remove_desktop(
+        &self,
+        desktop: &Name,
+        head: ManifestId,
+        key: &PublicKey,
+    ) -> Result<RemovedDesktop, RemoteError> {
+        let request = self
+            .request(Method::DELETE, &format!("/v1/desktops/{desktop}"))
+            .query(&[("head", head.to_string()), ("key", key.to_string())]);
+        self.json(request).await
     }
 
     /// Up to `limit` versions, newest first, older than `before`.

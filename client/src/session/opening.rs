@@ -303,7 +303,9 @@ impl Opening<'_> {
                 notices.push(Notice::Diverged { sequence, machine });
             }
         } else {
+            let note = store.record().note;
             self.move_to_head(store, info, options, holder).await?;
+            notices.extend(note.map(|note| Notice::CheckpointGone { note: note.text }));
             notices.push(Notice::MovedTo { sequence, machine });
         }
         Ok(())

@@ -36,6 +36,9 @@ impl StaticSource {
     fn failed(&self, path: &ObjectPath, error: RemoteError) -> SourceError {
         let kind = match error {
             RemoteError::Unreachable { .. } => FailureKind::Unreachable,
+            RemoteError::OtherCertificate { .. } | RemoteError::UnknownCertificate { .. } => {
+                FailureKind::Untrusted
+            }
             _ => FailureKind::Refused,
         };
         self.error(path, kind, error)

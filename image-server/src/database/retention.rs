@@ -15,7 +15,9 @@ use crate::retention::Policy;
 pub(crate) struct OwnedSeries {
     pub(crate) id: SeriesId,
     pub(crate) namespace: Namespace,
+    /// Also of one that was removed, when it has another.
     pub(crate) name: Name,
+    pub(crate) removed_ms: Option<i64>,
 }
 
 /// A version as retention looks at it.
@@ -80,17 +82,17 @@ pub(crate) async fn set_policy(
 
 /// All series: desktops first, because they keep golden versions.
 pub(crate) async fn all_series(executor: impl SqliteExecutor<'_>) -> Result<Vec<OwnedSeries>, DatabaseError> {
-    let rows: Vec<(SeriesId, String, String, String)> = sqlx::query_as(
-        "SELECT series.id, kind, namespaces.name, series.name FROM series
+    let rows: Vec<(SeriesId, String, String, String, Option<i64>)> = sqlx::query_as(
+        "SELECT series.id, kind, namespaces.name, coalesce(removed_name, series.name), removed_ms FROM series
          JOIN namespaces ON namespaces.id = namespace_id ORDER BY kind = 'image', namespaces.name, series.name",
     )
     .fetch_all(executor)
     .await
     .map_err(failed("list series"))?;
     rows.into_iter()
-        .map(|(id, kind, namespace, name)| {
+        .map(|(id, kind, namespace, name, removed_ms)| {
             let namespace = parsed("namespace", &format!("{kind}/{namespace}"))?;
-            Ok(OwnedSeries { id, namespace, name: parsed("series name", &name)? })
+            Ok(OwnedSeries { id, namespace, name: parsed("series name", &name)?, removed_ms })
         })
         .collect()
 }

@@ -156,7 +156,7 @@ pub(crate) async fn list_series(
     let (kind, name) = owner.map_or(("image", None), |owner| (owner.kind(), Some(owner.name().as_str())));
     sqlx::query_as::<_, StoredSeries>(
         "SELECT series.id, series.name, publisher_key, fork_of FROM series JOIN namespaces ON namespaces.id = namespace_id
-         WHERE kind = ?1 AND (?2 IS NULL OR namespaces.name = ?2) ORDER BY series.name",
+         WHERE kind = ?1 AND (?2 IS NULL OR namespaces.name = ?2) AND removed_ms IS NULL ORDER BY series.name",
     )
     .bind(kind)
     .bind(name)
@@ -285,13 +285,13 @@ pub(crate) async fn find(
     .transpose()
 }
 
-/// The series a version belongs to, and its namespace.
+/// The series a version belongs to, by the name it had if it was removed, and its namespace.
 pub(crate) async fn series_of(
     executor: impl SqliteExecutor<'_>,
     version: VersionRowId,
 ) -> Result<(Namespace, Name), DatabaseError> {
     let (kind, namespace, name): (String, String, String) = sqlx::query_as(
-        "SELECT kind, namespaces.name, series.name FROM versions
+        "SELECT kind, namespaces.name, coalesce(removed_name, series.name) FROM versions
          JOIN series ON series.id = series_id JOIN namespaces ON namespaces.id = series.namespace_id
          WHERE versions.id = ?",
     )

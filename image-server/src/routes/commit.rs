@@ -390,11 +390,12 @@ async fn check_forks(
         return Err(ApiError::BadRequest("manifest: a fork's first version needs a `parent`".to_owned()));
     };
     let found = versions::find(&mut *connection, &commit.manifest.subject.namespace(), parent).await?;
-    if series.is_none() && found.is_some() {
-        return Err(ApiError::no_such(format_args!("desktop {origin}")));
-    }
     if let Some(found) = found {
+        // Also of one that was removed: work on it that another machine has is a fork of what it was.
         let (_, name) = versions::series_of(&mut *connection, found.row).await?;
+        if name != *origin && series.is_none() {
+            return Err(ApiError::no_such(format_args!("desktop {origin}")));
+        }
         if name != *origin {
             return Err(ApiError::BadRequest(format!(
                 "manifest: `parent` {parent} is a version of desktop {name}, not of {origin}"

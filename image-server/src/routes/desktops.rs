@@ -1,4 +1,4 @@
-//! Reading the caller's own desktops: `GET /v1/desktops…`.
+//! The caller's own desktops: `GET /v1/desktops…`, `DELETE /v1/desktops/DESKTOP`.
 
 use std::sync::Arc;
 
@@ -10,10 +10,11 @@ use super::versions::{Page, no_versions};
 use crate::app::App;
 use crate::clock::now_ms;
 use crate::database::versions::{self, SeriesRow, VersionRow};
-use crate::database::{Connection, DatabaseError, leases, mirrors, namespaces, profiles};
+use crate::database::{Connection, DatabaseError, commit, leases, mirrors, namespaces, profiles, removal};
 use crate::http::auth::Caller;
 use crate::http::error::ApiError;
 use crate::http::params::{PathParams, QueryParams};
+use crate::removal::Removed;
 use crate::routes::json::{BaseJson, DesktopJson, DesktopsJson, fresh};
 
 pub(super) async fn list(
@@ -52,6 +53,31 @@ pub(super) async fn versions(
     let mut snapshot = app.database.snapshot().await?;
     let series = find(&mut snapshot, &caller, &path.get("desktop")?).await?;
     page.answer(&mut snapshot, series.id).await
+}
+
+/// Removes the desktop, if its newest version is the one that is named, and no other machine holds it.
+pub(super) async fn remove(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    path: PathParams,
+    query: QueryParams,
+) -> Result<Response, ApiError> {
+    query.only(&["head", "key"])?;
+    let (wanted, key) = (query.version("head")?, query.public_key("key")?);
+    let mut tx = app.database.begin().await?;
+    let series = find(&mut tx, &caller, &path.get("desktop")?).await?;
+    let now = now_ms();
+    let head = versions::head(&mut *tx, series.id).await?;
+    if head.as_ref().map(|head| head.id) != Some(wanted) {
+        let subject = format!("desktop {}", series.name);
+        return Err(ApiError::HeadMoved { subject, head: head.map(|head| Box::new(head.into())) });
+    }
+    if let Some(held) = leases::find(&mut *tx, series.id).await?.filter(|held| held.excludes(&key, now)) {
+        return Err(super::leases::held_error(&mut tx, &series, held).await?);
+    }
+    let count = removal::remove(&mut tx, series.id, now).await?;
+    commit(tx).await?;
+    Ok(fresh(Removed::new(caller.user, series.name, count, now)))
 }
 
 /// One of the caller's desktops.

@@ -9,6 +9,7 @@ mod leases;
 mod paths;
 mod profiles;
 mod reading;
+mod removal;
 mod uploads;
 
 use std::sync::Arc;

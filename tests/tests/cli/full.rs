@@ -125,6 +125,7 @@ fn a_pinned_desktop_on_a_full_disk_is_unpinned_and_synced() {
     model.write(&disk, 0, &vec![3; 1 << 20]);
     disk.sync_all().expect("there is room");
     drop(disk);
+    let mut mount = Some(mount);
     for is_mounted in [true, false] {
         fill(&small.join("filler"));
         if is_mounted {
@@ -137,10 +138,9 @@ fn a_pinned_desktop_on_a_full_disk_is_unpinned_and_synced() {
             let _ = laptop.sync("work");
             std::fs::remove_file(small.join("filler")).expect("the file is there");
             let _ = laptop.satchel(["pin", "work"]).ok();
-            let _ = std::process::Command::new("umount").arg(mount.directory()).status();
+            mount.take().expect("it is mounted").unmount();
         }
     }
-    drop(mount);
     std::fs::remove_file(small.join("filler")).expect("the file is there");
     let other = published.machine("other").mount("work");
     model.assert_in(&other.home());

@@ -2,25 +2,12 @@
 
 use satchel_tests::wait::{self, PATIENCE};
 use satchel_tests::{Access, Client, Publication, TestServer, require};
-use sqlx::ConnectOptions;
-use sqlx::sqlite::SqliteConnectOptions;
 
-use super::{IMAGE_BYTES, assert_refused};
+use super::{IMAGE_BYTES, alter, assert_refused};
 
 fn login(client: &Client, access: &Access) -> satchel_tests::Output {
     let Access { url, token, fingerprint } = access;
     client.satchel(["login", url, "--token", token, "--fingerprint", fingerprint])
-}
-
-/// Runs one statement on the database of a stopped server.
-fn alter(server: &TestServer, statement: &'static str) {
-    let options = SqliteConnectOptions::new().filename(server.store().join("database.sqlite"));
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    runtime.block_on(async {
-        let mut database = options.connect().await.expect("the database can be opened");
-        let done = sqlx::query(statement).execute(&mut database).await.expect("the statement is right");
-        assert!(done.rows_affected() > 0, "`{statement}` changed nothing");
-    });
 }
 
 #[test]
@@ -69,7 +56,7 @@ fn an_expired_and_a_revoked_token_say_which() {
     let mut published = Publication::new(2, IMAGE_BYTES);
     let laptop = published.machine("laptop");
     published.server.stop();
-    alter(&published.server, "UPDATE tokens SET expires_ms = 1");
+    alter(&published.server, "UPDATE tokens SET expires_ms = 1".to_owned());
     published.server.start_again();
     assert_refused(laptop.satchel(["images"]), &["token", "expired"], &["get a new token", "satchel login"]);
     let listed = published.server.run(&["token"], &["--list", "--json"]).ok().json();

@@ -12,7 +12,9 @@ mod output;
 mod secrets;
 mod trust;
 
-use satchel_tests::Output;
+use satchel_tests::{Output, TestServer};
+use sqlx::ConnectOptions;
+use sqlx::sqlite::SqliteConnectOptions;
 
 /// Size of the images these tests publish, bytes.
 const IMAGE_BYTES: u64 = 2 << 20;
@@ -43,4 +45,18 @@ fn assert_clean(stderr: &str) {
     for word in ["panicked", "RUST_BACKTRACE", "unwrap", "Os {", "Error {", "\u{1b}"] {
         assert!(!stderr.contains(word), "`{word}` in:\n{stderr}");
     }
+}
+
+/// Runs one statement on the database of a server, which may run.
+fn alter(server: &TestServer, statement: String) {
+    let options = SqliteConnectOptions::new().filename(server.store().join("database.sqlite"));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let mut database = options.connect().await.expect("the database can be opened");
+        let done = sqlx::query(sqlx::AssertSqlSafe(statement.clone()))
+            .execute(&mut database)
+            .await
+            .expect("the statement is right");
+        assert!(done.rows_affected() > 0, "`{statement}` changed nothing");
+    });
 }

@@ -11,5 +11,6 @@ mod machines;
 mod mounted;
 mod offline;
 mod push;
+mod removal;
 mod story;
 mod trickle;

@@ -135,6 +135,9 @@ fn cases(fixture: &Fixture) -> Vec<Case> {
     add("POST", route, path, &manifest(image), &image.signature, WRITERS);
     let (route, path) = ("/v1/desktops/{desktop}/versions", "/v1/desktops/work/versions".to_owned());
     add("POST", route, path, &manifest(desktop), &desktop.signature, [200, 403, 403, 403, 403]);
+    // The last one: there is no such desktop then. Its lease was given back above.
+    let path = format!("/v1/desktops/work?head={}&key={key}", desktop.version);
+    add("DELETE", "/v1/desktops/{desktop}", path, b"", "", ALICE);
     cases
 }
 

@@ -1,0 +1,80 @@
+//! `satchel remove`
+
+use std::io::{IsTerminal, Write};
+
+use anyhow::bail;
+use chunk_format::Name;
+use clap::Args;
+use satchel_client::remove;
+use serde::Serialize;
+
+use super::Context;
+use super::output::moment;
+
+#[derive(Debug, Args)]
+pub(super) struct RemoveArgs {
+    /// The desktop, or the fork
+    desktop: Name,
+    /// Do not ask
+    #[arg(long, short)]
+    yes: bool,
+    /// Also when work on this machine is not synced: it is lost
+    #[arg(long)]
+    force: bool,
+}
+
+#[derive(Serialize)]
+struct Removed {
+    desktop: Name,
+    owner: Name,
+    /// Its versions on the server; null when it had none.
+    versions: Option<u64>,
+    /// Until when the server's operator can take it back.
+    kept_until_ms: Option<u64>,
+    /// There were files of it on this machine.
+    was_here: bool,
+}
+
+pub(crate) async fn run(context: &Context, args: RemoveArgs) -> anyhow::Result<()> {
+    let state = context.state()?;
+    let (login, remote) = state.remote()?;
+    if !args.yes && !is_meant(&args.desktop)? {
+        bail!("nothing was removed");
+    }
+    let done = remove::remove(&remote, &state, &args.desktop, args.force).await?;
+    let removed = Removed {
+        desktop: args.desktop,
+        owner: login.user,
+        versions: done.from_server.as_ref().map(|removed| removed.versions),
+        kept_until_ms: done.from_server.as_ref().map(|removed| removed.kept_until_ms),
+        was_here: done.was_here,
+    };
+    context.printer.result(&removed, |removed| {
+        let Removed { desktop, owner, .. } = removed;
+        match (removed.versions, removed.kept_until_ms) {
+            (Some(versions), Some(until_ms)) => format!(
+                "removed {desktop}: {versions} versions. The server's operator can take it back until {} \
+                 (`satchel-server remove DIR {owner}/{desktop} --take-back`)",
+                moment(until_ms)
+            ),
+            _ => format!("removed what this machine had of {desktop}; the server has no such desktop"),
+        }
+    })?;
+    Ok(())
+}
+
+/// Asks a person whether the desktop is meant; nobody there means that it has to be said with `--yes`.
+fn is_meant(desktop: &Name) -> anyhow::Result<bool> {
+    let mut stderr = std::io::stderr();
+    if !std::io::stdin().is_terminal() || !stderr.is_terminal() {
+        bail!("nobody is there to be asked whether {desktop} is to be removed\nhint: `--yes` says so");
+    }
+    write!(
+        stderr,
+        "Remove desktop {desktop} with all its versions, for all your machines? Type its name to do so: "
+    )?;
+    stderr.flush()?;
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer)?;
+    Ok(answer.trim() == desktop.as_str())
+}

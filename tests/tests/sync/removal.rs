@@ -1,0 +1,77 @@
+//! Desktops and forks that are removed: gone for every machine, taken back by the operator, and nobody's work lost with them.
+
+use satchel_tests::{Publication, Rng, require};
+
+use super::story::{Disks, sync};
+
+#[test]
+fn a_desktop_that_is_removed_is_gone_everywhere_and_can_be_taken_back() {
+    require!(fuse);
+    let published = Publication::new(90, 4 << 20);
+    let (laptop, other) = (published.machine_with_desktop("laptop"), published.machine("other"));
+    let mut disks = Disks::new(&published);
+    let mut rng = Rng::new(90);
+    let mount = laptop.mount("work");
+    disks.change(&mount, 10, &mut rng);
+    let said = |arguments: &[&str]| laptop.satchel(arguments).exited(1).stderr;
+    assert!(said(&["remove", "work", "--yes"]).contains("in use by another process"));
+    mount.unmount();
+    // Nobody is there to be asked; and what was written is synced nowhere.
+    assert!(said(&["remove", "work"]).contains("hint: `--yes` says so"));
+    let unsynced = said(&["remove", "work", "--yes"]);
+    assert!(unsynced.contains("not synced") && unsynced.contains("hint: sync them first"), "{unsynced}");
+    sync(&laptop);
+    let there = other.mount("work");
+    let held = said(&["remove", "work", "--yes"]);
+    assert!(held.contains("is in use on ") && held.contains("hint: unmount it there"), "{held}");
+    there.unmount();
+
+    let removed = laptop.satchel(["--json", "remove", "work", "--yes"]).ok().json();
+    assert_eq!((&removed["versions"], &removed["was_here"]), (&2.into(), &true.into()), "{removed}");
+    assert!(!laptop.desktop_directory("work").exists());
+    assert!(said(&["remove", "work", "--yes"]).contains("there is no desktop work"));
+    assert!(said(&["history", "work"]).contains("there is no desktop work"));
+    published.server.verify();
+
+    // The operator brings it back, with all that was in it.
+    let listed = published.server.run(&["remove"], &["--json"]).ok().json();
+    assert_eq!(listed[0]["desktop"], "work", "{listed}");
+    let _ = published.server.run(&["remove"], &["alice/work", "--take-back"]).ok();
+    disks.assert_on_another_machine(&published);
+    let mount = laptop.mount("work");
+    disks.assert_in(&mount);
+    mount.unmount();
+    published.server.verify();
+}
+
+#[test]
+fn work_on_a_desktop_that_was_removed_elsewhere_becomes_a_fork_that_can_be_removed_too() {
+    require!(fuse);
+    let published = Publication::new(91, 4 << 20);
+    let (laptop, other) = (published.machine_with_desktop("laptop"), published.machine("other"));
+    let mut disks = Disks::new(&published);
+    let mount = laptop.mount("work");
+    disks.change(&mount, 10, &mut Rng::new(91));
+    mount.unmount();
+    // The lease is this machine's: the other one takes it, and removes what it sees.
+    other.mount_with("work", &["--take"]).unmount();
+    let _ = other.satchel(["remove", "work", "--yes"]).ok();
+    let kept = laptop.satchel(["--json", "sync", "work"]).ok().json();
+    let fork = kept["fork"]["fork"].as_str().unwrap_or_else(|| panic!("no fork: {kept}")).to_owned();
+    let mount = other.mount(&fork);
+    disks.assert_in(&mount);
+    mount.unmount();
+
+    // What is removed at once leaves nothing behind.
+    let _ = other.satchel(["remove", &fork, "--yes"]).ok();
+    let _ = published.server.run(&["remove"], &[&format!("alice/{fork}"), "--at-once"]).ok();
+    let _ = published.server.run(&["remove"], &["alice/work", "--at-once"]).ok();
+    for _ in 0..2 {
+        let _ = published.server.run(&["gc"], &["--grace", "0"]).ok();
+    }
+    let left = published.server.objects("user/alice/packs");
+    let left = std::fs::read_dir(left).map(Iterator::count).unwrap_or(0);
+    assert_eq!(left, 0, "packs of alice's are left");
+    published.server.verify();
+    published.machine("new").create("work", "golden", Some("16M"));
+}

@@ -189,7 +189,7 @@ fn run(cli: Cli, printer: Printer) -> anyhow::Result<()> {
                 interruptible_saying(SYNC_GOES_ON, sync::checkpoint(&context, args)).await
             }
             Command::Pin(args) => interruptible(pin::run(&context, args)).await,
-            Command::Source(args) => source::run(&context, &args),
+            Command::Source(args) => interruptible(source::run(&context, &args)).await,
             Command::Cache(cache::CacheCommand::Serve(args)) => cache::run(&context, args).await,
             Command::Status(args) if args.watch => {
                 watch::run(&context, &args.desktop, Duration::from_secs(args.interval)).await

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use chunk_format::{DiskRole, ManifestId, Name, SystemMode};
+use chunk_format::{DiskRole, ManifestId, Name, Subject, SystemMode};
 use serde::{Deserialize, Serialize};
 
 use crate::cache::Look;
@@ -25,6 +25,9 @@ pub struct DesktopStatus {
     pub mounted_at: Option<String>,
     /// The version below what was written here.
     pub head: VersionStatus,
+    /// The fork that version is of, when the work of this machine could not be the desktop's next version.
+    #[serde(default)]
+    pub fork: Option<Name>,
     /// The golden version below that.
     pub base: VersionStatus,
     /// The image it is a version of.
@@ -252,6 +255,10 @@ impl DesktopStatus {
             })
         };
         let head = store.version(record.head)?.manifest;
+        let fork = match &head.subject {
+            Subject::Desktop { desktop, .. } if *desktop != record.desktop => Some(desktop.clone()),
+            _ => None,
+        };
         let (system_mode, base) = (Some(head.mode()), head.base);
         let channel = base.as_ref().and_then(|base| base.channel.clone());
         let channel_version = Heard::load(store.volume()).filter(|heard| {
@@ -269,6 +276,7 @@ impl DesktopStatus {
             uncommitted_note: store.uncommitted_note()?,
             read_only: false,
             pinned: record.pinned,
+            fork,
             head: version(record.head)?,
             base: version(record.base)?,
             unsynced_bytes: disks.iter().map(|disk| disk.unsynced_bytes).sum(),

@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use chunk_format::Name;
 use clap::Args;
 use clap::error::ErrorKind;
-use satchel_client::session::SessionError;
+use satchel_client::session::{SessionError, check_exists};
 use satchel_client::source::{SourceAddress, SourceList};
 use satchel_client::state::make_private_dir;
 use satchel_client::volume::DirVolume;
@@ -40,11 +40,17 @@ struct Sources {
     server: String,
 }
 
-pub(crate) fn run(context: &Context, args: &SourceArgs) -> anyhow::Result<()> {
+pub(crate) async fn run(context: &Context, args: &SourceArgs) -> anyhow::Result<()> {
     let added = args.add.iter().map(|text| address(context, text)).collect::<anyhow::Result<Vec<_>>>()?;
     let state = context.state()?;
-    let (login, _) = state.remote()?;
+    let (login, remote) = state.remote()?;
     let directory = state.desktop_path(&args.desktop);
+    // A server that cannot be asked is what other sources are for.
+    if let Err(error @ SessionError::NoSuchDesktop { .. }) =
+        check_exists(&directory, &remote, &args.desktop, args.add.is_empty()).await
+    {
+        return Err(error.into());
+    }
     if !args.add.is_empty() {
         make_private_dir(&directory)?;
     } else if !directory.exists() {

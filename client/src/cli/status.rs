@@ -143,6 +143,12 @@ fn text(status: &DesktopStatus) -> String {
     };
     line("desktop", format!("{} of {}", status.desktop, status.owner));
     line("head", version(&status.head));
+    if let Some(fork) = &status.fork {
+        line(
+            "fork",
+            format!("that is a version of {fork}: the next start moves to {} itself", status.desktop),
+        );
+    }
     line("image", version(&status.base));
     if let Some(mode) = status.system_mode {
         line("mode", mode.to_string());

@@ -211,6 +211,8 @@ fn a_list_of_sources_is_kept_and_nonsense_is_refused() {
     assert!(lines[2].ends_with("(the server)"), "{listed}");
     drop(laptop.satchel(["source", "work", "--remove", "file:/media/stick"]).ok());
     let said = laptop.satchel(["source", "work", "--remove", "file:/media/stick"]).exited(1).stderr;
+    let unknown = laptop.satchel(["source", "wrok", "--add", "file:/media/stick"]).exited(1).stderr;
+    assert!(unknown.contains("no desktop wrok") && !laptop.desktop_directory("wrok").exists(), "{unknown}");
     assert!(said.contains("is no source of this desktop"), "{said}");
     for bad in ["/media/stick", "http://mirror.example.org", "ftp://x"] {
         let said = laptop.satchel(["source", "work", "--add", bad]).exited(2).stderr;

@@ -58,6 +58,7 @@ fn work_on_a_desktop_that_was_removed_elsewhere_becomes_a_fork_that_can_be_remov
     let _ = other.satchel(["remove", "work", "--yes"]).ok();
     let kept = laptop.satchel(["--json", "sync", "work"]).ok().json();
     let fork = kept["fork"]["fork"].as_str().unwrap_or_else(|| panic!("no fork: {kept}")).to_owned();
+    assert_eq!(laptop.status("work")["fork"], fork.as_str());
     let mount = other.mount(&fork);
     disks.assert_in(&mount);
     mount.unmount();

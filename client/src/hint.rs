@@ -133,6 +133,10 @@ fn hint_of(error: &(dyn Error + 'static)) -> Option<String> {
         "see `satchel desktops`"
     } else if let Some(RemoveError::NoSuchDesktop { .. }) = error.downcast_ref() {
         "see `satchel desktops` and `satchel forks`"
+    } else if let Some(RemoveError::OnlyHere { .. }) = error.downcast_ref() {
+        "`satchel sync DESKTOP` sends it; `--force` removes it all the same"
+    } else if let Some(RemoveError::NotHeard { .. }) = error.downcast_ref() {
+        "give the same command again: `satchel desktops` shows whether it is still there"
     } else if let Some(PublishError::OtherPublisher { .. }) = error.downcast_ref() {
         "publish from the machine and user that published it before (the key is publisher.key in its state directory)"
     } else if let Some(PublishError::OverBudget { .. }) = error.downcast_ref() {

@@ -6,14 +6,15 @@
 use std::io;
 use std::path::PathBuf;
 
-use chunk_format::Name;
+use chunk_format::{Name, Subject};
 
-use crate::remote::{Remote, RemoteError, RemovedDesktop};
+use crate::remote::{DesktopInfo, Remote, RemoteError, RemovedDesktop};
 use crate::session::DesktopLock;
 use crate::state::{StateDir, StateError};
 use crate::succeed::{InUseError, keep_unused};
+use crate::versions::is_listed;
 
-/// Why a desktop was not removed.
+/// Why a desktop was not removed, or not all of it.
 #[derive(Debug, thiserror::Error)]
 pub enum RemoveError {
     /// Neither the server nor this machine has it.
@@ -22,19 +23,40 @@ pub enum RemoveError {
         /// The desktop.
         desktop: Name,
     },
+    /// The server does not have what is here: it was set back to an older state. Nothing was removed.
+    #[error(
+        "the server does not have version {sequence} of desktop {desktop}, which this machine has: it may be the only copy"
+    )]
+    OnlyHere {
+        /// The desktop.
+        desktop: Name,
+        /// The number of the version here.
+        sequence: u64,
+    },
     /// It is open on this machine, or has work here. Nothing was removed.
     #[error("{0}")]
     InUse(#[from] InUseError),
     /// The state directory failed. Nothing was removed.
     #[error("{0}")]
     State(#[from] StateError),
-    /// The server did not remove it; nothing was removed here, either.
+    /// The server could not be asked, or refused. Nothing was removed.
     #[error("{0}")]
     Remote(#[from] RemoteError),
-    /// The server removed it, and its files on this machine are still there.
-    #[error("cannot remove {}", path.display())]
+    /// The server was asked, and its answer was not heard; nothing was removed here.
+    #[error("it was not heard whether the server removed desktop {desktop}")]
+    NotHeard {
+        /// The desktop.
+        desktop: Name,
+        /// Why.
+        #[source]
+        source: RemoteError,
+    },
+    /// Its files on this machine are still there; the server has removed it, if it had it.
+    #[error("desktop {desktop} is removed, but not {}", path.display())]
     Files {
-        /// The desktop's directory.
+        /// The desktop.
+        desktop: Name,
+        /// Its directory.
         path: PathBuf,
         /// What the file system said.
         #[source]
@@ -51,7 +73,19 @@ pub struct Removed {
     pub was_here: bool,
 }
 
-/// Removes a desktop. With `also_unsynced`, what was written on this machine and is not synced goes with it.
+/// What the server has of a desktop; none when it has none of that name.
+///
+/// # Errors
+/// [`RemoteError`].
+pub async fn look(remote: &Remote, desktop: &Name) -> Result<Option<DesktopInfo>, RemoteError> {
+    match remote.desktop(desktop).await {
+        Err(error) if error.code() == Some("not_found") => Ok(None),
+        found => found.map(Some),
+    }
+}
+
+/// Removes a desktop of which the server was found to have this. With `force`, what was written on this machine and is not synced
+/// goes with it.
 ///
 /// # Errors
 /// [`RemoveError`].
@@ -59,25 +93,46 @@ pub async fn remove(
     remote: &Remote,
     state: &StateDir,
     desktop: &Name,
-    also_unsynced: bool,
+    found: Option<&DesktopInfo>,
+    force: bool,
 ) -> Result<Removed, RemoveError> {
     let directory = state.desktop_path(desktop);
     let was_here = directory.exists();
+    if found.is_none() && !was_here {
+        return Err(RemoveError::NoSuchDesktop { desktop: desktop.clone() });
+    }
     // Until all of it is gone, it is not opened on this machine.
-    let (unused, locked) = match also_unsynced {
+    let (unused, locked) = match force {
         false => (Some(keep_unused(state, desktop)?), None),
         true => (None, lock(state, desktop)?),
     };
-    let from_server = match remote.desktop(desktop).await {
-        Ok(info) => Some(remote.remove_desktop(desktop, info.head.id, &state.machine_key()?.public()).await?),
-        Err(error) if error.code() == Some("not_found") => None,
-        Err(error) => return Err(error.into()),
-    };
-    if from_server.is_none() && !was_here {
-        return Err(RemoveError::NoSuchDesktop { desktop: desktop.clone() });
+    if let Some(here) = unused.as_ref().and_then(|unused| unused.stands_on) {
+        let is_there = match found {
+            Some(info) if info.head.id == here.id => true,
+            Some(info) => {
+                let subject = Subject::Desktop { owner: info.owner.clone(), desktop: desktop.clone() };
+                is_listed(remote, &subject, here, true).await?
+            }
+            None => false,
+        };
+        if !is_there {
+            return Err(RemoveError::OnlyHere { desktop: desktop.clone(), sequence: here.sequence });
+        }
     }
+    let from_server = match found {
+        Some(info) => {
+            let key = state.machine_key()?.public();
+            let removed = remote.remove_desktop(desktop, info.head.id, &key).await;
+            Some(removed.map_err(|source| match source {
+                RemoteError::Refused { .. } => RemoveError::Remote(source),
+                source => RemoveError::NotHeard { desktop: desktop.clone(), source },
+            })?)
+        }
+        None => None,
+    };
     if was_here {
-        let failed = |source| RemoveError::Files { path: directory.clone(), source };
+        let failed =
+            |source| RemoveError::Files { desktop: desktop.clone(), path: directory.clone(), source };
         // First what says that there is a desktop: what is left of a removal that was cut short is of none.
         match std::fs::remove_file(directory.join("desktop.json")) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),

@@ -3,11 +3,11 @@
 
 use std::sync::Arc;
 
-use chunk_format::{Features, FormatError, Manifest, ManifestId, Name, SecretKey};
+use chunk_format::{Features, FormatError, Manifest, Name, SecretKey};
 
 use crate::desktop::{DesktopError, DesktopStore, Version};
 use crate::lease;
-use crate::remote::{Placing, Remote};
+use crate::remote::{NamedVersion, Placing, Remote};
 use crate::session::{DesktopLock, SessionError, has_changes};
 use crate::state::StateDir;
 use crate::upload::Patience;
@@ -62,7 +62,7 @@ pub enum InUseError {
 #[derive(Debug)]
 pub struct Unused {
     /// What its files here stand on, if there are any.
-    stands_on: Option<ManifestId>,
+    pub(crate) stands_on: Option<NamedVersion>,
     _lock: Option<DesktopLock>,
 }
 
@@ -70,7 +70,7 @@ impl Unused {
     /// Tells the server what the files here still stand on, since it takes a commit's machine to stand on what it committed.
     pub(crate) async fn note_standing(&self, remote: &Remote, desktop: &Name, key: &SecretKey) {
         if let Some(version) = self.stands_on {
-            lease::note_standing(remote, desktop, &key.public(), version).await;
+            lease::note_standing(remote, desktop, &key.public(), version.id).await;
         }
     }
 }
@@ -92,11 +92,13 @@ pub fn keep_unused(state: &StateDir, desktop: &Name) -> Result<Unused, InUseErro
         Err(DesktopError::NotHere) => return Ok(Unused { stands_on: None, _lock: lock }),
         store => store.map_err(failed)?,
     };
-    let stands_on = store.record().head;
-    let here = store.version(stands_on).map_err(failed)?;
-    if has_changes(&store, &here).map_err(failed)? {
+    let record = store.record();
+    let here = store.version(record.head).map_err(failed)?;
+    // A checkpoint that waits to be sent is work, too.
+    if record.note.is_some() || has_changes(&store, &here).map_err(failed)? {
         return Err(InUseError::Unsynced { desktop: desktop.clone() });
     }
+    let stands_on = NamedVersion { id: here.id, sequence: here.manifest.sequence };
     Ok(Unused { stands_on: Some(stands_on), _lock: lock })
 }
 

@@ -6,14 +6,14 @@ mod counters;
 mod text;
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Semaphore};
 
 use crate::app::App;
 use crate::tls::CurrentTls;
@@ -22,6 +22,8 @@ pub(crate) use counters::{Counters, OpenConnection};
 
 /// The longest request head anyone reads, and how long a request and its answer may take.
 const MAX_HEAD_BYTES: usize = 8 << 10;
+/// Who asks at once: one that scrapes, and a few more. They hold descriptors that clients of the server need.
+const MAX_CONNECTIONS: usize = 16;
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// The pause after a failed accept, which mostly means that the process has no file descriptors left.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
@@ -70,13 +72,16 @@ pub async fn listen(address: SocketAddr) -> Result<TcpListener, MetricsError> {
 /// Answers whoever asks, until it is dropped.
 pub async fn serve(listener: TcpListener, numbers: Numbers) {
     let numbers = Arc::new(numbers);
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         let Ok((stream, _)) = listener.accept().await else {
             tokio::time::sleep(ACCEPT_RETRY).await;
             continue;
         };
         let numbers = numbers.clone();
         tokio::spawn(async move {
+            let _place = place;
             // Who hangs up has no use for the rest.
             let _ = tokio::time::timeout(TIMEOUT, answer(stream, &numbers)).await;
         });
@@ -124,9 +129,13 @@ fn judge(head: &str) -> Result<(), (&'static str, &'static str)> {
         Some((name, port)) if port.bytes().all(|digit| digit.is_ascii_digit()) => name,
         _ => host,
     });
+    let is_this_machine = |name: &str| {
+        let address = name.trim_start_matches('[').trim_end_matches(']');
+        name.eq_ignore_ascii_case("localhost") || address.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+    };
     match name {
-        None | Some("localhost" | "127.0.0.1" | "[::1]") => Ok(()),
-        Some(_) => Err(("403 Forbidden", "ask for localhost\n")),
+        Some(name) if !is_this_machine(name) => Err(("403 Forbidden", "ask for localhost\n")),
+        _ => Ok(()),
     }
 }
 
@@ -139,7 +148,7 @@ mod tests {
         let ask = |line: &str, host: &str| {
             judge(&format!("{line}\r\nHost: {host}\r\n\r\n")).map_err(|(status, _)| status)
         };
-        for host in ["localhost", "127.0.0.1:9100", "[::1]:9100", "[::1]"] {
+        for host in ["localhost", "LocalHost:9100", "127.0.0.1:9100", "127.0.0.2", "[::1]:9100", "[::1]"] {
             assert_eq!(ask("GET /metrics HTTP/1.1", host), Ok(()), "{host}");
         }
         assert_eq!(ask("GET /metrics HTTP/1.1", "evil.example.org"), Err("403 Forbidden"));

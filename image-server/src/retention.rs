@@ -178,6 +178,11 @@ async fn prune_series(
     let versions = rows::kept_versions(&mut *connection, series.id).await?;
     let is_desktop = matches!(series.namespace, Namespace::User(_));
     let is_gone = series.removed_ms.is_some_and(|removed_ms| removal::is_over(removed_ms, now_ms));
+    if series.removed_ms.is_some() && !is_gone {
+        // It is taken back as it was.
+        report.kept += versions.len() as u64;
+        return Ok(());
+    }
     let times: Vec<i64> = versions.iter().map(|version| version.committed_ms).collect();
     for (at, (version, by_policy)) in versions.iter().zip(kept_by(policy, &times)).enumerate() {
         let is_end = at == 0 || (is_desktop && at + 1 == versions.len());

@@ -5,6 +5,7 @@ use std::io::{IsTerminal, Write};
 use anyhow::bail;
 use chunk_format::Name;
 use clap::Args;
+use satchel_client::remote::DesktopInfo;
 use satchel_client::remove;
 use serde::Serialize;
 
@@ -18,7 +19,7 @@ pub(super) struct RemoveArgs {
     /// Do not ask
     #[arg(long, short)]
     yes: bool,
-    /// Also when work on this machine is not synced: it is lost
+    /// Also when this machine has work, or versions, that the server does not have: they are lost
     #[arg(long)]
     force: bool,
 }
@@ -38,10 +39,11 @@ struct Removed {
 pub(crate) async fn run(context: &Context, args: RemoveArgs) -> anyhow::Result<()> {
     let state = context.state()?;
     let (login, remote) = state.remote()?;
-    if !args.yes && !is_meant(&args.desktop)? {
+    let found = remove::look(&remote, &args.desktop).await?;
+    if !args.yes && !is_meant(&args.desktop, found.as_ref())? {
         bail!("nothing was removed");
     }
-    let done = remove::remove(&remote, &state, &args.desktop, args.force).await?;
+    let done = remove::remove(&remote, &state, &args.desktop, found.as_ref(), args.force).await?;
     let removed = Removed {
         desktop: args.desktop,
         owner: login.user,
@@ -63,16 +65,22 @@ pub(crate) async fn run(context: &Context, args: RemoveArgs) -> anyhow::Result<(
     Ok(())
 }
 
-/// Asks a person whether the desktop is meant; nobody there means that it has to be said with `--yes`.
-fn is_meant(desktop: &Name) -> anyhow::Result<bool> {
+/// Asks a person whether the desktop is meant, as it is; nobody there means that it has to be said with `--yes`.
+fn is_meant(desktop: &Name, found: Option<&DesktopInfo>) -> anyhow::Result<bool> {
     let mut stderr = std::io::stderr();
     if !std::io::stdin().is_terminal() || !stderr.is_terminal() {
         bail!("nobody is there to be asked whether {desktop} is to be removed\nhint: `--yes` says so");
     }
-    write!(
-        stderr,
-        "Remove desktop {desktop} with all its versions, for all your machines? Type its name to do so: "
-    )?;
+    let newest = match found {
+        Some(DesktopInfo { head, .. }) => format!(
+            "Its newest version is {}, of {} on {}; all are removed, for all your machines",
+            head.sequence,
+            moment(head.committed_ms),
+            head.machine
+        ),
+        None => "The server has no such desktop; what this machine has of it is removed".to_owned(),
+    };
+    write!(stderr, "{newest}. Type {desktop} to do so: ")?;
     stderr.flush()?;
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer)?;

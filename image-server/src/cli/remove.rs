@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use chunk_format::Name;
 use clap::Args;
+use clap::error::ErrorKind;
 use image_server::format_ms;
 use image_server::removal::{self, Removed};
 
@@ -29,7 +30,13 @@ pub(crate) struct Remove {
     /// Take back the desktop that was removed last under this name
     #[arg(long, requires = "desktop")]
     take_back: bool,
+    /// Take back, or prune at once, the one of this number in the list, and not the last one or the one there is
+    #[arg(long, value_name = "N", requires = "desktop")]
+    removed: Option<i64>,
 }
+
+const NUMBER_ALONE: &str =
+    "--removed says which one to --take-back, or to prune --at-once: give one of them\n";
 
 /// `alice/work`.
 #[derive(Clone)]
@@ -62,9 +69,11 @@ impl Remove {
             }
             return Ok(ExitCode::SUCCESS);
         };
-        let done = match self.take_back {
-            true => removal::take_back(&self.dir, &owner, &desktop).await?,
-            false => removal::remove(&self.dir, &owner, &desktop, self.at_once).await?,
+        let done = match self.removed {
+            number if self.take_back => removal::take_back(&self.dir, &owner, &desktop, number).await?,
+            Some(number) if self.at_once => removal::erase(&self.dir, &owner, &desktop, number).await?,
+            Some(_) => return Err(clap::Error::raw(ErrorKind::MissingRequiredArgument, NUMBER_ALONE).into()),
+            None => removal::remove(&self.dir, &owner, &desktop, self.at_once).await?,
         };
         if json {
             output::json(&done)?;
@@ -84,9 +93,9 @@ impl Remove {
 }
 
 fn line(removed: &Removed) -> String {
-    let Removed { owner, desktop, versions, removed_ms, kept_until_ms } = removed;
+    let Removed { number, owner, desktop, versions, removed_ms, kept_until_ms } = removed;
     format!(
-        "removed {owner}/{desktop}: {versions} versions, at {}; can be taken back until {} (--take-back)",
+        "removed {owner}/{desktop} (number {number}): {versions} versions, at {}; can be taken back until {} (--take-back)",
         format_ms(*removed_ms),
         format_ms(*kept_until_ms)
     )

@@ -1,6 +1,6 @@
 //! Desktops that were removed: out of every listing, with all their versions, until they are taken back or pruned.
 
-use chunk_format::Name;
+use chunk_format::{Name, PublicKey};
 use sqlx::SqliteExecutor;
 
 use super::namespaces::NamespaceId;
@@ -20,18 +20,14 @@ pub(crate) struct RemovedSeries {
     pub(crate) versions: u64,
 }
 
-/// Takes a desktop out of all listings, and forgets who holds it and how its starts went; answers how many versions it has.
+/// Takes a desktop out of all listings, and forgets who holds it and how its starts went; answers how many versions it has. What
+/// machines stand on is kept for them as before.
 pub(crate) async fn remove(
     connection: &mut Connection,
     series: SeriesId,
     now_ms: i64,
 ) -> Result<u64, DatabaseError> {
-    for forget in [
-        "DELETE FROM leases WHERE series_id = ?",
-        "DELETE FROM standings WHERE series_id = ?",
-        "DELETE FROM starts WHERE series_id = ?",
-        "DELETE FROM retention WHERE series_id = ?",
-    ] {
+    for forget in ["DELETE FROM leases WHERE series_id = ?", "DELETE FROM starts WHERE series_id = ?"] {
         sqlx::query(forget)
             .bind(series)
             .execute(&mut *connection)
@@ -40,7 +36,8 @@ pub(crate) async fn remove(
     }
     // No two have one name: of a desktop that was removed, made again under its name, and removed again, either.
     sqlx::query(
-        "UPDATE series SET removed_ms = ?1, removed_name = name, name = 'removed-' || id || '-' || ?1 WHERE id = ?2",
+        "UPDATE series SET removed_ms = ?1, removed_name = name, name = 'removed-' || id || '-' || ?1
+         WHERE id = ?2 AND removed_ms IS NULL",
     )
     .bind(now_ms)
     .bind(series)
@@ -69,13 +66,32 @@ pub(crate) async fn take_back(
         .map_err(failed("take a desktop back"))
 }
 
-/// All that were removed and have a version whose content is kept, the last one first.
+/// Forgets what machines stand on of a desktop: of one of them, or of all.
+pub(crate) async fn forget_standings(
+    executor: impl SqliteExecutor<'_>,
+    series: SeriesId,
+    key: Option<&PublicKey>,
+) -> Result<(), DatabaseError> {
+    sqlx::query("DELETE FROM standings WHERE series_id = ?1 AND (?2 IS NULL OR holder_key = ?2)")
+        .bind(series)
+        .bind(key.map(|key| &key.as_bytes()[..]))
+        .execute(executor)
+        .await
+        .map(drop)
+        .map_err(failed("forget where machines stand"))
+}
+
+/// All that were removed and whose newest version is kept, the last one first. Of one whose newest was pruned only what others need
+/// is left.
 pub(crate) async fn list(executor: impl SqliteExecutor<'_>) -> Result<Vec<RemovedSeries>, DatabaseError> {
     let rows: Vec<(SeriesId, String, String, i64, i64)> = sqlx::query_as(
         "SELECT series.id, namespaces.name, removed_name, removed_ms, count(versions.id) FROM series
          JOIN namespaces ON namespaces.id = namespace_id
          JOIN versions ON versions.series_id = series.id AND pruned_ms IS NULL
-         WHERE removed_ms IS NOT NULL GROUP BY series.id ORDER BY removed_ms DESC, series.id DESC",
+         WHERE removed_ms IS NOT NULL AND (
+           SELECT newest.pruned_ms FROM versions AS newest WHERE newest.series_id = series.id
+           ORDER BY newest.sequence DESC LIMIT 1) IS NULL
+         GROUP BY series.id ORDER BY removed_ms DESC, series.id DESC",
     )
     .fetch_all(executor)
     .await

@@ -133,7 +133,7 @@ pub(crate) async fn needed_versions(
         "SELECT version_id FROM leases",
         "SELECT DISTINCT base_version_id FROM versions WHERE base_version_id IS NOT NULL AND pruned_ms IS NULL",
         "SELECT origin.id FROM versions JOIN versions AS origin ON origin.manifest = versions.parent
-         WHERE origin.series_id != versions.series_id",
+         WHERE origin.series_id != versions.series_id AND versions.pruned_ms IS NULL",
         "SELECT version_id FROM standings WHERE seen_ms >= ?1",
         "SELECT base_version_id FROM standings JOIN versions ON versions.id = version_id
          WHERE seen_ms >= ?1 AND base_version_id IS NOT NULL",

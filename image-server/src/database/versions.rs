@@ -130,14 +130,15 @@ impl TryFrom<StoredVersion> for VersionRow {
     }
 }
 
-/// A namespace's series of this name.
+/// A namespace's series of this name, unless it was removed.
 pub(crate) async fn find_series(
     executor: impl SqliteExecutor<'_>,
     namespace: NamespaceId,
     name: &Name,
 ) -> Result<Option<SeriesRow>, DatabaseError> {
     sqlx::query_as::<_, StoredSeries>(
-        "SELECT id, name, publisher_key, fork_of FROM series WHERE namespace_id = ? AND name = ?",
+        "SELECT id, name, publisher_key, fork_of FROM series
+         WHERE namespace_id = ? AND name = ? AND removed_ms IS NULL",
     )
     .bind(namespace)
     .bind(name.as_str())

@@ -76,8 +76,10 @@ pub(super) async fn remove(
         return Err(super::leases::held_error(&mut tx, &series, held).await?);
     }
     let count = removal::remove(&mut tx, series.id, now).await?;
+    // It has nothing of it any more; others may have work.
+    removal::forget_standings(&mut *tx, series.id, Some(&key)).await?;
     commit(tx).await?;
-    Ok(fresh(Removed::new(caller.user, series.name, count, now)))
+    Ok(fresh(Removed::new(series.id.0, caller.user, series.name, count, now)))
 }
 
 /// One of the caller's desktops.

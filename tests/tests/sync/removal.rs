@@ -45,6 +45,25 @@ fn a_desktop_that_is_removed_is_gone_everywhere_and_can_be_taken_back() {
 }
 
 #[test]
+fn what_only_this_machine_has_is_not_removed_unless_that_is_said() {
+    require!(fuse);
+    let mut published = Publication::new(92, 4 << 20);
+    let laptop = published.machine_with_desktop("laptop");
+    let backup = published.server.back_up();
+    let mut disks = Disks::new(&published);
+    let mount = laptop.mount("work");
+    disks.change(&mount, 10, &mut Rng::new(92));
+    mount.unmount();
+    sync(&laptop);
+    published.server.restore(&backup);
+    let refused = laptop.satchel(["remove", "work", "--yes"]).exited(1).stderr;
+    assert!(refused.contains("version 2 of desktop work") && refused.contains("the only copy"), "{refused}");
+    assert_eq!(laptop.status("work")["head"]["sequence"], 2);
+    let _ = laptop.satchel(["remove", "work", "--yes", "--force"]).ok();
+    assert!(!laptop.desktop_directory("work").exists());
+}
+
+#[test]
 fn work_on_a_desktop_that_was_removed_elsewhere_becomes_a_fork_that_can_be_removed_too() {
     require!(fuse);
     let published = Publication::new(91, 4 << 20);
@@ -65,8 +84,12 @@ fn work_on_a_desktop_that_was_removed_elsewhere_becomes_a_fork_that_can_be_remov
 
     // What is removed at once leaves nothing behind.
     let _ = other.satchel(["remove", &fork, "--yes"]).ok();
-    let _ = published.server.run(&["remove"], &[&format!("alice/{fork}"), "--at-once"]).ok();
-    let _ = published.server.run(&["remove"], &["alice/work", "--at-once"]).ok();
+    let removed = published.server.run(&["remove"], &["--json"]).ok().json();
+    for removed in removed.as_array().expect("a list") {
+        let (desktop, number) = (removed["desktop"].as_str().expect("a name"), &removed["number"]);
+        let arguments = [&format!("alice/{desktop}"), "--removed", &number.to_string(), "--at-once"];
+        let _ = published.server.run(&["remove"], &arguments).ok();
+    }
     for _ in 0..2 {
         let _ = published.server.run(&["gc"], &["--grace", "0"]).ok();
     }

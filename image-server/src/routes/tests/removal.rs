@@ -5,14 +5,11 @@ use chunk_format::{Manifest, ManifestId, Name, SecretKey};
 use serde_json::{Value, json};
 
 use super::{Answer, Fixture};
-use crate::clock::now_ms;
 use crate::removal::{self, RemovalError};
-use crate::retention::{Pruning, prune_in};
 use crate::testing;
 
 const DESKTOP: &str = "/v1/desktops/work";
 const VERSIONS: &str = "/v1/desktops/work/versions";
-const DAY_MS: i64 = 24 * 3_600_000;
 
 fn key(seed: u8) -> String {
     SecretKey::from_bytes(&[seed; 32]).public().to_string()
@@ -26,12 +23,6 @@ impl Fixture {
     async fn remove(&self, head: ManifestId, seed: u8) -> Answer {
         let path = format!("{DESKTOP}?head={head}&key={}", key(seed));
         self.send(Method::DELETE, &path, &self.tokens.alice, b"").await
-    }
-
-    /// Prunes as `satchel-server retention` does so many days from now; how many versions.
-    async fn prune_in_days(&self, days: i64) -> usize {
-        let now = now_ms() + days * DAY_MS;
-        prune_in(&self.app.database, &Pruning::default(), now).await.unwrap().pruned.len()
     }
 }
 
@@ -70,50 +61,89 @@ async fn what_is_removed_is_the_version_that_was_looked_at_and_nobody_elses() {
 }
 
 #[tokio::test]
-async fn a_name_is_free_and_the_last_one_of_it_can_be_taken_back() {
+async fn a_name_is_free_and_each_one_of_it_can_be_taken_back() {
     let fixture = Fixture::new().await;
     let (alice, root) = (&fixture.tokens.alice, fixture.dir.path());
-    fixture.remove(fixture.desktop.version, 5).await.done(200);
+    let (owner, work) = (name("alice"), name("work"));
+    let first = fixture.remove(fixture.desktop.version, 5).await.done(200).json()["number"].as_i64();
     let again = Manifest { note: Some("begun anew".to_owned()), ..fixture.desktop.manifest.clone() };
     fixture.commit(VERSIONS, alice, &again, 5).await.done(201);
-    let taken = removal::take_back(root, &name("alice"), &name("work")).await;
+    let taken = removal::take_back(root, &owner, &work, None).await;
     assert!(matches!(taken, Err(RemovalError::NameTaken { .. })), "{taken:?}");
-    let gone = removal::remove(root, &name("alice"), &name("work"), false).await.unwrap();
-    assert_eq!(gone.versions, 1);
-    assert_eq!(removal::list(root).await.unwrap().len(), 2);
+    let second = removal::remove(root, &owner, &work, false).await.unwrap();
+    assert_eq!(second.versions, 1);
+    let listed: Vec<_> = removal::list(root).await.unwrap().iter().map(|removed| removed.number).collect();
+    assert_eq!(listed, [second.number, first.unwrap()]);
+    // No name reaches them, their own in the database neither.
+    let own = format!("/v1/desktops/removed-{}-{}", second.number, second.removed_ms);
+    fixture.get(&own, alice).await.refused(404, "not_found");
 
-    removal::take_back(root, &name("alice"), &name("work")).await.unwrap();
-    let head = fixture.get(DESKTOP, alice).await.done(200).json()["head"].clone();
-    assert_eq!(head["note"], "begun anew");
+    removal::take_back(root, &owner, &work, None).await.unwrap();
+    let note = async || fixture.get(DESKTOP, alice).await.done(200).json()["head"]["note"].clone();
+    assert_eq!(note().await, "begun anew");
+    // Erasing the one there is leaves the other, which its number names.
+    removal::remove(root, &owner, &work, true).await.unwrap();
+    assert_eq!(removal::list(root).await.unwrap().len(), 1);
+    removal::take_back(root, &owner, &work, first).await.unwrap();
+    assert_eq!(note().await, Value::Null);
+    removal::remove(root, &owner, &work, false).await.unwrap();
+    removal::erase(root, &owner, &work, first.unwrap()).await.unwrap();
+    assert_eq!(removal::list(root).await.unwrap(), []);
+
     for (owner, desktop) in [("alice", "none"), ("bob", "work")] {
         let removed = removal::remove(root, &name(owner), &name(desktop), true).await;
         assert!(matches!(removed, Err(RemovalError::NoSuchDesktop { .. })), "{removed:?}");
-        let taken = removal::take_back(root, &name(owner), &name(desktop)).await;
+        let taken = removal::take_back(root, &name(owner), &name(desktop), None).await;
         assert!(matches!(taken, Err(RemovalError::NotRemoved { .. })), "{taken:?}");
     }
 }
 
 #[tokio::test]
-async fn what_was_removed_stays_for_a_week_and_is_pruned_then() {
+async fn what_was_removed_stays_as_it_was_for_a_week_and_is_pruned_then() {
     let fixture = Fixture::new().await;
-    let root = fixture.dir.path();
-    fixture.remove(fixture.desktop.version, 5).await.done(200);
-    assert_eq!(fixture.prune_in_days(6).await, 0);
-    assert_eq!(removal::list(root).await.unwrap().len(), 1);
+    let (alice, root) = (&fixture.tokens.alice, fixture.dir.path());
+    let mut last = fixture.desktop.manifest.clone();
+    for _ in 0..3 {
+        last = testing::next(&last, "");
+        fixture.commit(VERSIONS, alice, &last, 5).await.done(201);
+    }
+    let head = ManifestId::of(&last.encode().unwrap());
+    fixture.remove(head, 5).await.done(200);
+    // Not by a policy that would keep less, either: it is taken back as it was.
+    assert_eq!(fixture.prune_after(6, false).await, [""; 0]);
+    assert_eq!(removal::list(root).await.unwrap()[0].versions, 4);
     let report = crate::verify::verify(root, &Silent).await.unwrap();
     assert!(report.findings.is_empty(), "{:?}", report.findings);
-    assert_eq!(fixture.prune_in_days(8).await, 1);
+    // One is what the machine that made it was last heard to stand on.
+    assert_eq!(fixture.prune_after(8, false).await.len(), 3);
     assert_eq!(removal::list(root).await.unwrap(), []);
-    let taken = removal::take_back(root, &name("alice"), &name("work")).await;
+    assert_eq!(fixture.prune_after(190, false).await.len(), 1);
+    let taken = removal::take_back(root, &name("alice"), &name("work"), None).await;
     assert!(matches!(taken, Err(RemovalError::NotRemoved { .. })), "{taken:?}");
+}
 
-    // At once, where somebody says so, also of one that was removed before.
+#[tokio::test]
+async fn what_forks_and_machines_need_of_a_removed_desktop_is_kept_for_them_alone() {
     let fixture = Fixture::new().await;
-    let root = fixture.dir.path();
-    fixture.remove(fixture.desktop.version, 5).await.done(200);
-    let gone = removal::remove(root, &name("alice"), &name("work"), true).await.unwrap();
-    assert_eq!(gone.versions, 1);
+    let (alice, root) = (&fixture.tokens.alice, fixture.dir.path());
+    let first = fixture.desktop.version;
+    let second = testing::next(&fixture.desktop.manifest, "");
+    fixture.commit(VERSIONS, alice, &second, 5).await.done(201);
+    let head = ManifestId::of(&second.encode().unwrap());
+    // A machine stands on the first one, and another one removes the desktop.
+    let standing = json!({"key": key(6), "version": first}).to_string();
+    fixture.put("/v1/desktops/work/standing", alice, standing.as_bytes()).await.done(204);
+    fixture.remove(head, 5).await.done(200);
+    assert_eq!(fixture.prune_after(8, false).await, ["work@2"]);
+    // What is left of it is no desktop that could be taken back.
     assert_eq!(removal::list(root).await.unwrap(), []);
+    let subject = chunk_format::Subject::Desktop { owner: name("alice"), desktop: name("work.b-1") };
+    let fork = Manifest { subject, ..testing::next(&fixture.desktop.manifest, "written meanwhile") };
+    fixture.commit("/v1/desktops/work.b-1/versions?fork-of=work", alice, &fork, 6).await.done(201);
+    assert_eq!(fixture.prune_after(190, false).await, [""; 0], "the fork began on it");
+    let fork = removal::remove(root, &name("alice"), &name("work.b-1"), true).await.unwrap();
+    assert_eq!(fork.versions, 1);
+    assert_eq!(fixture.prune_after(190, false).await, ["work@1"]);
 }
 
 struct Silent;

@@ -4,7 +4,7 @@
 
 use std::fmt::Write;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -107,9 +107,13 @@ fn judge(head: &str) -> Result<(), (&'static str, String)> {
         Some((name, port)) if port.bytes().all(|digit| digit.is_ascii_digit()) => name,
         _ => host,
     });
+    let is_this_machine = |name: &str| {
+        let address = name.trim_matches(['[', ']']);
+        name.eq_ignore_ascii_case("localhost") || address.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+    };
     match name {
-        None | Some("localhost" | "127.0.0.1" | "[::1]") => Ok(()),
-        Some(_) => Err(("403 Forbidden", "ask for localhost\n".to_owned())),
+        Some(name) if !is_this_machine(name) => Err(("403 Forbidden", "ask for localhost\n".to_owned())),
+        _ => Ok(()),
     }
 }
 
@@ -237,7 +241,7 @@ mod tests {
         let ask = |line: &str, host: &str| {
             judge(&format!("{line}\r\nHost: {host}\r\n\r\n")).map_err(|(status, _)| status)
         };
-        for host in ["localhost", "127.0.0.1:9100", "[::1]:9100", "[::1]"] {
+        for host in ["localhost", "LocalHost:9100", "127.0.0.1:9100", "127.0.0.2", "[::1]:9100", "[::1]"] {
             assert_eq!(ask("GET /metrics HTTP/1.1", host), Ok(()), "{host}");
         }
         assert_eq!(ask("GET /metrics HTTP/1.1", "evil.example.org"), Err("403 Forbidden"));

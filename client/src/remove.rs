@@ -138,6 +138,7 @@ pub async fn remove(
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
             _ => {}
         }
+        std::fs::File::open(&directory).and_then(|names| names.sync_all()).map_err(failed)?;
         std::fs::remove_dir_all(&directory).map_err(failed)?;
     }
     drop((unused, locked));

@@ -1,6 +1,6 @@
 //! A server's numbers for Prometheus, on a loopback port.
 //!
-//! Text format 0.0.4 over a minimum of HTTP/1.1: one request a connection, answered and closed.
+//! Text format 0.0.4 over HTTP/1.1: one request a connection, answered and closed.
 
 mod counters;
 mod text;
@@ -11,9 +11,22 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::header::{CONTENT_TYPE, HOST};
+use axum::http::uri::Authority;
+use axum::http::{HeaderValue, StatusCode};
+use axum::middleware::{Next, from_fn};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpListener;
 use tokio::sync::{Mutex, Semaphore};
+use tower::ServiceExt;
 
 use crate::app::App;
 use crate::tls::CurrentTls;
@@ -71,7 +84,7 @@ pub async fn listen(address: SocketAddr) -> Result<TcpListener, MetricsError> {
 
 /// Answers whoever asks, until it is dropped.
 pub async fn serve(listener: TcpListener, numbers: Numbers) {
-    let numbers = Arc::new(numbers);
+    let router = router(numbers);
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
@@ -79,64 +92,52 @@ pub async fn serve(listener: TcpListener, numbers: Numbers) {
             tokio::time::sleep(ACCEPT_RETRY).await;
             continue;
         };
-        let numbers = numbers.clone();
+        let router = router.clone();
         tokio::spawn(async move {
             let _place = place;
+            let service = service_fn(move |request: hyper::Request<Incoming>| {
+                router.clone().oneshot(request.map(Body::new))
+            });
+            let answering = http1::Builder::new()
+                .keep_alive(false)
+                .max_buf_size(MAX_HEAD_BYTES)
+                .serve_connection(TokioIo::new(stream), service);
             // Who hangs up has no use for the rest.
-            let _ = tokio::time::timeout(TIMEOUT, answer(stream, &numbers)).await;
+            let _ = tokio::time::timeout(TIMEOUT, answering).await;
         });
     }
 }
 
-async fn answer(mut stream: TcpStream, numbers: &Numbers) -> io::Result<()> {
-    let mut head = Vec::new();
-    while !head.windows(4).any(|end| end == b"\r\n\r\n") {
-        if head.len() > MAX_HEAD_BYTES || stream.read_buf(&mut head).await? == 0 {
-            return Ok(());
-        }
-    }
-    let (status, body) = match judge(&String::from_utf8_lossy(&head)) {
-        Ok(()) => {
-            let _turn = numbers.turn.lock().await;
-            ("200 OK", text::of(numbers).await)
-        }
-        Err((status, why)) => (status, why.to_owned()),
-    };
-    let answer = format!(
-        "HTTP/1.1 {status}\r\ncontent-type: text/plain; version=0.0.4\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
-        body.len()
-    );
-    stream.write_all(answer.as_bytes()).await?;
-    stream.shutdown().await
+fn router(numbers: Numbers) -> Router {
+    Router::new()
+        .route("/metrics", get(scrape))
+        .fallback(async || (StatusCode::NOT_FOUND, "the numbers are at /metrics\n"))
+        .layer(from_fn(refuse_other_names))
+        .with_state(Arc::new(numbers))
 }
 
-/// Whether a request is one for the metrics, asked of this machine by its own name: a web page elsewhere that lets its
-/// name point here asks by that name.
-fn judge(head: &str) -> Result<(), (&'static str, &'static str)> {
-    let mut lines = head.lines();
-    let mut request = lines.next().unwrap_or_default().split(' ');
-    if request.next() != Some("GET") {
-        return Err(("405 Method Not Allowed", "only GET\n"));
+async fn scrape(State(numbers): State<Arc<Numbers>>) -> impl IntoResponse {
+    let _turn = numbers.turn.lock().await;
+    ([(CONTENT_TYPE, "text/plain; version=0.0.4")], text::of(&numbers).await)
+}
+
+/// Answers what is asked of this machine by its own name: a web page elsewhere that lets its name point here asks by that
+/// name.
+async fn refuse_other_names(request: Request, next: Next) -> Response {
+    match request.headers().get(HOST) {
+        Some(host) if !is_this_machine(host) => {
+            (StatusCode::FORBIDDEN, "ask for localhost\n").into_response()
+        }
+        _ => next.run(request).await,
     }
-    if request.next().is_none_or(|path| path.split('?').next() != Some("/metrics")) {
-        return Err(("404 Not Found", "the numbers are at /metrics\n"));
-    }
-    let host = lines.find_map(|line| {
-        let (name, value) = line.split_once(':')?;
-        name.eq_ignore_ascii_case("host").then(|| value.trim())
-    });
-    let name = host.map(|host| match host.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|digit| digit.is_ascii_digit()) => name,
-        _ => host,
-    });
-    let is_this_machine = |name: &str| {
-        let address = name.trim_start_matches('[').trim_end_matches(']');
-        name.eq_ignore_ascii_case("localhost") || address.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
-    };
-    match name {
-        Some(name) if !is_this_machine(name) => Err(("403 Forbidden", "ask for localhost\n")),
-        _ => Ok(()),
-    }
+}
+
+fn is_this_machine(host: &HeaderValue) -> bool {
+    let authority = host.to_str().ok().and_then(|host| host.parse::<Authority>().ok());
+    authority.is_some_and(|authority| {
+        let name = authority.host().trim_matches(['[', ']']);
+        name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+    })
 }
 
 #[cfg(test)]
@@ -144,16 +145,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_this_machine_is_answered() {
-        let ask = |line: &str, host: &str| {
-            judge(&format!("{line}\r\nHost: {host}\r\n\r\n")).map_err(|(status, _)| status)
-        };
+    fn this_machine_has_names_of_its_own() {
         for host in ["localhost", "LocalHost:9100", "127.0.0.1:9100", "127.0.0.2", "[::1]:9100", "[::1]"] {
-            assert_eq!(ask("GET /metrics HTTP/1.1", host), Ok(()), "{host}");
+            assert!(is_this_machine(&HeaderValue::from_static(host)), "{host}");
         }
-        assert_eq!(ask("GET /metrics HTTP/1.1", "evil.example.org"), Err("403 Forbidden"));
-        assert_eq!(ask("GET / HTTP/1.1", "localhost"), Err("404 Not Found"));
-        assert_eq!(ask("POST /metrics HTTP/1.1", "localhost"), Err("405 Method Not Allowed"));
+        for host in ["evil.example.org", "localhost.example.org", "192.0.2.1:9100", "[2001:db8::1]", "", "@"]
+        {
+            assert!(!is_this_machine(&HeaderValue::from_static(host)), "{host}");
+        }
     }
 
     #[tokio::test]

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use axum::extract::{FromRequestParts, Query, RawPathParams};
 use axum::http::request::Parts;
-use chunk_format::{FormatError, ManifestId, Name, Namespace, PublicKey};
+use chunk_format::{FormatError, Name, Namespace};
 
 use crate::http::error::ApiError;
 use crate::limits::MAX_ALSO;
@@ -104,15 +104,8 @@ impl QueryParams {
         self.once(name)?.map(|text| text.parse().map_err(malformed("query"))).transpose()
     }
 
-    /// The id of a version, which must be given.
-    pub(crate) fn version(&self, name: &str) -> Result<ManifestId, ApiError> {
-        let text = self.once(name)?;
-        let text = text.ok_or_else(|| ApiError::BadRequest(format!("query: `{name}` is needed")))?;
-        text.parse().map_err(malformed("query"))
-    }
-
-    /// A public key, which must be given.
-    pub(crate) fn public_key(&self, name: &str) -> Result<PublicKey, ApiError> {
+    /// A key or an id, which must be given.
+    pub(crate) fn needed<T: FromStr<Err = FormatError>>(&self, name: &str) -> Result<T, ApiError> {
         let text = self.once(name)?;
         let text = text.ok_or_else(|| ApiError::BadRequest(format!("query: `{name}` is needed")))?;
         text.parse().map_err(malformed("query"))

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use axum::response::Response;
-use chunk_format::{Name, Namespace};
+use chunk_format::{ManifestId, Name, Namespace, PublicKey};
 
 use super::versions::{Page, no_versions};
 use crate::app::App;
@@ -63,7 +63,7 @@ pub(super) async fn remove(
     query: QueryParams,
 ) -> Result<Response, ApiError> {
     query.only(&["head", "key"])?;
-    let (wanted, key) = (query.version("head")?, query.public_key("key")?);
+    let (wanted, key): (ManifestId, PublicKey) = (query.needed("head")?, query.needed("key")?);
     let mut tx = app.database.begin().await?;
     let series = find(&mut tx, &caller, &path.get("desktop")?).await?;
     let now = now_ms();

@@ -119,7 +119,7 @@ pub(super) async fn delete(
     query: QueryParams,
 ) -> Result<Response, ApiError> {
     query.only(&["key"])?;
-    let key = query.public_key("key")?;
+    let key: PublicKey = query.needed("key")?;
     let mut tx = app.database.begin().await?;
     let series = desktops::find(&mut tx, &caller, &path.get("desktop")?).await?;
     // It may be opened there again without being asked for: what it stands on is needed until it is heard of elsewhere.

@@ -50,6 +50,7 @@ async fn numbers_are_served_to_this_machine_alone() {
     let address = log.split("http://").nth(1).and_then(|rest| rest.split("/metrics").next()).unwrap();
     assert!(ask(address, "/metrics", "elsewhere.example.org").starts_with("HTTP/1.1 403"));
     assert!(ask(address, "/", address).starts_with("HTTP/1.1 404"));
+    assert!(ask(address, "/metrics?x", "LOCALHOST").starts_with("HTTP/1.1 200"));
     let fresh = scrape(address);
     assert_eq!(fresh["satchel_server_connections"], 0.0);
     assert_eq!(fresh["satchel_server_packs"], 0.0);

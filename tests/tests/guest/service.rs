@@ -15,7 +15,7 @@ const DISK_BYTES: u64 = 1 << 30;
 
 #[test]
 fn the_server_runs_as_a_service_of_the_system() {
-    require!(guest, image("tiny"), tool("make"), tool("mke2fs"));
+    require!(guest, image("tiny"), tool("make"), tool("mke2fs"), tool("strip"));
     let builder = Client::new("build-machine");
     let disk = installed(&builder);
     let mut machine = Machine::start(&[images::plain(), disk], &MachineOptions::default());

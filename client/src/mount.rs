@@ -480,7 +480,7 @@ async fn sync(
     let syncing = async {
         // The sync that goes on by itself is in the way until it is through.
         let _hurry = pace.hurry();
-        syncer.sync(&session.desktop, note).await
+        syncer.sync_whole(&session.desktop, note).await
     };
     reply_to(telling(syncing, || progress_reply(&progress), connection).await)
 }

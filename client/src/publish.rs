@@ -1,6 +1,6 @@
 //! Publishes a disk image as the next golden version.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ pub use summary::{FileChanges, Summarizer, Summary, SummaryError, UpdateBytes};
 use crate::desktop::Version;
 use crate::image::{self, DiskImage, ImageError, KeptFree, OpenImage};
 use crate::remote::{Placing, PresentIn, Remote, RemoteError, VersionInfo};
-use crate::upload::{Patience, ReadChunk, SegmentWork, Upload, UploadError, UploadProgress};
+use crate::upload::{LookedFor, Patience, ReadChunk, SegmentWork, Upload, UploadError, UploadProgress};
 use crate::upstream::{CommitError, Upstream};
 use crate::versions::{self, VersionError};
 
@@ -233,15 +233,12 @@ impl Publisher {
         work: Vec<SegmentWork>,
         parent: Option<&Version>,
     ) -> Result<(Disk, NewDisk), PublishError> {
-        let known: HashSet<SegmentId> = parent
-            .iter()
-            .flat_map(|parent| &parent.manifest.disks)
-            .flat_map(|disk| disk.segments.clone())
-            .collect();
+        let place = PresentIn { namespace: Namespace::Image(image.clone()), also: None };
+        let known = self.known_segments(&place, parent).await?;
         let upload = Upload {
             pace: None,
             upstream: Arc::new(self.remote.clone()),
-            place: PresentIn { namespace: Namespace::Image(image.clone()), also: None },
+            place,
             chunk_size: ChunkSize::DEFAULT,
             known_segments: Arc::new(known),
             segments_elsewhere: Arc::default(),
@@ -262,6 +259,21 @@ impl Publisher {
         let image = Arc::clone(&open.image);
         let new = NewDisk { image, chunk_size, segments: cut, order: ids.clone() };
         Ok((Disk { role: DiskRole::System, size: open.size, chunk_size, segments: ids }, new))
+    }
+
+    /// The segments of the version before that the server has: not one that it has lost, which is sent again.
+    async fn known_segments(
+        &self,
+        place: &PresentIn,
+        parent: Option<&Version>,
+    ) -> Result<HashSet<SegmentId>, UploadError> {
+        let disks = parent.iter().flat_map(|parent| &parent.manifest.disks);
+        let known: BTreeSet<SegmentId> =
+            disks.flat_map(|disk| &disk.segments).filter(|id| !id.is_zero()).copied().collect();
+        let known: Vec<SegmentId> = known.into_iter().collect();
+        let looked_for = LookedFor { place, elsewhere: &HashSet::new() };
+        let missing = looked_for.missing(&self.remote, Patience::DEFAULT, &known).await?;
+        Ok(known.into_iter().zip(missing).filter_map(|(id, missing)| (!missing).then_some(id)).collect())
     }
 
     async fn commit(

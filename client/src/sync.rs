@@ -7,6 +7,7 @@
 //! of every durable step is in `docs/semantics.md`.
 
 pub mod guest;
+mod lost;
 mod stranded;
 mod thorough;
 
@@ -34,6 +35,7 @@ use crate::upload::{
 };
 use crate::upstream::{CommitError, Upstream};
 use guest::Guest;
+pub use lost::LostSegments;
 
 /// Why a sync did not finish. What was written is safe on this machine, and the next sync goes on.
 #[derive(Debug, thiserror::Error)]
@@ -118,6 +120,9 @@ pub struct SyncReport {
     /// The fork that the work went to, since it may not be the desktop's next version.
     #[serde(default)]
     pub fork: Option<Forked>,
+    /// What the server had lost of the version; looked for when somebody waits for the sync.
+    #[serde(default)]
+    pub lost: LostSegments,
 }
 
 impl SyncReport {

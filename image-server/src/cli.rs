@@ -9,6 +9,7 @@ pub(crate) mod output;
 mod policy;
 mod progress;
 mod remove;
+mod repair;
 mod retention;
 mod serve;
 mod token;
@@ -44,6 +45,7 @@ enum Command {
     Retention(retention::Retention),
     Gc(gc::Gc),
     Verify(verify::Verify),
+    Repair(repair::Repair),
     Policy(policy::Policy),
     Remove(remove::Remove),
     Completions(install::Completions),
@@ -64,6 +66,7 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             Command::Retention(command) => command.run(json).await,
             Command::Gc(command) => command.run(json).await,
             Command::Verify(command) => command.run(json).await,
+            Command::Repair(command) => command.run(json).await,
             Command::Policy(command) => command.run(json).await,
             Command::Remove(command) => command.run(json).await,
             Command::Completions(command) => command.run(Arguments::command()),

@@ -1,7 +1,7 @@
 //! The image server of Satchel: an HTTPS interface (`docs/api.md`) over an object store and a database.
 //!
 //! [`init()`] makes a server's directory, [`Server`] serves it, [`tokens`] lets people in, [`verify`] re-reads all that is
-//! stored, [`retention`] decides which versions are kept, [`removal`] removes desktops, and [`gc`] deletes what no kept one needs. The program `satchel-server` is a thin shell around these.
+//! stored, [`repair`] has what is damaged sent again, [`retention`] decides which versions are kept, [`removal`] removes desktops, and [`gc`] deletes what no kept one needs. The program `satchel-server` is a thin shell around these.
 //!
 //! What is stored, and in which order, is the heart of it. Objects (packs, segments, locators, manifests) lie in the
 //! object store under the paths clients read them by; rows in the database say which of them count. An object is durable
@@ -19,12 +19,14 @@ mod identity;
 mod init;
 mod layout;
 mod limits;
+mod locating;
 pub mod metrics;
 pub mod mirrors;
 mod pack_check;
 pub mod policy;
 mod presence;
 pub mod removal;
+pub mod repair;
 pub mod retention;
 mod role;
 mod routes;

@@ -10,7 +10,7 @@ mod segments;
 mod versions;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::Path;
@@ -21,6 +21,7 @@ use serde::Serialize;
 use crate::cause::chain;
 use crate::database::namespaces::{self, NamespaceId};
 use crate::database::packs::{self as pack_rows, PackRowId};
+use crate::database::segments::SegmentRowId;
 use crate::database::{Database, DatabaseError};
 use crate::identity;
 use crate::layout::{DataDir, LayoutError};
@@ -69,6 +70,8 @@ pub struct Finding {
     pub unsure: BTreeSet<String>,
     /// What can be done.
     pub advice: &'static str,
+    /// Whether it is a part of the content that is certain to be lost here: [`crate::repair`] has it sent again.
+    pub is_lost: bool,
 }
 
 /// What was found.
@@ -134,7 +137,9 @@ struct Check<'a> {
     progress: &'a dyn Progress,
     report: Report,
     bad_packs: HashMap<(Namespace, PackId), BadPack>,
-    bad_segments: HashMap<(NamespaceId, SegmentId), Vec<FindingAt>>,
+    /// The rows of all packs that cannot be read whole, and whether that is certain; also of those that nothing needs.
+    bad_rows: HashMap<PackRowId, bool>,
+    bad_segments: HashMap<(NamespaceId, SegmentId), BadSegment>,
 }
 
 /// A damaged pack.
@@ -143,6 +148,8 @@ struct BadPack {
     finding: FindingAt,
     /// Offsets of the frames that are damaged; none when nothing in the pack can be trusted.
     frames: Option<HashSet<u32>>,
+    /// Whether that is certain, and not only that the store did not give it.
+    is_lost: bool,
 }
 
 impl BadPack {
@@ -150,6 +157,24 @@ impl BadPack {
     fn spoils(&self, offset: u32) -> bool {
         self.frames.as_ref().is_none_or(|frames| frames.contains(&offset))
     }
+}
+
+/// A segment that cannot be read whole.
+pub(crate) struct BadSegment {
+    pub(crate) row: SegmentRowId,
+    findings: Vec<FindingAt>,
+    /// Whether that is certain, and not only that the store did not give something.
+    pub(crate) is_lost: bool,
+    /// The versions that need it, as far as they can be read.
+    pub(crate) affects: BTreeSet<String>,
+}
+
+/// What a check found, for who acts on it.
+pub(crate) struct Checked {
+    pub(crate) report: Report,
+    /// Packs that cannot be read whole, and whether they are certain to be lost.
+    pub(crate) packs: HashMap<PackRowId, bool>,
+    pub(crate) segments: Vec<BadSegment>,
 }
 
 /// Checks the server in `root`.
@@ -176,6 +201,15 @@ pub(crate) async fn check(
     storage: Storage,
     progress: &dyn Progress,
 ) -> Result<Report, VerifyError> {
+    Ok(look_over(database, storage, progress).await?.report)
+}
+
+/// The same, for who acts on what is found.
+pub(crate) async fn look_over(
+    database: Database,
+    storage: Storage,
+    progress: &dyn Progress,
+) -> Result<Checked, VerifyError> {
     let names = namespaces::list(database.readers()).await?.into_iter().collect();
     let mut check = Check {
         database,
@@ -184,6 +218,7 @@ pub(crate) async fn check(
         progress,
         report: Report::default(),
         bad_packs: HashMap::new(),
+        bad_rows: HashMap::new(),
         bad_segments: HashMap::new(),
     };
     for problem in check.database.check().await? {
@@ -211,15 +246,16 @@ pub(crate) async fn check(
         }
         listed => listed?,
     }
-    Ok(check.report)
+    let segments = check.bad_segments.into_values().collect();
+    Ok(Checked { report: check.report, packs: check.bad_rows, segments })
 }
 
 const ADVICE_LISTING: &str = "run this as the user that the server runs as, who must be able to read every directory there; if that \
     is so, look at the disk";
 const ADVICE_DATABASE: &str = "restore the database from a backup taken with the objects";
-const ADVICE_PACK: &str =
-    "restore the file from a backup, or upload the same pack again: its bytes are what its name says";
-const ADVICE_SEGMENT: &str = "restore the file from a backup, or upload the same segment again";
+const ADVICE_LOST: &str = "restore the file from a backup, or run `satchel-server repair`, after which whoever has its content sends it again";
+const ADVICE_WITHHELD: &str = "look at the disk, and at whether the file belongs to the user that the server runs as, who must run this, too: \
+    the file may be whole";
 const ADVICE_PROFILE: &str =
     "record the version's profile again (`satchel profile record`): until then, machines start without it";
 const ADVICE_SIGNATURE: &str = "none is needed for clients, who are answered from the database; for whoever else reads the store, restore the \
@@ -237,8 +273,16 @@ impl Check<'_> {
 
     fn find(&mut self, object: impl ToString, problem: String, advice: &'static str) -> FindingAt {
         let (object, affects, unsure) = (object.to_string(), BTreeSet::new(), BTreeSet::new());
-        self.report.findings.push(Finding { object, problem, affects, unsure, advice });
+        let is_lost = false;
+        self.report.findings.push(Finding { object, problem, affects, unsure, advice, is_lost });
         self.report.findings.len() - 1
+    }
+
+    /// Notes that a part of the content is lost, or only withheld.
+    fn find_content(&mut self, object: impl ToString, problem: String, is_lost: bool) -> FindingAt {
+        let finding = self.find(object, problem, if is_lost { ADVICE_LOST } else { ADVICE_WITHHELD });
+        self.report.findings[finding].is_lost = is_lost;
+        finding
     }
 
     /// Notes why a finding may affect more than it names.

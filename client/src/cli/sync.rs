@@ -9,7 +9,7 @@ use satchel_client::control::{Connection, ControlError, Request};
 use satchel_client::fork::ForkReason;
 use satchel_client::lease::Claim;
 use satchel_client::remote::RemoteError;
-use satchel_client::sync::{SyncReport, Syncer};
+use satchel_client::sync::{LostSegments, SyncReport, Syncer};
 use satchel_client::upload::UploadProgress;
 use serde::Serialize;
 
@@ -136,7 +136,7 @@ async fn sync(context: &Context, args: &SyncArgs) -> anyhow::Result<SyncReport> 
             let session = mount::open(context, &state, &args.desktop, &open, Claim::IfFree).await?;
             let progress = Arc::new(UploadProgress::default());
             let syncer = Syncer { progress: Arc::clone(&progress), ..mount::syncer(&state, &session)? };
-            let report = while_uploading(progress, syncer.sync(&session.desktop, note)).await?;
+            let report = while_uploading(progress, syncer.sync_whole(&session.desktop, note)).await?;
             tokio::task::block_in_place(|| session.desktop.close())?;
             session.release_lease(now_ms()).await;
             report
@@ -145,8 +145,23 @@ async fn sync(context: &Context, args: &SyncArgs) -> anyhow::Result<SyncReport> 
     })
 }
 
-/// A sync in one line, or two when the work became a fork.
+/// A sync in one line, or two when the work became a fork; and what the server had lost.
 pub(crate) fn summary(desktop: &str, report: &SyncReport) -> String {
+    let LostSegments { sent, left } = report.lost;
+    let mut lines = vec![committed(desktop, report)];
+    if sent > 0 {
+        lines.push(format!("sent {sent} parts of it again that the server had lost"));
+    }
+    if left > 0 {
+        lines.push(format!(
+            "the server has lost {left} parts of it that are not all on this machine: sync on one that has the desktop pinned, and tell who runs \
+             the server"
+        ));
+    }
+    lines.join("\n")
+}
+
+fn committed(desktop: &str, report: &SyncReport) -> String {
     match &report.version {
         Some(version) if report.fork.is_some() => {
             let (name, reason) = report

@@ -709,6 +709,36 @@ async fn what_nobody_has_any_more_below_what_was_written_in_part_is_told() {
     world.desktop().fetcher.stop();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_server_has_lost_of_the_newest_version_is_sent_again_without_another() {
+    let mut world = World::new(vec![1], SystemMode::Own);
+    world.apply(&Op::Write { home: true, sector: 0, len: 3 * CHUNK / SECTOR }).await.unwrap();
+    world.candidates.push([world.synced_system(), world.expected[1].now()]);
+    let syncer = syncer(&world.server);
+    let report = syncer.sync_whole(world.desktop(), None).await.unwrap();
+    assert_eq!(report.lost, LostSegments::default());
+    world.server.lose_what_users_sent();
+    // What is written on is not a part of that version, and stays where it is.
+    let synced = [world.synced_system(), world.expected[1].now()];
+    world.desktop().disks[1].write(0, &bytes_of(&[77])).await.unwrap();
+    let lost = syncer.send_what_is_lost(world.desktop()).await.unwrap();
+    assert_eq!(lost, LostSegments { sent: 1, left: 0 });
+    assert_eq!(world.check_head().await.unwrap(), synced);
+    assert!(world.desktop().has_changes());
+    assert_eq!(syncer.send_what_is_lost(world.desktop()).await.unwrap(), LostSegments::default());
+    assert_eq!(world.desktop().cache.stats().pinned, 0);
+
+    // Where a part of it is not here either, nothing is sent in its place.
+    world.server.lose_what_users_sent();
+    world.desktop().cache.give_back(u64::MAX);
+    let lost = syncer.send_what_is_lost(world.desktop()).await.unwrap();
+    assert_eq!(lost, LostSegments { sent: 0, left: 1 });
+    assert!(
+        !world.server.objects().iter().any(|path| path.starts_with("user/") && path.contains("/segments/"))
+    );
+    world.desktop().fetcher.stop();
+}
+
 fn cases() -> u32 {
     std::env::var("SATCHEL_MODEL_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(500)
 }

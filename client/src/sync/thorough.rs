@@ -17,7 +17,7 @@ pub(super) struct Kept {
 }
 
 impl Kept {
-    fn of(cache: &Arc<Cache>, ids: &HashSet<ChunkId>) -> Self {
+    pub(super) fn of(cache: &Arc<Cache>, ids: &HashSet<ChunkId>) -> Self {
         Self { cache: Arc::clone(cache), ids: cache.pin_more(ids) }
     }
 }
@@ -29,7 +29,7 @@ impl Drop for Kept {
 }
 
 /// Those of some chunks that are in the cache, by their bytes: its index may name what a power cut has taken.
-async fn here(cache: &Arc<Cache>, ids: HashSet<ChunkId>) -> HashSet<ChunkId> {
+pub(super) async fn here(cache: &Arc<Cache>, ids: HashSet<ChunkId>) -> HashSet<ChunkId> {
     let cache = Arc::clone(cache);
     let looking = move || ids.into_iter().filter(|id| cache.has(id, Look::Bytes)).collect();
     tokio::task::spawn_blocking(looking).await.unwrap_or_default()
@@ -127,7 +127,7 @@ impl Syncer {
     }
 
     /// The chunks below some work that the server lacks.
-    async fn lacking_chunks(
+    pub(super) async fn lacking_chunks(
         &self,
         desktop: &OpenDesktop,
         plan: &[SegmentWork],

@@ -40,14 +40,11 @@ impl Verify {
 }
 
 /// Tells how far the check is.
-struct Told(Shown);
+pub(super) struct Told(pub(super) Shown);
 
 fn lines(report: &Report) -> Vec<String> {
     let mut lines = Vec::new();
-    for finding in &report.findings {
-        let (object, problem, advice) = (&finding.object, &finding.problem, finding.advice);
-        lines.push(format!("damaged {object}: {problem}. {}. To do: {advice}", affected(finding)));
-    }
+    lines.extend(report.findings.iter().map(told));
     lines.extend(report.unknown.iter().map(|path| format!("unknown {path}: no file of ours; not touched")));
     let unnamed = report.unknown_files - report.unknown.len() as u64;
     if unnamed > 0 {
@@ -75,6 +72,12 @@ fn lines(report: &Report) -> Vec<String> {
         report.profiles
     ));
     lines
+}
+
+/// A finding as one line.
+pub(super) fn told(finding: &Finding) -> String {
+    let Finding { object, problem, advice, .. } = finding;
+    format!("damaged {object}: {problem}. {}. To do: {advice}", affected(finding))
 }
 
 /// What a finding affects, and why more may be affected.
@@ -133,6 +136,7 @@ mod tests {
             affects: set(affects),
             unsure: set(unsure),
             advice: "advice",
+            is_lost: false,
         };
         assert_eq!(affected(&finding(&[], &[])), "Affects no version");
         assert_eq!(affected(&finding(&["one", "two"], &[])), "Affects one, two");

@@ -13,8 +13,12 @@ use super::{Connection, DatabaseError, failed, id_bytes, number};
 /// The kind of ids asked about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum IdTable {
+    /// Chunks that can be read, as far as is known.
     Chunks,
+    /// Segments that count, be they lost: what a version may be made of.
     Segments,
+    /// Segments that can be read, as far as is known: what need not be sent.
+    ReadableSegments,
 }
 
 impl IdTable {
@@ -23,13 +27,21 @@ impl IdTable {
             Self::Chunks => {
                 "WITH RECURSIVE asked (i) AS (VALUES (0) UNION ALL SELECT i + 1 FROM asked WHERE i + 1 < ?3)
                  SELECT group_concat(i) FROM asked WHERE NOT EXISTS (
-                   SELECT 1 FROM chunks WHERE namespace_id = ?1 AND chunk = substr(?2, i * 32 + 1, 32))"
+                   SELECT 1 FROM chunks WHERE namespace_id = ?1 AND chunk = substr(?2, i * 32 + 1, 32)
+                     AND pack_id NOT IN (SELECT id FROM packs WHERE lost_ms IS NOT NULL))"
             }
             Self::Segments => {
                 "WITH RECURSIVE asked (i) AS (VALUES (0) UNION ALL SELECT i + 1 FROM asked WHERE i + 1 < ?3)
                  SELECT group_concat(i) FROM asked WHERE NOT EXISTS (
                    SELECT 1 FROM segments
                    WHERE namespace_id = ?1 AND segment = substr(?2, i * 32 + 1, 32) AND condemned_ms IS NULL)"
+            }
+            Self::ReadableSegments => {
+                "WITH RECURSIVE asked (i) AS (VALUES (0) UNION ALL SELECT i + 1 FROM asked WHERE i + 1 < ?3)
+                 SELECT group_concat(i) FROM asked WHERE NOT EXISTS (
+                   SELECT 1 FROM segments
+                   WHERE namespace_id = ?1 AND segment = substr(?2, i * 32 + 1, 32)
+                     AND condemned_ms IS NULL AND lost_ms IS NULL)"
             }
         }
     }
@@ -76,6 +88,8 @@ pub(crate) struct Place {
     pub(crate) chunk_size: ChunkSize,
     pub(crate) offset: u32,
     pub(crate) frame_len: u32,
+    /// Whether the pack is lost.
+    pub(crate) is_lost: bool,
 }
 
 #[derive(sqlx::FromRow)]
@@ -87,6 +101,7 @@ struct FoundChunk {
     chunk_size_log2: i64,
     offset_bytes: i64,
     frame_len: i64,
+    is_lost: bool,
 }
 
 impl FoundChunk {
@@ -99,11 +114,13 @@ impl FoundChunk {
             chunk_size: chunk_size(self.chunk_size_log2)?,
             offset: number("offset", self.offset_bytes)?,
             frame_len: number("frame length", self.frame_len)?,
+            is_lost: self.is_lost,
         })
     }
 }
 
-/// Finds chunks, each in the first of these namespaces that has it; the answer is in the order of `ids`.
+/// Finds chunks, each in the first of these namespaces that has it, and rather where it is not lost; the answer is in the order
+/// of `ids`.
 pub(crate) async fn locate(
     connection: &mut Connection,
     namespaces: &[NamespaceId],
@@ -111,14 +128,16 @@ pub(crate) async fn locate(
 ) -> Result<Vec<Option<Place>>, DatabaseError> {
     let mut places = vec![None; ids.len()];
     for namespace in namespaces {
-        let open: Vec<usize> = (0..ids.len()).filter(|at| places[*at].is_none()).collect();
+        let open: Vec<usize> =
+            (0..ids.len()).filter(|at| places[*at].is_none_or(|place: Place| place.is_lost)).collect();
         if open.is_empty() {
             break;
         }
         let asked: Vec<u8> = open.iter().flat_map(|at| ids[*at]).collect();
         let rows: Vec<FoundChunk> = sqlx::query_as(
             "WITH RECURSIVE asked (i) AS (VALUES (0) UNION ALL SELECT i + 1 FROM asked WHERE i + 1 < ?3)
-             SELECT i, packs.id AS row, pack, len_bytes AS pack_len, chunk_size_log2, offset_bytes, frame_len
+             SELECT i, packs.id AS row, pack, len_bytes AS pack_len, chunk_size_log2, offset_bytes, frame_len,
+                    lost_ms IS NOT NULL AS is_lost
              FROM asked CROSS JOIN chunks CROSS JOIN packs
              WHERE chunks.namespace_id = ?1 AND chunk = substr(?2, i * 32 + 1, 32) AND packs.id = pack_id",
         )
@@ -133,7 +152,9 @@ pub(crate) async fn locate(
             let Some(slot) = at.and_then(|at| places.get_mut(at)) else {
                 return Err(DatabaseError::Value { what: "position", found: row.i.to_string() });
             };
-            *slot = Some(row.place(*namespace)?);
+            if slot.is_none() || !row.is_lost {
+                *slot = Some(row.place(*namespace)?);
+            }
         }
     }
     Ok(places)

@@ -7,7 +7,7 @@ use chunk_format::{ChunkId, ID_BYTES, ManifestId, Namespace, PackId, ProfileId, 
 use sqlx::SqliteExecutor;
 
 use super::namespaces::NamespaceId;
-use super::packs::{PackRow, PackRowId, chunk_size};
+use super::packs::{PackColumns, PackRow, PackRowId, stored_pack};
 use super::profiles::{ProfileRowId, StreamRow, StreamRowId};
 use super::segments::SegmentRowId;
 use super::versions::VersionRowId;
@@ -143,18 +143,6 @@ pub(crate) async fn condemn_segment(
         .await
         .map(drop)
         .map_err(failed("condemn a segment"))
-}
-
-type PackColumns = (PackRowId, NamespaceId, Vec<u8>, i64, i64);
-
-fn stored_pack((row, namespace, id, len, log2): PackColumns) -> Result<PackRow, DatabaseError> {
-    Ok(PackRow {
-        row,
-        namespace,
-        pack: PackId::from_bytes(id_bytes("pack id", &id)?),
-        len_bytes: number("pack length", len)?,
-        chunk_size: chunk_size(log2)?,
-    })
 }
 
 /// Packs after the first of two rows and up to the other that count, are old, and that no segment which counts needs.

@@ -24,6 +24,20 @@ pub(crate) struct PackRow {
     pub(crate) chunk_size: ChunkSize,
 }
 
+/// Row, namespace, id, length and chunk size of a pack.
+pub(super) type PackColumns = (PackRowId, NamespaceId, Vec<u8>, i64, i64);
+
+/// Reads the row of a pack.
+pub(super) fn stored_pack((row, namespace, id, len, log2): PackColumns) -> Result<PackRow, DatabaseError> {
+    Ok(PackRow {
+        row,
+        namespace,
+        pack: PackId::from_bytes(id_bytes("pack id", &id)?),
+        len_bytes: number("pack length", len)?,
+        chunk_size: chunk_size(log2)?,
+    })
+}
+
 /// Whether a namespace has this pack, be it condemned.
 pub(crate) async fn exists(
     executor: impl SqliteExecutor<'_>,
@@ -42,8 +56,8 @@ pub(crate) async fn exists(
     .map_err(failed("look up a pack"))
 }
 
-/// Adds a pack, or takes back that it was condemned, and its chunks; false when it was there. A chunk that another pack
-/// brought stays where it is.
+/// Adds a pack, or takes back that it was condemned or lost, and its chunks; false when it was there. A chunk that another
+/// pack brought stays where it is, unless that one is lost.
 pub(crate) async fn insert(
     connection: &mut Connection,
     namespace: NamespaceId,
@@ -55,7 +69,8 @@ pub(crate) async fn insert(
 ) -> Result<bool, DatabaseError> {
     // Whoever sends a pack again is about to need it: its age begins anew.
     let touched: Option<PackRowId> = sqlx::query_scalar(
-        "UPDATE packs SET created_ms = ? WHERE namespace_id = ? AND pack = ? AND condemned_ms IS NULL RETURNING id",
+        "UPDATE packs SET created_ms = ?, lost_ms = NULL
+         WHERE namespace_id = ? AND pack = ? AND condemned_ms IS NULL RETURNING id",
     )
     .bind(now_ms)
     .bind(namespace)
@@ -84,7 +99,8 @@ async fn add(
         "INSERT INTO packs (namespace_id, pack, len_bytes, chunk_size_log2, created_ms, is_counted)
          VALUES (?, ?, ?, ?, ?, 0)
          ON CONFLICT (namespace_id, pack)
-         DO UPDATE SET condemned_ms = NULL, is_counted = 0, created_ms = excluded.created_ms RETURNING id",
+         DO UPDATE SET condemned_ms = NULL, lost_ms = NULL, is_counted = 0, created_ms = excluded.created_ms
+         RETURNING id",
     )
     .bind(namespace)
     .bind(&pack.as_bytes()[..])
@@ -106,9 +122,8 @@ async fn add_chunks(
     let mut sorted: Vec<&PackEntry> = entries.iter().collect();
     sorted.sort_unstable_by_key(|entry| entry.chunk);
     for batch in sorted.chunks(CHUNKS_PER_STATEMENT) {
-        let mut statement: QueryBuilder<Sqlite> = QueryBuilder::new(
-            "INSERT OR IGNORE INTO chunks (namespace_id, chunk, pack_id, offset_bytes, frame_len) ",
-        );
+        let mut statement: QueryBuilder<Sqlite> =
+            QueryBuilder::new("INSERT INTO chunks (namespace_id, chunk, pack_id, offset_bytes, frame_len) ");
         statement.push_values(batch, |mut values, entry| {
             values
                 .push_bind(namespace)
@@ -117,6 +132,11 @@ async fn add_chunks(
                 .push_bind(entry.offset)
                 .push_bind(entry.frame_len);
         });
+        statement.push(
+            " ON CONFLICT (namespace_id, chunk) DO UPDATE
+              SET pack_id = excluded.pack_id, offset_bytes = excluded.offset_bytes, frame_len = excluded.frame_len
+              WHERE pack_id IN (SELECT id FROM packs WHERE lost_ms IS NOT NULL)",
+        );
         // Only the full batch's statement is worth keeping: the others have a length of their own.
         statement
             .build()
@@ -147,7 +167,7 @@ pub(crate) async fn is_live(
 }
 
 /// How many of these packs are gone or condemned.
-pub(crate) async fn count_lost(
+pub(crate) async fn count_gone(
     executor: impl SqliteExecutor<'_>,
     packs: &[PackRowId],
 ) -> Result<usize, DatabaseError> {
@@ -159,6 +179,74 @@ pub(crate) async fn count_lost(
     .await
     .map_err(failed("look up packs"))?;
     Ok(packs.len().saturating_sub(number("count", live)?))
+}
+
+/// Whether one of these packs is lost.
+pub(crate) async fn any_lost(
+    executor: impl SqliteExecutor<'_>,
+    packs: &[PackRowId],
+) -> Result<bool, DatabaseError> {
+    sqlx::query_scalar(
+        "SELECT EXISTS (SELECT 1 FROM packs
+                        WHERE id IN (SELECT value FROM json_each(?)) AND lost_ms IS NOT NULL)",
+    )
+    .bind(rows_json(packs))
+    .fetch_one(executor)
+    .await
+    .map_err(failed("look up packs"))
+}
+
+/// Notes that these packs are lost, unless they were sent again since a time; the number and the bytes of those that were not
+/// lost before. Their chunks still count as lying there for what is made of them, and not any more for what need not be sent.
+pub(crate) async fn lose(
+    executor: impl SqliteExecutor<'_>,
+    packs: &[PackRowId],
+    since_ms: i64,
+    now_ms: i64,
+) -> Result<(u64, u64), DatabaseError> {
+    let lost: Vec<i64> = sqlx::query_scalar(
+        "UPDATE packs SET lost_ms = ? WHERE id IN (SELECT value FROM json_each(?))
+           AND condemned_ms IS NULL AND lost_ms IS NULL AND created_ms < ? RETURNING len_bytes",
+    )
+    .bind(now_ms)
+    .bind(rows_json(packs))
+    .bind(since_ms)
+    .fetch_all(executor)
+    .await
+    .map_err(failed("note lost packs"))?;
+    let bytes = lost.iter().map(|len| u64::try_from(*len).unwrap_or(0)).fold(0, u64::saturating_add);
+    Ok((lost.len() as u64, bytes))
+}
+
+/// Whether a pack was noted as lost and nothing that counts needs it any more: garbage that is not collected yet.
+pub(crate) async fn is_lost_for_good(
+    executor: impl SqliteExecutor<'_>,
+    pack: PackRowId,
+) -> Result<bool, DatabaseError> {
+    sqlx::query_scalar(
+        "SELECT lost_ms IS NOT NULL
+           AND NOT EXISTS (SELECT 1 FROM segments WHERE has_packs = 0 AND condemned_ms IS NULL)
+           AND NOT EXISTS (SELECT 1 FROM segment_packs JOIN segments ON segments.id = segment_id
+                           WHERE pack_id = packs.id AND segments.condemned_ms IS NULL)
+         FROM packs WHERE id = ?",
+    )
+    .bind(pack)
+    .fetch_optional(executor)
+    .await
+    .map(|found| found.unwrap_or(false))
+    .map_err(failed("look whether a pack is needed"))
+}
+
+/// Packs that are lost and not condemned.
+pub(crate) async fn list_lost(executor: impl SqliteExecutor<'_>) -> Result<Vec<PackRow>, DatabaseError> {
+    let rows: Vec<PackColumns> = sqlx::query_as(
+        "SELECT id, namespace_id, pack, len_bytes, chunk_size_log2 FROM packs
+         WHERE lost_ms IS NOT NULL AND condemned_ms IS NULL ORDER BY id",
+    )
+    .fetch_all(executor)
+    .await
+    .map_err(failed("list lost packs"))?;
+    rows.into_iter().map(stored_pack).collect()
 }
 
 /// Rows as one value to bind.
@@ -173,7 +261,7 @@ pub(crate) async fn list_after(
     after: PackRowId,
     limit: u32,
 ) -> Result<Vec<PackRow>, DatabaseError> {
-    let rows: Vec<(PackRowId, NamespaceId, Vec<u8>, i64, i64)> = sqlx::query_as(
+    let rows: Vec<PackColumns> = sqlx::query_as(
         "SELECT id, namespace_id, pack, len_bytes, chunk_size_log2 FROM packs
          WHERE id > ? AND condemned_ms IS NULL ORDER BY id LIMIT ?",
     )
@@ -182,17 +270,7 @@ pub(crate) async fn list_after(
     .fetch_all(executor)
     .await
     .map_err(failed("list packs"))?;
-    rows.into_iter()
-        .map(|(row, namespace, pack, len_bytes, log2)| {
-            Ok(PackRow {
-                row,
-                namespace,
-                pack: PackId::from_bytes(id_bytes("pack id", &pack)?),
-                len_bytes: number("pack length", len_bytes)?,
-                chunk_size: chunk_size(log2)?,
-            })
-        })
-        .collect()
+    rows.into_iter().map(stored_pack).collect()
 }
 
 /// Whether there is any pack that is not condemned.

@@ -6,7 +6,7 @@ use chunk_format::{ChunkSize, ID_BYTES, Namespace, SegmentId};
 use sqlx::SqliteExecutor;
 
 use super::namespaces::NamespaceId;
-use super::packs::{PackRowId, chunk_size, rows_json};
+use super::packs::{self, PackRowId, chunk_size, rows_json};
 use super::{Connection, DatabaseError, failed, id_bytes};
 
 /// A row of `segments`.
@@ -21,6 +21,17 @@ pub(crate) struct SegmentRow {
     pub(crate) namespace: NamespaceId,
     pub(crate) segment: SegmentId,
     pub(crate) chunk_size: ChunkSize,
+}
+
+type SegmentColumns = (SegmentRowId, NamespaceId, Vec<u8>, i64);
+
+fn stored_segment((row, namespace, id, log2): SegmentColumns) -> Result<SegmentRow, DatabaseError> {
+    Ok(SegmentRow {
+        row,
+        namespace,
+        segment: SegmentId::from_bytes(id_bytes("segment id", &id)?),
+        chunk_size: chunk_size(log2)?,
+    })
 }
 
 /// Whether a namespace has this segment, and so its locator, be it condemned.
@@ -68,17 +79,28 @@ pub(crate) struct Places<'a> {
     pub(crate) packs: &'a [PackRowId],
 }
 
-/// Adds packs to those that a segment keeps; false when there is no such segment, or it is condemned.
+/// A segment that is there when it is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Known {
+    /// There is none, or it is condemned.
+    Not,
+    /// It is lost: it counts, and has to be written anew.
+    Lost,
+    /// It can be read.
+    Whole,
+}
+
+/// Adds packs to those that a segment keeps, if there is one.
 pub(crate) async fn keep_packs(
     connection: &mut Connection,
     namespace: NamespaceId,
     segment: SegmentId,
     places: &Places<'_>,
     now_ms: i64,
-) -> Result<bool, DatabaseError> {
-    let row: Option<SegmentRowId> = sqlx::query_scalar(
+) -> Result<Known, DatabaseError> {
+    let known: Option<(SegmentRowId, bool)> = sqlx::query_as(
         "UPDATE segments SET created_ms = ? WHERE namespace_id = ? AND segment = ? AND condemned_ms IS NULL
-         RETURNING id",
+         RETURNING id, lost_ms IS NOT NULL",
     )
     .bind(now_ms)
     .bind(namespace)
@@ -86,9 +108,9 @@ pub(crate) async fn keep_packs(
     .fetch_optional(&mut *connection)
     .await
     .map_err(failed("note a segment's use"))?;
-    let Some(row) = row else { return Ok(false) };
+    let Some((row, is_lost)) = known else { return Ok(Known::Not) };
     add_places(connection, row, places).await?;
-    Ok(true)
+    Ok(if is_lost { Known::Lost } else { Known::Whole })
 }
 
 /// Notes where a segment's chunks lie, beside where they lay before.
@@ -116,7 +138,8 @@ pub(crate) async fn add_places(
     Ok(())
 }
 
-/// Adds a segment, or takes back that it was condemned. Its locator is as these places say.
+/// Adds a segment, or takes back that it was condemned or lost. Its locator is as these places say; where one of the packs is
+/// lost, so is the segment.
 pub(crate) async fn insert(
     connection: &mut Connection,
     namespace: NamespaceId,
@@ -126,12 +149,14 @@ pub(crate) async fn insert(
     places: &Places<'_>,
     now_ms: i64,
 ) -> Result<(), DatabaseError> {
+    let lost_ms = packs::any_lost(&mut *connection, places.packs).await?.then_some(now_ms);
     let row: SegmentRowId = sqlx::query_scalar(
-        "INSERT INTO segments (namespace_id, segment, chunk_size_log2, len_bytes, created_ms, is_counted, has_packs)
-         VALUES (?, ?, ?, ?, ?, 0, 1)
+        "INSERT INTO segments
+           (namespace_id, segment, chunk_size_log2, len_bytes, created_ms, lost_ms, is_counted, has_packs)
+         VALUES (?, ?, ?, ?, ?, ?, 0, 1)
          ON CONFLICT (namespace_id, segment)
-         DO UPDATE SET condemned_ms = NULL, is_counted = 0, has_packs = 1, created_ms = excluded.created_ms,
-                       len_bytes = excluded.len_bytes
+         DO UPDATE SET condemned_ms = NULL, lost_ms = excluded.lost_ms, is_counted = 0, has_packs = 1,
+                       created_ms = excluded.created_ms, len_bytes = excluded.len_bytes
          RETURNING id",
     )
     .bind(namespace)
@@ -139,9 +164,19 @@ pub(crate) async fn insert(
     .bind(chunk_size.log2())
     .bind(len_bytes)
     .bind(now_ms)
+    .bind(lost_ms)
     .fetch_one(&mut *connection)
     .await
     .map_err(failed("add a segment"))?;
+    set_places(connection, row, places).await
+}
+
+/// Notes where a segment's chunks lie now, in place of where they lay before.
+async fn set_places(
+    connection: &mut Connection,
+    row: SegmentRowId,
+    places: &Places<'_>,
+) -> Result<(), DatabaseError> {
     sqlx::query("DELETE FROM segment_packs WHERE segment_id = ?")
         .bind(row)
         .execute(&mut *connection)
@@ -220,7 +255,7 @@ pub(crate) async fn list_after(
     after: SegmentRowId,
     limit: u32,
 ) -> Result<Vec<SegmentRow>, DatabaseError> {
-    let rows: Vec<(SegmentRowId, NamespaceId, Vec<u8>, i64)> = sqlx::query_as(
+    let rows: Vec<SegmentColumns> = sqlx::query_as(
         "SELECT id, namespace_id, segment, chunk_size_log2 FROM segments
          WHERE id > ? AND condemned_ms IS NULL ORDER BY id LIMIT ?",
     )
@@ -229,16 +264,76 @@ pub(crate) async fn list_after(
     .fetch_all(executor)
     .await
     .map_err(failed("list segments"))?;
-    rows.into_iter()
-        .map(|(row, namespace, segment, log2)| {
-            Ok(SegmentRow {
-                row,
-                namespace,
-                segment: SegmentId::from_bytes(id_bytes("segment id", &segment)?),
-                chunk_size: chunk_size(log2)?,
-            })
-        })
-        .collect()
+    rows.into_iter().map(stored_segment).collect()
+}
+
+/// Notes that these segments are lost, unless they were sent again since a time; the number of those that were not before.
+pub(crate) async fn lose(
+    executor: impl SqliteExecutor<'_>,
+    segments: &[SegmentRowId],
+    since_ms: i64,
+    now_ms: i64,
+) -> Result<u64, DatabaseError> {
+    let rows: Vec<String> = segments.iter().map(|segment| segment.0.to_string()).collect();
+    sqlx::query(
+        "UPDATE segments SET lost_ms = ? WHERE id IN (SELECT value FROM json_each(?))
+           AND condemned_ms IS NULL AND lost_ms IS NULL AND created_ms < ?",
+    )
+    .bind(now_ms)
+    .bind(format!("[{}]", rows.join(",")))
+    .bind(since_ms)
+    .execute(executor)
+    .await
+    .map(|done| done.rows_affected())
+    .map_err(failed("note lost segments"))
+}
+
+/// Segments that are lost and not condemned.
+pub(crate) async fn list_lost(executor: impl SqliteExecutor<'_>) -> Result<Vec<SegmentRow>, DatabaseError> {
+    let rows: Vec<SegmentColumns> = sqlx::query_as(
+        "SELECT id, namespace_id, segment, chunk_size_log2 FROM segments
+         WHERE lost_ms IS NOT NULL AND condemned_ms IS NULL ORDER BY id",
+    )
+    .fetch_all(executor)
+    .await
+    .map_err(failed("list lost segments"))?;
+    rows.into_iter().map(stored_segment).collect()
+}
+
+/// The other namespaces that hold chunks of a segment, or did.
+pub(crate) async fn sources_of(
+    executor: impl SqliteExecutor<'_>,
+    segment: SegmentRowId,
+) -> Result<Vec<NamespaceId>, DatabaseError> {
+    sqlx::query_scalar("SELECT namespace_id FROM segment_sources WHERE segment_id = ? ORDER BY namespace_id")
+        .bind(segment)
+        .fetch_all(executor)
+        .await
+        .map_err(failed("look where a segment's chunks lie"))
+}
+
+/// Notes that a segment that was lost can be read: where it was, or, if they are given, in these places. False when it was not
+/// lost any more.
+pub(crate) async fn find_again(
+    connection: &mut Connection,
+    segment: SegmentRowId,
+    places: Option<&Places<'_>>,
+) -> Result<bool, DatabaseError> {
+    let done = sqlx::query(
+        "UPDATE segments SET lost_ms = NULL, has_packs = max(has_packs, ?) WHERE id = ? AND lost_ms IS NOT NULL",
+    )
+    .bind(places.is_some())
+    .bind(segment)
+    .execute(&mut *connection)
+    .await
+    .map_err(failed("note that a segment is whole"))?;
+    if done.rows_affected() == 0 {
+        return Ok(false);
+    }
+    if let Some(places) = places {
+        set_places(connection, segment, places).await?;
+    }
+    Ok(true)
 }
 
 /// The packs that are noted of a segment.

@@ -16,6 +16,7 @@ use crate::cause::chain;
 use crate::clock::format_ms;
 use crate::database::DatabaseError;
 use crate::http::api_version::SUPPORTED;
+use crate::locating::LocateError;
 use crate::routes::json::{LeaseJson, VersionJson};
 use crate::storage::StorageError;
 
@@ -158,6 +159,17 @@ impl From<DatabaseError> for ApiError {
             DatabaseError::Full { .. } => Self::StoreFull(Arc::new(error)),
             DatabaseError::Busy { .. } => Self::Busy(Some(Arc::new(error))),
             error => Self::internal(error),
+        }
+    }
+}
+
+impl From<LocateError> for ApiError {
+    fn from(error: LocateError) -> Self {
+        match error {
+            LocateError::Missing { count: missing } => Self::ChunksMissing { missing },
+            LocateError::Segment(error) => Self::Damaged(error),
+            LocateError::Locator(error) => Self::internal(error),
+            LocateError::Database(error) => error.into(),
         }
     }
 }

@@ -43,7 +43,7 @@ pub(super) async fn segments(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    answer(&app, &caller, &path, &query, IdTable::Segments, &headers, body).await
+    answer(&app, &caller, &path, &query, IdTable::ReadableSegments, &headers, body).await
 }
 
 async fn answer(

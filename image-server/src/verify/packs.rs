@@ -10,7 +10,7 @@ use chunk_format::{
 use futures_util::{StreamExt, TryStreamExt, stream};
 use object_store::path::Path;
 
-use super::{ADVICE_DATABASE, ADVICE_PACK, BadPack, Check, Part, VerifyError, readers};
+use super::{ADVICE_DATABASE, BadPack, Check, Part, VerifyError, readers};
 use crate::database::packs::{self, PackRow, PackRowId};
 use crate::database::{chunks, failed};
 use crate::pack_check::{PackDecoder, bytes_of, read_footer, windows};
@@ -28,6 +28,8 @@ struct PackState {
     problem: Option<String>,
     /// The frames that cannot be read; none for all of them.
     bad_frames: Option<HashSet<u32>>,
+    /// Whether that is because the store did not give it: it may yet.
+    is_withheld: bool,
     /// Chunks of its table that have no row.
     unindexed: u64,
     /// What is wrong with the rows of its chunks.
@@ -89,8 +91,13 @@ impl Check<'_> {
         let namespace = self.name(row.namespace)?;
         let key = ObjectKey { namespace: namespace.clone(), object: Object::Pack(row.pack) };
         if let Some(problem) = state.problem {
-            let finding = self.find(&key, problem, ADVICE_PACK);
-            let bad = BadPack { row: row.row, finding, frames: state.bad_frames };
+            let (frames, is_lost) = (state.bad_frames, !state.is_withheld);
+            self.bad_rows.insert(row.row, is_lost);
+            if packs::is_lost_for_good(self.database.readers(), row.row).await? {
+                return Ok(());
+            }
+            let finding = self.find_content(&key, problem, is_lost);
+            let bad = BadPack { row: row.row, finding, frames, is_lost };
             self.bad_packs.insert((namespace, row.pack), bad);
             return Ok(());
         }
@@ -123,7 +130,9 @@ impl Check<'_> {
                     false => PackState::default(),
                 }
             }
-            Err(VerifyError::Storage(error)) => PackState::unreadable(crate::cause::chain(&error)),
+            Err(VerifyError::Storage(error)) => {
+                PackState { is_withheld: true, ..PackState::unreadable(crate::cause::chain(&error)) }
+            }
             Err(error) => return Err(error),
         };
         self.progress.advance(u64::from(row.len_bytes));

@@ -1,14 +1,14 @@
 //! Every segment and its locator: each chunk must lie where the locator says.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use chunk_format::{
-    ChunkId, ChunkPlace, FrameDecoder, ID_BYTES, Locator, MAX_LOCATOR_BYTES, Namespace, PackRef,
+    ChunkId, ChunkPlace, FormatError, FrameDecoder, ID_BYTES, Locator, MAX_LOCATOR_BYTES, Namespace, PackRef,
     SEGMENT_CHUNKS, Segment, frame_len_max,
 };
 use futures_util::{StreamExt, TryStreamExt, stream};
 
-use super::{ADVICE_SEGMENT, Check, FindingAt, Part, VerifyError, readers};
+use super::{BadSegment, Check, FindingAt, Part, VerifyError, readers};
 use crate::database::segments::{self, SegmentRow, SegmentRowId};
 use crate::database::{Connection, chunks, failed, namespaces, packs};
 use crate::limits::MAX_SEGMENT_FRAME_BYTES;
@@ -21,11 +21,32 @@ const ROWS_AT_ONCE: u32 = 256;
 #[derive(Default)]
 struct SegmentState {
     /// What is wrong, and with which object.
-    problems: Vec<(Object, String)>,
+    problems: Vec<(Object, Problem)>,
     /// Findings about packs this segment needs.
     packs: Vec<FindingAt>,
     /// Findings about packs of which it cannot be told whether it needs what is damaged there.
     perhaps: Vec<FindingAt>,
+    /// Whether one of the packs it needs is lost.
+    needs_lost: bool,
+}
+
+/// What is wrong with an object.
+struct Problem {
+    text: String,
+    /// Whether that is because the store did not give it: it may yet.
+    is_withheld: bool,
+}
+
+impl From<String> for Problem {
+    fn from(text: String) -> Self {
+        Self { text, is_withheld: false }
+    }
+}
+
+impl From<FormatError> for Problem {
+    fn from(error: FormatError) -> Self {
+        error.to_string().into()
+    }
 }
 
 impl Check<'_> {
@@ -55,9 +76,11 @@ impl Check<'_> {
     fn note_segment(&mut self, row: &SegmentRow, state: SegmentState) -> Result<(), VerifyError> {
         self.report.segments += 1;
         let mut findings = state.packs;
+        let mut is_lost = state.needs_lost;
         for (object, problem) in state.problems {
             let key = ObjectKey { namespace: self.name(row.namespace)?, object };
-            findings.push(self.find(&key, problem, ADVICE_SEGMENT));
+            is_lost |= !problem.is_withheld;
+            findings.push(self.find_content(&key, problem.text, !problem.is_withheld));
             for perhaps in &state.perhaps {
                 self.unsure(*perhaps, format!("{key} cannot be read"));
             }
@@ -65,7 +88,8 @@ impl Check<'_> {
         if !findings.is_empty() {
             findings.sort_unstable();
             findings.dedup();
-            self.bad_segments.insert((row.namespace, row.segment), findings);
+            let bad = BadSegment { row: row.row, findings, is_lost, affects: BTreeSet::new() };
+            self.bad_segments.insert((row.namespace, row.segment), bad);
         }
         Ok(())
     }
@@ -78,17 +102,13 @@ impl Check<'_> {
 
         let object = Object::Segment(row.segment);
         let segment = match self.read_small(&namespace, object, MAX_SEGMENT_FRAME_BYTES + 1).await? {
-            Ok(frame) => {
-                Segment::decode(&frame, row.segment, &mut decoder).map_err(|error| error.to_string())
-            }
+            Ok(frame) => Segment::decode(&frame, row.segment, &mut decoder).map_err(Problem::from),
             Err(problem) => Err(problem),
         };
         let locating = Object::Locator(row.segment);
         let locator =
             match self.read_small(&namespace, locating, frame_len_max(MAX_LOCATOR_BYTES) + 1).await? {
-                Ok(frame) => {
-                    Locator::decode(&frame, row.segment, &mut decoder).map_err(|error| error.to_string())
-                }
+                Ok(frame) => Locator::decode(&frame, row.segment, &mut decoder).map_err(Problem::from),
                 Err(problem) => Err(problem),
             };
         match (segment, locator) {
@@ -120,12 +140,12 @@ impl Check<'_> {
         namespace: &Namespace,
         object: Object,
         limit_bytes: usize,
-    ) -> Result<Result<bytes::Bytes, String>, VerifyError> {
+    ) -> Result<Result<bytes::Bytes, Problem>, VerifyError> {
         let key = ObjectKey { namespace: namespace.clone(), object };
         match self.storage.read(&key, limit_bytes as u64).await {
             Ok(bytes) => Ok(Ok(bytes)),
-            Err(error @ StorageError::NotFound { .. }) => Ok(Err(format!("it is missing: {error}"))),
-            Err(error) => Ok(Err(crate::cause::chain(&error))),
+            Err(error @ StorageError::NotFound { .. }) => Ok(Err(format!("it is missing: {error}").into())),
+            Err(error) => Ok(Err(Problem { text: crate::cause::chain(&error), is_withheld: true })),
         }
     }
 
@@ -154,26 +174,30 @@ impl Check<'_> {
         let mut connection = self.database.readers().acquire().await.map_err(failed("answer"))?;
         for (namespace, places) in by_namespace {
             problems += self.places_in(&mut connection, row, namespace, &places).await?;
-            state.packs.extend(places.iter().filter_map(|(_, place, pack)| self.spoiled(pack, place)));
+            places.iter().for_each(|(_, place, pack)| self.look_up(pack, place, state));
         }
         if problems > 0 {
             let problem = format!("{problems} of its chunks do not lie where it says");
-            state.problems.push((Object::Locator(row.segment), problem));
+            state.problems.push((Object::Locator(row.segment), problem.into()));
         }
         Ok(())
     }
 
-    /// The finding that says that what lies at this place cannot be read, if there is one.
-    fn spoiled(&self, pack: &PackRef, place: &ChunkPlace) -> Option<FindingAt> {
-        let bad = self.bad_packs.get(&(pack.namespace.clone(), pack.pack))?;
-        bad.spoils(place.offset).then_some(bad.finding)
+    /// Notes the finding that says that what lies at this place cannot be read, if there is one.
+    fn look_up(&self, pack: &PackRef, place: &ChunkPlace, state: &mut SegmentState) {
+        let bad = self.bad_packs.get(&(pack.namespace.clone(), pack.pack));
+        if let Some(bad) = bad.filter(|bad| bad.spoils(place.offset)) {
+            state.packs.push(bad.finding);
+            state.needs_lost |= bad.is_lost;
+        }
     }
 
     /// Finds the damaged packs of a segment that cannot be read, as its locator has them.
     fn located(&self, locator: &Locator, state: &mut SegmentState) {
         for place in (0..SEGMENT_CHUNKS).filter_map(|at| locator.place(at)) {
-            let spoiled = locator.pack(&place).and_then(|pack| self.spoiled(pack, &place));
-            state.packs.extend(spoiled);
+            if let Some(pack) = locator.pack(&place) {
+                self.look_up(pack, &place, state);
+            }
         }
     }
 

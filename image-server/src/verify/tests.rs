@@ -20,22 +20,22 @@ use crate::tokens::{NewToken, issue};
 use crate::{Role, gc, init, testing};
 
 /// A stopped server with an image of two versions and a desktop of one.
-struct Stored {
-    dir: TempDir,
+pub(crate) struct Stored {
+    pub(crate) dir: TempDir,
     /// The image's newest version.
-    newest: ManifestId,
-    image: Vec<String>,
-    desktop: String,
+    pub(crate) newest: ManifestId,
+    pub(crate) image: Vec<String>,
+    pub(crate) desktop: String,
 }
 
 /// Packs, segments and versions by the numbers of their chunks.
-const FIRST: std::ops::Range<u64> = 0..20;
-const SECOND: std::ops::Range<u64> = 20..40;
-const OWN: std::ops::Range<u64> = 100..110;
+pub(crate) const FIRST: std::ops::Range<u64> = 0..20;
+pub(crate) const SECOND: std::ops::Range<u64> = 20..40;
+pub(crate) const OWN: std::ops::Range<u64> = 100..110;
 const BOOT_STREAM: &[u8] = b"a boot stream";
 
 #[derive(Default)]
-struct Heard(Mutex<Vec<(Part, u64, u64)>>);
+pub(crate) struct Heard(Mutex<Vec<(Part, u64, u64)>>);
 
 impl Progress for Heard {
     fn begin(&self, part: Part, total: u64) {
@@ -48,13 +48,13 @@ impl Progress for Heard {
 }
 
 /// Does something when a part of the check begins, or after some of its steps, as another process would.
-struct Meanwhile<F> {
+pub(crate) struct Meanwhile<F> {
     at: Mutex<(Part, u64)>,
     then: F,
 }
 
 impl<F: Fn(Part, u64)> Meanwhile<F> {
-    fn new(then: F) -> Self {
+    pub(crate) fn new(then: F) -> Self {
         Self { at: Mutex::new((Part::Packs, 0)), then }
     }
 }
@@ -73,7 +73,7 @@ impl<F: Fn(Part, u64) + Send + Sync> Progress for Meanwhile<F> {
 }
 
 /// Does work to its end beside the runtime that this thread is in.
-fn apart(work: impl Future<Output = ()> + Send) {
+pub(crate) fn apart(work: impl Future<Output = ()> + Send) {
     std::thread::scope(|scope| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         scope.spawn(move || runtime.block_on(work)).join().unwrap();
@@ -87,7 +87,14 @@ impl gc::Progress for Untold {
     fn advance(&self, _steps: u64) {}
 }
 
-async fn send(router: &Router, method: &str, path: &str, token: &str, signature: &str, body: Vec<u8>) {
+pub(crate) async fn send(
+    router: &Router,
+    method: &str,
+    path: &str,
+    token: &str,
+    signature: &str,
+    body: Vec<u8>,
+) {
     let request = Request::builder()
         .method(method)
         .uri(path)
@@ -113,7 +120,7 @@ async fn attach(router: &Router, token: &str, version: ManifestId, streams: &[&[
 }
 
 impl Stored {
-    async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let admin = init(dir.path(), &[], None).await.unwrap().token.reveal().to_owned();
         let alice =
@@ -158,7 +165,7 @@ impl Stored {
         Self { dir, newest: second_id, image, desktop }
     }
 
-    fn path(&self, below: &str) -> PathBuf {
+    pub(crate) fn path(&self, below: &str) -> PathBuf {
         self.dir.path().join("objects").join(below)
     }
 
@@ -171,16 +178,16 @@ impl Stored {
         files.remove(0)
     }
 
-    fn pack(&self, numbers: std::ops::Range<u64>, namespace: &str) -> PathBuf {
+    pub(crate) fn pack(&self, numbers: std::ops::Range<u64>, namespace: &str) -> PathBuf {
         self.path(&format!("{namespace}/packs/{}", testing::pack(numbers).id))
     }
 
-    async fn verify(&self) -> Report {
+    pub(crate) async fn verify(&self) -> Report {
         verify(self.dir.path(), &Heard::default()).await.unwrap()
     }
 
     /// The server, and somebody who may send everything.
-    async fn open(&self) -> (Router, String) {
+    pub(crate) async fn open(&self) -> (Router, String) {
         let user =
             NewToken { user: "pub".parse().unwrap(), role: Role::Admin, label: None, expires_ms: None };
         let token = issue(self.dir.path(), &user).await.unwrap().reveal().to_owned();
@@ -197,12 +204,12 @@ impl Stored {
     }
 
     /// Condemns what nothing needs, and deletes what was condemned.
-    async fn collect(&self) -> gc::Report {
+    pub(crate) async fn collect(&self) -> gc::Report {
         let options = gc::Options { grace: Duration::ZERO, ..gc::Options::default() };
         gc::collect(self.dir.path(), options, Arc::new(Untold)).await.unwrap()
     }
 
-    async fn execute(&self, sql: &'static str) {
+    pub(crate) async fn execute(&self, sql: &'static str) {
         use sqlx::{Connection, SqliteConnection};
         let url = format!("sqlite://{}", self.dir.path().join("database.sqlite").display());
         let mut connection = SqliteConnection::connect(&url).await.unwrap();
@@ -223,7 +230,7 @@ impl Stored {
     }
 }
 
-fn flip(path: &PathBuf, at: usize) {
+pub(crate) fn flip(path: &PathBuf, at: usize) {
     let mut bytes = fs::read(path).unwrap();
     bytes[at] ^= 1;
     fs::write(path, bytes).unwrap();

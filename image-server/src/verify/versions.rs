@@ -104,7 +104,9 @@ impl Check<'_> {
         for segment in segments {
             let id = SegmentId::from_bytes(*segment);
             for holder in holders {
-                for finding in self.bad_segments.get(&(*holder, id)).into_iter().flatten() {
+                let Some(bad) = self.bad_segments.get_mut(&(*holder, id)) else { continue };
+                bad.affects.insert(label.to_owned());
+                for finding in &bad.findings {
                     self.report.findings[*finding].affects.insert(label.to_owned());
                 }
             }
@@ -114,7 +116,7 @@ impl Check<'_> {
     /// Says of every finding that a version may need whose manifest cannot be read that it is not known whether it does.
     fn note_unread(&mut self, holders: &[NamespaceId], manifest: &ObjectKey) {
         let bad = self.bad_segments.iter().filter(|((holder, _), _)| holders.contains(holder));
-        let findings: Vec<_> = bad.flat_map(|(_, findings)| findings.iter().copied()).collect();
+        let findings: Vec<_> = bad.flat_map(|(_, bad)| bad.findings.iter().copied()).collect();
         for finding in findings {
             self.unsure(finding, format!("{manifest} cannot be read"));
         }

@@ -7,6 +7,7 @@ mod files;
 mod forks;
 mod history;
 mod kills;
+mod lost;
 mod machines;
 mod mounted;
 mod offline;

@@ -5,14 +5,17 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use chunk_format::{Name, Subject};
 
+use crate::desktop::DesktopStore;
 use crate::remote::{DesktopInfo, Remote, RemoteError, RemovedDesktop};
 use crate::session::DesktopLock;
 use crate::state::{StateDir, StateError};
-use crate::succeed::{InUseError, keep_unused};
+use crate::succeed::{InUseError, Unused, keep_unused};
 use crate::versions::is_listed;
+use crate::volume::DirVolume;
 
 /// Why a desktop was not removed, or not all of it.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +39,17 @@ pub enum RemoveError {
     /// It is open on this machine, or has work here. Nothing was removed.
     #[error("{0}")]
     InUse(#[from] InUseError),
+    /// A desktop of this machine works in this fork. Nothing was removed.
+    #[error("desktop {desktop} works in {fork} on this machine")]
+    WorkOf {
+        /// The fork.
+        fork: Name,
+        /// The desktop.
+        desktop: Name,
+        /// What keeps it there.
+        #[source]
+        source: InUseError,
+    },
     /// The state directory failed. Nothing was removed.
     #[error("{0}")]
     State(#[from] StateError),
@@ -106,19 +120,16 @@ pub async fn remove(
         false => (Some(keep_unused(state, desktop)?), None),
         true => (None, lock(state, desktop)?),
     };
-    if let Some(here) = unused.as_ref().and_then(|unused| unused.stands_on) {
-        let is_there = match found {
-            Some(info) if info.head.id == here.id => true,
-            Some(info) => {
-                let subject = Subject::Desktop { owner: info.owner.clone(), desktop: desktop.clone() };
-                is_listed(remote, &subject, here, true).await?
-            }
-            None => false,
-        };
-        if !is_there {
+    if let Some((subject, here)) = unused.as_ref().and_then(|unused| unused.stands_on.as_ref()) {
+        let is_newest = found.is_some_and(|info| info.head.id == here.id);
+        if !is_newest
+            && !is_listed(remote, subject, *here, true).await?
+            && remote.removed(here.id).await?.is_none()
+        {
             return Err(RemoveError::OnlyHere { desktop: desktop.clone(), sequence: here.sequence });
         }
     }
+    let within = if force { Vec::new() } else { keep_users_unused(state, desktop)? };
     let from_server = match found {
         Some(info) => {
             let key = state.machine_key()?.public();
@@ -141,8 +152,26 @@ pub async fn remove(
         std::fs::File::open(&directory).and_then(|names| names.sync_all()).map_err(failed)?;
         std::fs::remove_dir_all(&directory).map_err(failed)?;
     }
-    drop((unused, locked));
+    drop((unused, locked, within));
     Ok(Removed { from_server, was_here })
+}
+
+/// Keeps the desktops of this machine whose work is in a fork from being opened, and checks that none of them would lose any.
+fn keep_users_unused(state: &StateDir, fork: &Name) -> Result<Vec<Unused>, RemoveError> {
+    let mut kept = Vec::new();
+    for desktop in state.desktops()?.into_iter().filter(|desktop| desktop != fork) {
+        let stands_on_fork = || {
+            let volume = DirVolume::open(&state.desktop_path(&desktop)).ok()?;
+            let store = DesktopStore::read_only(Arc::new(volume)).ok()?;
+            let head = store.version(store.record().head).ok()?;
+            Some(matches!(&head.manifest.subject, Subject::Desktop { desktop, .. } if desktop == fork))
+        };
+        if stands_on_fork() == Some(true) {
+            let in_it = |source| RemoveError::WorkOf { fork: fork.clone(), desktop: desktop.clone(), source };
+            kept.push(keep_unused(state, &desktop).map_err(in_it)?);
+        }
+    }
+    Ok(kept)
 }
 
 fn lock(state: &StateDir, desktop: &Name) -> Result<Option<DesktopLock>, InUseError> {

@@ -187,7 +187,9 @@ impl Renewer<'_> {
     /// # Errors
     /// [`RenewError`]; the desktop is where it was, and can be started there.
     pub async fn at_start(&self, session: &Session) -> Result<Option<Renewed>, RenewError> {
-        let is_unheard = |notice: &Notice| matches!(notice, Notice::Offline { .. } | Notice::GoneFromServer);
+        let is_unheard = |notice: &Notice| {
+            matches!(notice, Notice::Offline { .. } | Notice::GoneFromServer | Notice::Removed { .. })
+        };
         if session.offline || session.notices.iter().any(is_unheard) {
             return Ok(None);
         }

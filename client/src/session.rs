@@ -186,6 +186,23 @@ pub enum Notice {
     },
     /// The server does not know the desktop any more.
     GoneFromServer,
+    /// The desktop was removed; what is opened is what this machine has of it.
+    Removed {
+        /// When, milliseconds since 1970 UTC.
+        removed_ms: u64,
+    },
+    /// What this machine stood on was removed, and nothing was changed here since: this is the desktop's newest version.
+    MovedFromRemoved {
+        /// The fork, or an earlier desktop of the name.
+        removed: Name,
+        /// The version's number.
+        sequence: u64,
+    },
+    /// What was changed here was changed on what is removed by now.
+    OnRemoved {
+        /// The fork, or an earlier desktop of the name.
+        removed: Name,
+    },
     /// What was done here before is a fork, and synced; this is the desktop's own newest version.
     WorkIsInFork {
         /// The fork.
@@ -350,6 +367,7 @@ impl Session {
                 notice,
                 Notice::Diverged { .. }
                     | Notice::OnFork { .. }
+                    | Notice::OnRemoved { .. }
                     | Notice::ServerIsBehind { .. }
                     | Notice::HeadUnknown { .. }
             )

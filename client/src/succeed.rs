@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use chunk_format::{Features, FormatError, Manifest, Name, SecretKey};
+use chunk_format::{Features, FormatError, Manifest, Name, SecretKey, Subject};
 
 use crate::desktop::{DesktopError, DesktopStore, Version};
 use crate::lease;
@@ -61,15 +61,15 @@ pub enum InUseError {
 /// A desktop that is not in use on this machine for as long as this is held.
 #[derive(Debug)]
 pub struct Unused {
-    /// What its files here stand on, if there are any.
-    pub(crate) stands_on: Option<NamedVersion>,
+    /// What its files here stand on, if there are any: a version of the desktop's, or of a fork's.
+    pub(crate) stands_on: Option<(Subject, NamedVersion)>,
     _lock: Option<DesktopLock>,
 }
 
 impl Unused {
     /// Tells the server what the files here still stand on, since it takes a commit's machine to stand on what it committed.
     pub(crate) async fn note_standing(&self, remote: &Remote, desktop: &Name, key: &SecretKey) {
-        if let Some(version) = self.stands_on {
+        if let Some((_, version)) = &self.stands_on {
             lease::note_standing(remote, desktop, &key.public(), version.id).await;
         }
     }
@@ -98,8 +98,8 @@ pub fn keep_unused(state: &StateDir, desktop: &Name) -> Result<Unused, InUseErro
     if record.note.is_some() || has_changes(&store, &here).map_err(failed)? {
         return Err(InUseError::Unsynced { desktop: desktop.clone() });
     }
-    let stands_on = NamedVersion { id: here.id, sequence: here.manifest.sequence };
-    Ok(Unused { stands_on: Some(stands_on), _lock: lock })
+    let version = NamedVersion { id: here.id, sequence: here.manifest.sequence };
+    Ok(Unused { stands_on: Some((here.manifest.subject, version)), _lock: lock })
 }
 
 /// Commits the version after `head`, signed with this machine's key.

@@ -66,6 +66,7 @@ fn table() -> Vec<Route> {
         route("/v1/desktops/{desktop}/versions", get(desktops::versions).post(commit::desktop)),
         route("/v1/desktops/{desktop}/lease", get(leases::get).put(leases::put).delete(leases::delete)),
         route("/v1/desktops/{desktop}/lease/wanted", post(leases::want)),
+        route("/v1/removed/{version}", get(desktops::removed)),
     ]
 }
 

@@ -24,7 +24,7 @@ use satchel_client::{hint, metrics};
 use serde::Serialize;
 
 use super::open::{OnMissingArg, OpenArgs};
-use super::output::Printer;
+use super::output::{Printer, moment};
 use super::progress::while_uploading;
 use super::quantity::{ByteSize, Every};
 use super::{Context, claim, machine_name, now_ms, sync, worker_threads};
@@ -254,6 +254,17 @@ pub(crate) async fn open(
             Notice::GoneFromServer => context.printer.warning(
                 "the server does not know this desktop any more; opening what this machine has of it",
             ),
+            Notice::Removed { removed_ms } => context.printer.warning(&format!(
+                "{desktop} was removed on {}; opening what this machine has of it. What is changed becomes a fork when it is synced; \
+                 `satchel remove {desktop}` takes it off this machine, too",
+                moment(*removed_ms)
+            )),
+            Notice::MovedFromRemoved { removed, sequence } => context.printer.message(&format!(
+                "{removed}, which this machine stood on, was removed; continuing with version {sequence} of {desktop}"
+            )),
+            Notice::OnRemoved { removed } => context.printer.warning(&format!(
+                "what was changed on this machine belongs to {removed}, which was removed: syncing makes it a fork"
+            )),
             _ => {}
         }
     }

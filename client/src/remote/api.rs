@@ -133,6 +133,15 @@ pub struct RemovedDesktop {
     pub kept_until_ms: u64,
 }
 
+/// The desktop that was removed with a version.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct RemovedVersion {
+    /// The name it had.
+    pub desktop: Name,
+    /// When it was removed, milliseconds since 1970 UTC.
+    pub removed_ms: u64,
+}
+
 /// A desktop as listings show it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct DesktopInfo {
@@ -329,6 +338,18 @@ impl Remote {
             .request(Method::DELETE, &format!("/v1/desktops/{desktop}"))
             .query(&[("head", head.to_string()), ("key", key.to_string())]);
         self.json(request).await
+    }
+
+    /// The desktop of the user's that was removed with a version; none when the server knows of no such removal.
+    ///
+    /// # Errors
+    /// [`RemoteError`].
+    pub async fn removed(&self, version: ManifestId) -> Result<Option<RemovedVersion>, RemoteError> {
+        match self.json(self.request(Method::GET, &format!("/v1/removed/{version}"))).await {
+            // As a server answers, too, that is of before there were removals.
+            Err(error) if error.code() == Some("not_found") => Ok(None),
+            found => found.map(Some),
+        }
     }
 
     /// Up to `limit` versions, newest first, older than `before`.

@@ -176,10 +176,7 @@ impl Opening<'_> {
         match found {
             Err(RemoteError::Offline) => {}
             Err(error) => notices.push(Notice::Offline { reason: error.to_string() }),
-            Ok(None) => {
-                notices.push(Notice::GoneFromServer);
-                self.look_at_fork(&store, notices).await?;
-            }
+            Ok(None) => self.look_at_gone(&store, notices).await?,
             Ok(Some(info)) => self.catch_up(&store, &info, options, holder, notices).await?,
         }
         self.look_at_base(&store, notices).await?;
@@ -275,10 +272,7 @@ impl Opening<'_> {
         // What only this machine has is not left for what others have made since, whatever its number.
         match self.is_known(info, &record, &here).await {
             Ok(true) => {}
-            Ok(false) => {
-                notices.push(Notice::HeadUnknown { here: here.manifest.sequence });
-                return Ok(());
-            }
+            Ok(false) => return self.leave_removed(store, info, &here, options, holder, notices).await,
             Err(error) => {
                 notices.push(Notice::Offline { reason: error.to_string() });
                 return Ok(());
@@ -311,6 +305,39 @@ impl Opening<'_> {
         Ok(())
     }
 
+    /// Leaves a version that the server does not list: what was removed is not gone on with, unless something was changed here; of
+    /// anything else this machine may have the only copy.
+    async fn leave_removed(
+        &self,
+        store: &DesktopStore,
+        info: &DesktopInfo,
+        here: &Version,
+        options: &SessionOptions,
+        holder: &Holder,
+        notices: &mut Vec<Notice>,
+    ) -> Result<(), SessionError> {
+        let removed = match self.remote.removed(here.id).await {
+            Ok(Some(removed)) => removed.desktop,
+            Ok(None) => {
+                notices.push(Notice::HeadUnknown { here: here.manifest.sequence });
+                return Ok(());
+            }
+            Err(error) => {
+                notices.push(Notice::Offline { reason: error.to_string() });
+                return Ok(());
+            }
+        };
+        if has_changes(store, here).map_err(|source| self.failed(source))? {
+            notices.push(Notice::OnRemoved { removed });
+            return Ok(());
+        }
+        let note = store.record().note;
+        self.move_to_head(store, info, options, holder).await?;
+        notices.extend(note.map(|note| Notice::CheckpointGone { note: note.text }));
+        notices.push(Notice::MovedFromRemoved { removed, sequence: info.head.sequence });
+        Ok(())
+    }
+
     /// Whether the server still has the version here in its history, be its content pruned or not.
     async fn is_known(
         &self,
@@ -327,13 +354,25 @@ impl Opening<'_> {
         is_listed(self.remote, subject, version, true).await
     }
 
-    /// Looks whether a server that does not know the desktop has the fork that this machine stands on, if it stands on one.
-    async fn look_at_fork(
+    /// Finds out what became of a desktop that the server does not know: whether it was removed, and whether there is the fork that
+    /// this machine stands on, if it stands on one.
+    async fn look_at_gone(
         &self,
         store: &DesktopStore,
         notices: &mut Vec<Notice>,
     ) -> Result<(), SessionError> {
         let here = store.version(store.record().head).map_err(|source| self.failed(source))?;
+        match self.remote.removed(here.id).await {
+            Ok(Some(removed)) => {
+                notices.push(Notice::Removed { removed_ms: removed.removed_ms });
+                return Ok(());
+            }
+            Ok(None) => notices.push(Notice::GoneFromServer),
+            Err(error) => {
+                notices.push(Notice::Offline { reason: error.to_string() });
+                return Ok(());
+            }
+        }
         if here.manifest.subject == self.subject() {
             return Ok(());
         }

@@ -1,6 +1,6 @@
 //! Desktops that were removed: out of every listing, with all their versions, until they are taken back or pruned.
 
-use chunk_format::{Name, PublicKey};
+use chunk_format::{ManifestId, Name, Namespace, PublicKey};
 use sqlx::SqliteExecutor;
 
 use super::namespaces::NamespaceId;
@@ -107,6 +107,26 @@ pub(crate) async fn list(executor: impl SqliteExecutor<'_>) -> Result<Vec<Remove
             })
         })
         .collect()
+}
+
+/// The desktop that was removed with a version, be that one pruned since, and when.
+pub(crate) async fn of_version(
+    executor: impl SqliteExecutor<'_>,
+    namespace: &Namespace,
+    version: ManifestId,
+) -> Result<Option<(Name, i64)>, DatabaseError> {
+    let found: Option<(String, i64)> = sqlx::query_as(
+        "SELECT removed_name, removed_ms FROM versions
+         JOIN series ON series.id = series_id JOIN namespaces ON namespaces.id = series.namespace_id
+         WHERE manifest = ? AND kind = ? AND namespaces.name = ? AND removed_ms IS NOT NULL",
+    )
+    .bind(&version.as_bytes()[..])
+    .bind(namespace.kind())
+    .bind(namespace.name().as_str())
+    .fetch_optional(executor)
+    .await
+    .map_err(failed("look for a removed version"))?;
+    found.map(|(name, removed_ms)| Ok((parsed("series name", &name)?, removed_ms))).transpose()
 }
 
 /// Whether a name is free in a namespace.

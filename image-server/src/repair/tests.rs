@@ -82,6 +82,11 @@ async fn put_segment(router: &Router, token: &str, namespace: &str, numbers: Vec
     (id, answer(router, "PUT", &path, token, frame).await.0)
 }
 
+async fn alice(stored: &Stored) -> String {
+    let alice = NewToken { user: "alice".parse().unwrap(), role: Role::User, label: None, expires_ms: None };
+    issue(stored.dir.path(), &alice).await.unwrap().reveal().to_owned()
+}
+
 fn own_segment() -> Vec<u64> {
     (0..5).chain(OWN).collect()
 }
@@ -183,16 +188,24 @@ async fn what_needs_something_lost_can_be_made_and_is_lost_too() {
 #[tokio::test]
 async fn a_segment_that_can_be_read_is_not_led_to_what_is_lost() {
     let stored = Stored::new().await;
-    // Some of its chunks are in another pack, too, which it does not lead to.
-    let (router, token) = stored.open().await;
-    send_pack(&router, &token, 10..30).await;
-    flip(&stored.pack(FIRST, "image/debian"), 3000);
-    repaired(&stored).await;
-    let other: Vec<u64> = (10..40).collect();
-    let locator = stored.path(&format!("image/debian/locators/{}", segment_id(other.clone())));
+    let (router, _) = stored.open().await;
+    let token = alice(&stored).await;
+    // It leads to the image's pack; her own has the chunks, too, and is lost.
+    let (segment, status) = put_segment(&router, &token, "user/alice", vec![0, 1, 2]).await;
+    assert_eq!(status, 201);
+    let pack = testing::pack(0..3);
+    let path = format!("/v1/data/user/alice/packs/{}", pack.id);
+    send(&router, "PUT", &path, &token, "", pack.bytes).await;
+    fs::remove_file(stored.pack(0..3, "user/alice")).unwrap();
+    assert_eq!(counts(&repaired(&stored).await), [1, 0, 0, 0, 0, 0]);
+    let locator = stored.path(&format!("user/alice/locators/{segment}"));
     let before = fs::read(&locator).unwrap();
-    assert_eq!(put_segment(&router, &token, "image/debian", other).await.1, 200);
+    // Sent again by who does not know of the image.
+    let (_, frame) = testing::segment([0, 1, 2].map(testing::chunk_id).to_vec());
+    let path = format!("/v1/data/user/alice/segments/{segment}");
+    assert_eq!(answer(&router, "PUT", &path, &token, frame).await.0, 200);
     assert_eq!(fs::read(&locator).unwrap(), before);
+    assert!(stored.verify().await.findings.is_empty());
 }
 
 #[tokio::test]
@@ -209,8 +222,7 @@ async fn a_lost_locator_is_written_anew_and_a_lost_segment_waits() {
     assert_eq!(counts(&report), [0, 1, 0, 0, 0, 1]);
     assert_eq!(report.affects.iter().collect::<Vec<_>>(), [&stored.desktop]);
     let (router, _) = stored.open().await;
-    let alice = NewToken { user: "alice".parse().unwrap(), role: Role::User, label: None, expires_ms: None };
-    let token = issue(stored.dir.path(), &alice).await.unwrap().reveal().to_owned();
+    let token = alice(&stored).await;
     assert!(lacks_segment(&router, &token, "user/alice", own).await);
     assert_eq!(put_segment(&router, &token, "user/alice", own_segment()).await.1, 200);
     assert_eq!(counts(&repaired(&stored).await), NOTHING);

@@ -1,4 +1,4 @@
-//! The caller's own desktops: `GET /v1/desktops…`, `DELETE /v1/desktops/DESKTOP`.
+//! The caller's own desktops: `GET /v1/desktops…`, `DELETE /v1/desktops/DESKTOP`, `GET /v1/removed/VERSION`.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use crate::http::auth::Caller;
 use crate::http::error::ApiError;
 use crate::http::params::{PathParams, QueryParams};
 use crate::removal::Removed;
-use crate::routes::json::{BaseJson, DesktopJson, DesktopsJson, fresh};
+use crate::routes::json::{BaseJson, DesktopJson, DesktopsJson, RemovedVersionJson, fresh};
 
 pub(super) async fn list(
     State(app): State<Arc<App>>,
@@ -80,6 +80,22 @@ pub(super) async fn remove(
     removal::forget_standings(&mut *tx, series.id, Some(&key)).await?;
     commit(tx).await?;
     Ok(fresh(Removed::new(series.id.0, caller.user, series.name, count, now)))
+}
+
+/// The desktop of the caller's that was removed with this version.
+pub(super) async fn removed(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    path: PathParams,
+    query: QueryParams,
+) -> Result<Response, ApiError> {
+    query.only(&[])?;
+    let version: ManifestId = path.get("version")?;
+    let namespace = Namespace::User(caller.user.clone());
+    let found = removal::of_version(app.database.readers(), &namespace, version).await?;
+    let (desktop, removed_ms) =
+        found.ok_or_else(|| ApiError::no_such(format_args!("removed version {version}")))?;
+    Ok(fresh(RemovedVersionJson { desktop, removed_ms }))
 }
 
 /// One of the caller's desktops.

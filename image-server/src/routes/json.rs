@@ -214,3 +214,10 @@ pub(crate) struct LeaseAnswerJson {
 pub(crate) struct DesktopsJson {
     pub(crate) desktops: Vec<DesktopJson>,
 }
+
+/// `GET /v1/removed/VERSION`.
+#[derive(Serialize)]
+pub(crate) struct RemovedVersionJson {
+    pub(crate) desktop: Name,
+    pub(crate) removed_ms: i64,
+}

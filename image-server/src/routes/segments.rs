@@ -14,7 +14,7 @@ use chunk_format::{FrameDecoder, Namespace, Segment, SegmentId};
 use crate::app::App;
 use crate::clock::now_ms;
 use crate::database::commit;
-use crate::database::segments::{self, Known};
+use crate::database::segments::{self, Known, Places};
 use crate::http::auth::Caller;
 use crate::http::body::BodyReader;
 use crate::http::error::ApiError;
@@ -71,13 +71,17 @@ async fn store(
     let mut tx = app.database.begin().await?;
     let row = caller.claim(&mut tx, &segment.namespace).await?;
     located.check(&mut tx).await?;
-    let known = segments::keep_packs(&mut tx, row, id, &located.places(), now_ms()).await?;
-    if known != Known::Not {
+    let nothing = Places { sources: &[], packs: &[] };
+    let known = segments::keep_packs(&mut tx, row, id, &nothing, now_ms()).await?;
+    let is_better = known == Known::Whole && located.is_lost(&mut tx).await?;
+    if known != Known::Not && !is_better {
+        segments::keep_packs(&mut tx, row, id, &located.places(), now_ms()).await?;
         commit(tx).await?;
         tx = app.database.begin().await?;
         located.check(&mut tx).await?;
     }
     if known == Known::Whole && located.is_lost(&mut tx).await? {
+        commit(tx).await?;
         return Ok(false);
     }
     app.storage.put(&locator, located.locator.clone().into()).await?;

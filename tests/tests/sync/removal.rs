@@ -1,8 +1,8 @@
 //! Desktops and forks that are removed: gone for every machine, taken back by the operator, and nobody's work lost with them.
 
-use satchel_tests::{Publication, Rng, require};
+use satchel_tests::{Client, Mount, Publication, Rng, require};
 
-use super::story::{Disks, sync};
+use super::story::{Disks, sync, unsynced_bytes};
 
 #[test]
 fn a_desktop_that_is_removed_is_gone_everywhere_and_can_be_taken_back() {
@@ -98,4 +98,117 @@ fn work_on_a_desktop_that_was_removed_elsewhere_becomes_a_fork_that_can_be_remov
     assert_eq!(left, 0, "packs of alice's are left");
     published.server.verify();
     published.machine("new").create("work", "golden", Some("16M"));
+}
+
+/// Two machines of alice's: what the second has done is the desktop, and what the first has, whose mount is open, its fork.
+struct Forked {
+    laptop: Client,
+    other: Client,
+    fork: String,
+    mount: Mount,
+    of_laptop: Disks,
+    of_other: Disks,
+}
+
+fn forked(published: &Publication, seed: u64) -> Forked {
+    let (laptop, other) = (published.machine_with_desktop("laptop"), published.machine("other"));
+    let (mut of_laptop, mut of_other) = (Disks::new(published), Disks::new(published));
+    let mut rng = Rng::new(seed);
+    let mount = laptop.mount("work");
+    of_laptop.change(&mount, 10, &mut rng);
+    let there = other.mount_with("work", &["--take"]);
+    of_other.change(&there, 10, &mut rng);
+    there.unmount();
+    sync(&other);
+    let kept = sync(&laptop);
+    let fork = kept["fork"]["fork"].as_str().unwrap_or_else(|| panic!("no fork: {kept}")).to_owned();
+    Forked { laptop, other, fork, mount, of_laptop, of_other }
+}
+
+#[test]
+fn the_machine_of_a_fork_that_was_removed_goes_on_with_the_desktop() {
+    require!(fuse);
+    let published = Publication::new(94, 4 << 20);
+    let Forked { laptop, other, fork, mount, of_other, .. } = forked(&published, 94);
+    let refused = laptop.satchel(["remove", &fork, "--yes"]).exited(1).stderr;
+    assert!(refused.contains(&format!("desktop work works in {fork}")), "{refused}");
+    mount.unmount();
+    let _ = other.satchel(["remove", &fork, "--yes"]).ok();
+    let synced = laptop.satchel(["--json", "sync", "work"]).ok();
+    assert!(
+        synced.stderr.contains(&format!("{fork}, which this machine stood on, was removed")),
+        "{}",
+        synced.stderr
+    );
+    assert!(!synced.stderr.contains("backup"), "{}", synced.stderr);
+    assert!(synced.json()["version"].is_null());
+    let mount = laptop.mount("work");
+    of_other.assert_in(&mount);
+    mount.unmount();
+}
+
+#[test]
+fn work_on_a_fork_that_was_removed_becomes_another_fork() {
+    require!(fuse);
+    let published = Publication::new(95, 4 << 20);
+    let Forked { laptop, other, fork, mount, mut of_laptop, of_other } = forked(&published, 95);
+    of_laptop.change(&mount, 10, &mut Rng::new(96));
+    mount.unmount();
+    let refused = laptop.satchel(["remove", &fork, "--yes"]).exited(1).stderr;
+    assert!(refused.contains("not synced") && refused.contains("hint: sync them first"), "{refused}");
+    let _ = other.satchel(["remove", &fork, "--yes"]).ok();
+    assert!(unsynced_bytes(&laptop) > 0);
+    let kept = sync(&laptop);
+    let second = kept["fork"]["fork"].as_str().unwrap_or_else(|| panic!("no fork: {kept}")).to_owned();
+    assert_ne!(second, fork);
+    let mount = other.mount(&second);
+    of_laptop.assert_in(&mount);
+    mount.unmount();
+    // And the machine is free of it.
+    let mount = laptop.mount("work");
+    of_other.assert_in(&mount);
+    mount.unmount();
+    published.server.verify();
+}
+
+#[test]
+fn a_desktop_that_was_removed_elsewhere_is_not_brought_back_by_a_machine_without_work() {
+    require!(fuse);
+    let published = Publication::new(97, 4 << 20);
+    let (laptop, other) = (published.machine_with_desktop("laptop"), published.machine("other"));
+    let mut disks = Disks::new(&published);
+    disks.change_on(&laptop, 10, &mut Rng::new(97));
+    sync(&laptop);
+    let _ = other.satchel(["remove", "work", "--yes"]).ok();
+    let synced = laptop.satchel(["--json", "sync", "work"]).ok();
+    assert!(
+        synced.json()["version"].is_null() && synced.stderr.contains("work was removed on "),
+        "{}",
+        synced.stderr
+    );
+    assert_eq!(other.satchel(["--json", "desktops"]).ok().json(), serde_json::json!([]));
+    // It can be looked at here, and let go.
+    let mount = laptop.mount("work");
+    disks.assert_in(&mount);
+    mount.unmount();
+    let removed = laptop.satchel(["--json", "remove", "work", "--yes"]).ok().json();
+    assert_eq!(
+        (&removed["versions"], &removed["was_here"]),
+        (&serde_json::Value::Null, &true.into()),
+        "{removed}"
+    );
+    assert!(!laptop.desktop_directory("work").exists());
+
+    // One that is made anew under the name is taken up where nothing is lost by that.
+    laptop.create("work", "golden", Some("16M"));
+    disks = Disks::new(&published);
+    laptop.mount("work").unmount();
+    let _ = other.satchel(["remove", "work", "--yes"]).ok();
+    other.create("work", "golden", Some("16M"));
+    disks.change_on(&other, 10, &mut Rng::new(98));
+    sync(&other);
+    let mount = laptop.mount("work");
+    disks.assert_in(&mount);
+    mount.unmount();
+    published.server.verify();
 }

@@ -49,6 +49,14 @@ async fn what_is_removed_is_the_version_that_was_looked_at_and_nobody_elses() {
     let removed = fixture.remove(head, 6).await.done(200).json();
     assert_eq!((&removed["desktop"], &removed["versions"]), (&"work".into(), &2.into()), "{removed}");
     fixture.remove(head, 6).await.refused(404, "not_found");
+    // Whoever stands on any of its versions can tell that from a server that lost them.
+    for version in [first, head] {
+        let path = format!("/v1/removed/{version}");
+        assert_eq!(fixture.get(&path, alice).await.done(200).json()["desktop"], "work");
+        fixture.get(&path, &fixture.tokens.bob).await.refused(404, "not_found");
+    }
+    let never = format!("/v1/removed/{}", fixture.image.version);
+    fixture.get(&never, alice).await.refused(404, "not_found");
     fixture.get(DESKTOP, alice).await.refused(404, "not_found");
     fixture.get(VERSIONS, alice).await.refused(404, "not_found");
     let listed = fixture.get("/v1/desktops", alice).await.json();

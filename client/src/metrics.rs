@@ -74,7 +74,7 @@ async fn answer(mut stream: TcpStream, session: &Session) -> io::Result<()> {
     }
     let head = String::from_utf8_lossy(&head);
     let (status, body) = match judge(&head) {
-        Ok(()) => match DesktopStatus::of_open(&session.desktop, None) {
+        Ok(()) => match DesktopStatus::of_open(session, None) {
             Ok(status) => ("200 OK", text(&status)),
             Err(error) => ("500 Internal Server Error", format!("{error}\n")),
         },

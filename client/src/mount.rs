@@ -249,7 +249,7 @@ pub async fn serve(
             Ok(()) = link.changed() => {
                 match link.borrow_and_update().clone() {
                     LinkState::Up => events(Event::LinkUp),
-                    LinkState::Down { reason, cause } => events(Event::LinkDown { reason, cause }),
+                    LinkState::Down { reason, cause, .. } => events(Event::LinkDown { reason, cause }),
                 }
                 continue;
             }
@@ -429,7 +429,7 @@ async fn answer(listener: UnixListener, answering: Answering) {
                 }
             };
             let reply = match request {
-                Request::Status => reply_to(DesktopStatus::of_open(&session.desktop, Some(mounted_at))),
+                Request::Status => reply_to(DesktopStatus::of_open(&session, Some(mounted_at))),
                 Request::Sync { note } => sync(&session, &syncer, note, &pace, &mut connection).await,
                 Request::Pin { pinned: true, limit_bytes_per_s } => {
                     session.desktop.fetcher().limit_background(limit_bytes_per_s);

@@ -6,10 +6,12 @@ use reqwest::header::AUTHORIZATION;
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::time::Instant;
 
 mod api;
 mod cache_host;
 mod channels;
+mod contact;
 mod error;
 mod outgoing;
 mod retention;
@@ -23,11 +25,13 @@ pub use api::{
 };
 pub use cache_host::CacheHost;
 pub use channels::{ChannelInfo, ChannelMove, NamedVersion, Outcome, RollbackWord, Rollout, States};
+pub use contact::Contact;
 pub use error::RemoteError;
 pub use retention::{Policy, Retention};
 pub use static_host::StaticHost;
 pub use tls::{Fingerprint, Trust};
 
+use contact::LastContact;
 use tls::ClientTls;
 use token::Token;
 
@@ -89,6 +93,7 @@ pub struct Remote {
     /// For what is sent: on connections of its own, so that nothing that is waited for queues behind it.
     sending: reqwest::Client,
     tls: ClientTls,
+    last: LastContact,
 }
 
 impl Remote {
@@ -101,7 +106,7 @@ impl Remote {
         let (http, tls) = http_client(&endpoint.trust)?;
         // How long it may be silent depends on how much is under way: see `outgoing`.
         let sending = build(client_builder(&tls).http2_keep_alive_timeout(SENDING_PING_TIMEOUT))?;
-        Ok(Self { endpoint, token, http, sending, tls })
+        Ok(Self { endpoint, token, http, sending, tls, last: LastContact::default() })
     }
 
     /// Where a newer token is looked for when the server refuses this one, by every request once.
@@ -114,6 +119,11 @@ impl Remote {
     /// Where the server is.
     pub fn endpoint(&self) -> &Endpoint {
         &self.endpoint
+    }
+
+    /// What the last request of all that share these connections met, and when; none before anything was asked.
+    pub fn last_contact(&self) -> Option<(Contact, Instant)> {
+        self.last.get()
     }
 
     /// The certificate the server showed when it was last refused, if it was.
@@ -149,12 +159,13 @@ impl Remote {
         let spoken = response.headers().get(API_HEADER).and_then(|value| value.to_str().ok());
         if spoken != Some(API_VERSION) && response.status() != StatusCode::UPGRADE_REQUIRED {
             let found = spoken.unwrap_or("none").to_owned();
-            return Err(RemoteError::NotThisInterface { url: self.endpoint.url.clone(), found });
+            return Err(self.failed(RemoteError::NotThisInterface { url: self.endpoint.url.clone(), found }));
         }
         if response.status().is_success() || expected.contains(&response.status()) {
+            self.last.served();
             return Ok(response);
         }
-        Err(RemoteError::refused(&self.endpoint.url, response).await)
+        Err(self.failed(RemoteError::refused(&self.endpoint.url, response).await))
     }
 
     /// Sends a request with the token, and once more where the server refuses that and there is another by now.
@@ -211,7 +222,13 @@ impl Remote {
     }
 
     fn transport_error(&self, source: reqwest::Error) -> RemoteError {
-        transport_error(&self.endpoint.url, &self.endpoint.trust, &self.tls, source)
+        self.failed(transport_error(&self.endpoint.url, &self.endpoint.trust, &self.tls, source))
+    }
+
+    /// Notes that a request failed so.
+    fn failed(&self, error: RemoteError) -> RemoteError {
+        self.last.failed(&error);
+        error
     }
 }
 

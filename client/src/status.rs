@@ -4,14 +4,17 @@ use std::sync::Arc;
 
 use chunk_format::{DiskRole, ManifestId, Name, Subject, SystemMode};
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use crate::cache::Look;
 use crate::desktop::{DesktopError, DesktopStore, DiskLayout, OpenDesktop};
 use crate::disk::Disk;
-use crate::fetch::{LinkEstimate, LinkState};
+use crate::fetch::{DownCause, LinkEstimate, LinkState};
 use crate::local::{self, LocalShare};
 use crate::overlay::{BLOCK_BYTES, BlockIndex, BlockState, Overlay};
+use crate::remote::Contact;
 use crate::renew::Heard;
+use crate::session::Session;
 use crate::volume::Volume;
 
 /// A desktop as it is on this machine.
@@ -114,6 +117,13 @@ pub struct LiveStatus {
     pub online: bool,
     /// The last failure, while they do not.
     pub offline_reason: Option<String>,
+    /// Whether the server answered when it was last asked for anything, be it by a sync or for the lease; none when it was not
+    /// asked.
+    #[serde(default)]
+    pub server_answers: Option<bool>,
+    /// Why that came to nothing, if it did.
+    #[serde(default)]
+    pub server_failure: Option<String>,
     /// Bytes fetched since it was mounted.
     pub fetched_bytes: u64,
     /// Chunks fetched.
@@ -189,7 +199,8 @@ impl DesktopStatus {
     ///
     /// # Errors
     /// [`DesktopError`].
-    pub fn of_open(desktop: &OpenDesktop, mounted_at: Option<String>) -> Result<Self, DesktopError> {
+    pub fn of_open(session: &Session, mounted_at: Option<String>) -> Result<Self, DesktopError> {
+        let desktop = &session.desktop;
         let disks: Vec<DiskStatus> = desktop
             .disks()
             .iter()
@@ -206,7 +217,7 @@ impl DesktopStatus {
                 )),
             })
             .collect();
-        let status = Self::new(desktop.store(), mounted_at, disks, Some(live(desktop)))?;
+        let status = Self::new(desktop.store(), mounted_at, disks, Some(live(session)))?;
         Ok(Self { read_only: desktop.is_read_only(), ..status })
     }
 
@@ -312,14 +323,18 @@ fn activity(disk: &Disk) -> DiskActivity {
     }
 }
 
-fn live(desktop: &OpenDesktop) -> LiveStatus {
+fn live(session: &Session) -> LiveStatus {
+    let desktop = &session.desktop;
     let (fetch, cache) = (desktop.fetcher().stats(), desktop.cache().stats());
     let chunk_bytes = desktop.cache().chunk_size().bytes_u64();
     let link = desktop.fetcher().link().borrow().clone();
     let boot = desktop.fetcher().boot_progress();
     // What cannot be read of the desktop's files is told where it is needed.
     let profile = local::for_start(desktop, Look::Index).ok().and_then(|needs| needs.profile);
+    let (server_answers, server_failure) = server(&link, session.remote.last_contact());
     LiveStatus {
+        server_answers,
+        server_failure,
         online: link == LinkState::Up,
         offline_reason: match link {
             LinkState::Up => None,
@@ -348,6 +363,23 @@ fn live(desktop: &OpenDesktop) -> LiveStatus {
         profile,
         pinned: desktop.store().record().pinned,
         paused: desktop.fetcher().is_background_paused(),
+    }
+}
+
+/// Whether the server answers, and why it is of no use if it is not, by whatever heard of it last. A fetch that was given up
+/// as silent is no request that has ended.
+fn server(link: &LinkState, last: Option<(Contact, Instant)>) -> (Option<bool>, Option<String>) {
+    let last = match (link, last) {
+        (LinkState::Down { at, .. }, Some((_, asked_at))) if asked_at < *at => None,
+        (_, last) => last,
+    };
+    match (last, link) {
+        (Some((Contact::Served, _)), _) => (Some(true), None),
+        (Some((Contact::Failed { answers, reason }, _)), _) => (Some(answers), Some(reason)),
+        (None, LinkState::Down { reason, cause, .. }) => {
+            (Some(*cause == DownCause::Refuses), Some(reason.clone()))
+        }
+        (None, LinkState::Up) => (None, None),
     }
 }
 
@@ -385,4 +417,29 @@ fn written_bytes(overlays: &[Arc<Overlay>]) -> u64 {
         at = end;
     }
     written * BLOCK_BYTES
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_heard_of_the_server_last_says_whether_it_answers() {
+        let now = Instant::now();
+        let later = now + Duration::from_secs(1);
+        let down = |at| LinkState::Down { reason: "silent".to_owned(), cause: DownCause::Silent, at };
+        let silent = (Some(false), Some("silent".to_owned()));
+        assert_eq!(server(&LinkState::Up, None), (None, None));
+        assert_eq!(server(&down(now), None), silent);
+        assert_eq!(server(&down(later), Some((Contact::Served, now))), silent);
+        assert_eq!(server(&down(now), Some((Contact::Served, later))), (Some(true), None));
+        let failed = Contact::Failed { answers: false, reason: "a sync failed".to_owned() };
+        let told = (Some(false), Some("a sync failed".to_owned()));
+        assert_eq!(server(&LinkState::Up, Some((failed, now))), told);
+        let refusing =
+            LinkState::Down { reason: "who are you".to_owned(), cause: DownCause::Refuses, at: now };
+        assert_eq!(server(&refusing, None), (Some(true), Some("who are you".to_owned())));
+    }
 }

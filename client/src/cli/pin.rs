@@ -167,7 +167,7 @@ async fn fill_here(
                 reporter.line.finish();
                 match link.borrow_and_update().clone() {
                     LinkState::Up => printer.message("the server answers again; it goes on"),
-                    LinkState::Down { reason, cause } => {
+                    LinkState::Down { reason, cause, .. } => {
                         let what = match cause {
                             DownCause::Silent => format!("the server does not answer ({reason}); waiting for it"),
                             DownCause::Refuses => format!(

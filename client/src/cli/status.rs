@@ -117,6 +117,17 @@ fn offline(status: &DesktopStatus, live: &LiveStatus) -> String {
     }
 }
 
+/// How the server is found to be, by whatever was last asked of it.
+fn server(live: &LiveStatus) -> String {
+    match (live.server_answers, &live.server_failure) {
+        (Some(true), None) => "answers".to_owned(),
+        (Some(true), Some(reason)) => format!("answers, but not as it should: {reason}"),
+        (Some(false), Some(reason)) => format!("does not answer: {reason}"),
+        (Some(false), None) => "does not answer".to_owned(),
+        (None, _) => "was not asked".to_owned(),
+    }
+}
+
 /// How far a channel's move has got, where it is not through.
 fn how_far(heard: &Heard) -> String {
     match (heard.percent, heard.paused) {
@@ -201,13 +212,7 @@ fn text(status: &DesktopStatus) -> String {
     }
     if let Some(live) = &status.live {
         line("offline", offline(status, live));
-        line(
-            "server",
-            match &live.offline_reason {
-                None => "answers".to_owned(),
-                Some(reason) => format!("does not answer: {reason}"),
-            },
-        );
+        line("server", server(live));
         line(
             "fetched",
             format!(

@@ -40,6 +40,8 @@ pub enum LinkState {
         reason: String,
         /// Who has to do something about it.
         cause: DownCause,
+        /// When it was found so last.
+        at: Instant,
     },
 }
 
@@ -254,7 +256,8 @@ impl Sources {
                     LinkState::Up => None,
                     LinkState::Down { cause, .. } => Some(*cause),
                 };
-                *state = LinkState::Down { reason, cause: before.map_or(cause, |before| before.max(cause)) };
+                let gravest = before.map_or(cause, |before| before.max(cause));
+                *state = LinkState::Down { reason, cause: gravest, at: Instant::now() };
                 before.is_none_or(|before| cause > before)
             });
         } else if failures == 1 {
@@ -447,7 +450,8 @@ mod tests {
             *watch.borrow_and_update(),
             LinkState::Down {
                 reason: "cannot fetch b from a: no route".to_owned(),
-                cause: DownCause::Silent
+                cause: DownCause::Silent,
+                at: Instant::now()
             }
         );
         sources.failed(only, &image, &failure(FailureKind::Unreachable));

@@ -440,7 +440,7 @@ pub async fn serve(
             Ok(()) = link.changed() => {
                 match link.borrow_and_update().clone() {
                     LinkState::Up => events(Event::LinkUp),
-                    LinkState::Down { reason, cause } => events(Event::LinkDown { reason, cause }),
+                    LinkState::Down { reason, cause, .. } => events(Event::LinkDown { reason, cause }),
                 }
                 continue;
             }

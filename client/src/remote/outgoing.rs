@@ -69,10 +69,10 @@ impl Remote {
             request.header("content-length", len).body(Body::wrap_stream(pieces(body, movement.clone())));
         tokio::select! {
             answer = self.send(request) => answer,
-            () = movement.ceased(PATIENCE) => Err(RemoteError::Stalled {
+            () = movement.ceased(PATIENCE) => Err(self.failed(RemoteError::Stalled {
                 url: self.endpoint.url.clone(),
                 seconds: PATIENCE.as_secs(),
-            }),
+            })),
         }
     }
 }

@@ -34,6 +34,9 @@ fn a_sync_without_the_server_fails_clearly_and_goes_on_later() {
     disks.change(&mount, 20, &mut rng);
     let refused = laptop.satchel(["sync", "work"]).exited(1);
     assert_says_that_it_is_offline(&refused, &address);
+    // Nothing was fetched in vain: what the sync met is enough to know.
+    let status = laptop.satchel(["status", "work"]).ok().stdout;
+    assert!(status.contains("does not answer: cannot reach"), "{status}");
     disks.assert_in(&mount);
     disks.change(&mount, 20, &mut rng);
     let refused = laptop.satchel(["sync", "work"]).exited(1);
@@ -48,6 +51,8 @@ fn a_sync_without_the_server_fails_clearly_and_goes_on_later() {
     let said = mount.process().stderr();
     assert!(said.contains("opening the version this machine has"), "{said}");
     assert!(unsynced_bytes(&laptop) > 0);
+    let server = |laptop: &Client| laptop.status("work")["live"]["server_answers"].clone();
+    assert_eq!(server(&laptop), false);
 
     // One that is told to waits, and goes on by itself.
     let mut waiting = laptop.start(["sync", "work", "--wait"]);
@@ -58,6 +63,7 @@ fn a_sync_without_the_server_fails_clearly_and_goes_on_later() {
     let report = sync(&laptop);
     assert!(report["version"]["sequence"].as_u64() >= Some(2), "{report}");
     assert_eq!(unsynced_bytes(&laptop), 0);
+    assert_eq!(server(&laptop), true);
     disks.assert_in(&mount);
     mount.unmount();
     disks.assert_on_another_machine(&published);

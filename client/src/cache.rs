@@ -212,6 +212,35 @@ impl Cache {
         Ok(Self::of_files(data, index_file, chunk_size, slots, &found))
     }
 
+    /// What a cache in a directory was last noted to hold; nothing when there is none, or it is of another owner. Takes no lock, for
+    /// who only looks is to be in nobody's way: a process that has it open may have gone on since.
+    ///
+    /// # Errors
+    /// `Open`.
+    pub fn noted(
+        dir: &Path,
+        chunk_size: ChunkSize,
+        owner: &[u8; 32],
+    ) -> Result<HashSet<ChunkId>, CacheError> {
+        let (data_path, index_path) = (dir.join("cache.data"), dir.join("cache.index"));
+        let (data, index) = match (File::open(&data_path), File::open(&index_path)) {
+            (Ok(data), Ok(index)) => (data, index),
+            (Err(error), _) | (_, Err(error)) if error.kind() == io::ErrorKind::NotFound => {
+                return Ok(HashSet::new());
+            }
+            (Err(source), _) => return Err(CacheError::Open { path: data_path, source }),
+            (_, Err(source)) => return Err(CacheError::Open { path: index_path, source }),
+        };
+        let mut header = vec![0; HEADER_BYTES];
+        if index.read_exact_at(&mut header, 0).is_err() || header != encode_header(chunk_size, owner) {
+            return Ok(HashSet::new());
+        }
+        let records = data.metadata().and_then(|data| stored_records(&index, data.len(), chunk_size));
+        let records = records.map_err(|source| CacheError::Open { path: index_path, source })?;
+        let records = (0u32..).zip(&records).filter_map(|(slot, stored)| Record::decode(stored, slot));
+        Ok(records.map(|record| record.chunk).collect())
+    }
+
     /// A cache of so many slots, with what the records say that they hold.
     fn of_files(
         data: File,

@@ -2,14 +2,16 @@
 
 use std::collections::HashSet;
 use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
 
-use chunk_format::{ChunkId, ChunkIndex, DiskRole, SEGMENT_CHUNKS};
+use chunk_format::{ChunkId, ChunkIndex, ChunkSize, DiskRole, Profile, SEGMENT_CHUNKS, Segment};
 use serde::{Deserialize, Serialize};
 
-use crate::cache::{Cache, Look};
+use crate::cache::{Cache, CacheError, Look};
 use crate::desktop::{DesktopError, OpenDesktop};
-use crate::disk::Base;
-use crate::fetch::Fetcher;
+use crate::disk::{Base, BaseSegment};
+use crate::fetch::{Fetcher, SegmentStore};
 
 /// How much of something is on this machine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,24 +65,78 @@ impl StartNeeds {
     }
 }
 
-/// How much of a disk's base is on this machine, as far as it is looked. Asks nobody.
-pub fn of_disk(base: &Base, cache: &Cache, fetcher: &Fetcher, look: Look) -> LocalShare {
+/// Where it is looked what of a desktop is here.
+pub enum Shelf<'a> {
+    /// In what an open desktop reads through, as far as it is looked.
+    Open {
+        /// Its cache.
+        cache: &'a Cache,
+        /// What has its segments.
+        fetcher: &'a Fetcher,
+        /// How far.
+        look: Look,
+    },
+    /// In the files of one that nobody needs to have open.
+    Files {
+        /// What its cache was last noted to hold.
+        chunks: HashSet<ChunkId>,
+        /// Its segments.
+        segments: SegmentStore,
+    },
+}
+
+impl<'a> Shelf<'a> {
+    /// An open desktop.
+    pub fn of_open(desktop: &'a OpenDesktop, look: Look) -> Self {
+        Self::Open { cache: desktop.cache(), fetcher: desktop.fetcher(), look }
+    }
+
+    /// The files in a desktop's directory.
+    ///
+    /// # Errors
+    /// [`CacheError`].
+    pub fn of_files(directory: &Path, chunk_size: ChunkSize, owner: &[u8; 32]) -> Result<Self, CacheError> {
+        let chunks = Cache::noted(&directory.join("cache"), chunk_size, owner)?;
+        Ok(Self::Files { chunks, segments: SegmentStore::new(directory.join("segments")) })
+    }
+
+    fn segment<'b>(&self, segment: &'b BaseSegment) -> Option<&'b Segment> {
+        match self {
+            Self::Open { fetcher, .. } => fetcher.segment_here(segment),
+            Self::Files { segments, .. } => segment.segment_or_take(|| segments.load(segment.id)),
+        }
+    }
+
+    fn has(&self, id: &ChunkId) -> bool {
+        match self {
+            Self::Open { cache, look, .. } => cache.has(id, *look),
+            Self::Files { chunks, .. } => chunks.contains(id),
+        }
+    }
+
+    fn count(&self, ids: &[ChunkId]) -> u64 {
+        match self {
+            // Under one lock.
+            Self::Open { cache, look: Look::Index, .. } => cache.count(ids),
+            _ => ids.iter().filter(|id| self.has(id)).count() as u64,
+        }
+    }
+}
+
+/// How much of a disk's base is on this machine. Asks nobody.
+pub fn of_disk(base: &Base, shelf: &Shelf<'_>) -> LocalShare {
     let chunk_bytes = base.chunk_size().bytes_u64();
     let mut share = LocalShare::default();
     let mut ids = Vec::with_capacity(SEGMENT_CHUNKS);
     for segment in base.segments().iter().filter(|segment| !segment.id.is_zero()) {
-        let Some(chunks) = fetcher.segment_here(segment) else {
+        let Some(chunks) = shelf.segment(segment) else {
             share.unknown_segments += 1;
             continue;
         };
         ids.clear();
         ids.extend(chunks.chunks().iter().copied().filter(|id| !id.is_zero()));
         share.stored_bytes += ids.len() as u64 * chunk_bytes;
-        let here = match look {
-            Look::Index => cache.count(&ids),
-            Look::Bytes => ids.iter().filter(|id| cache.has(id, look)).count() as u64,
-        };
-        share.local_bytes += here * chunk_bytes;
+        share.local_bytes += shelf.count(&ids) * chunk_bytes;
     }
     share
 }
@@ -95,29 +151,41 @@ pub fn for_start(desktop: &OpenDesktop, look: Look) -> Result<StartNeeds, Deskto
     // Where it is not known what a start touches, it rests on all of them.
     let look_at_all = if profile.is_some() { Look::Index } else { look };
     for disk in desktop.disks() {
-        let share = of_disk(&disk.view().base, desktop.cache(), desktop.fetcher(), look_at_all);
+        let share = of_disk(&disk.view().base, &Shelf::of_open(desktop, look_at_all));
         needs.disks.stored_bytes += share.stored_bytes;
         needs.disks.local_bytes += share.local_bytes;
         needs.disks.unknown_segments += share.unknown_segments;
     }
     let Some(profile) = profile else { return Ok(needs) };
     let plan = desktop.boot_plan(profile.as_ref().clone())?;
+    let (share, missing) = of_start(&plan.profile, &plan.now, &Shelf::of_open(desktop, look));
+    needs.profile = Some(share);
+    needs.missing = missing;
+    Ok(needs)
+}
+
+/// How much of what a start touches is here, and what of it is not. `now` are the disks as they are, by the profile's numbers of
+/// them.
+pub(crate) fn of_start(
+    profile: &Profile,
+    now: &[Arc<Base>],
+    shelf: &Shelf<'_>,
+) -> (LocalShare, Vec<(DiskRole, Range<u64>)>) {
     let mut share = LocalShare::default();
     let mut missing = Vec::new();
     let mut unknown = HashSet::new();
-    for entry in &plan.profile.entries {
-        let Some(base) = plan.now.get(usize::from(entry.disk)) else { continue };
+    for entry in &profile.entries {
+        let Some(base) = now.get(usize::from(entry.disk)) else { continue };
         let Some((segment, at)) = base.segment_of(entry.chunk).filter(|(segment, _)| !segment.id.is_zero())
         else {
             continue;
         };
         let chunk_bytes = base.chunk_size().bytes_u64();
-        let id = desktop.fetcher().segment_here(segment).and_then(|chunks| chunks.chunks().get(at).copied());
-        match id {
+        match shelf.segment(segment).and_then(|chunks| chunks.chunks().get(at).copied()) {
             Some(ChunkId::ZERO) => continue,
             Some(id) => {
                 share.stored_bytes += chunk_bytes;
-                if desktop.cache().has(&id, look) {
+                if shelf.has(&id) {
                     share.local_bytes += chunk_bytes;
                     continue;
                 }
@@ -131,9 +199,7 @@ pub fn for_start(desktop: &OpenDesktop, look: Look) -> Result<StartNeeds, Deskto
     }
     share.unknown_segments = unknown.len() as u64;
     missing.sort_unstable();
-    needs.missing = joined(&missing);
-    needs.profile = Some(share);
-    Ok(needs)
+    (share, joined(&missing))
 }
 
 /// Neighbouring chunks as one range.

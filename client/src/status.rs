@@ -1,5 +1,7 @@
 //! What a desktop is doing: for people, scripts and the control socket.
 
+use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use chunk_format::{DiskRole, ManifestId, Name, Subject, SystemMode};
@@ -7,11 +9,12 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::cache::Look;
-use crate::desktop::{DesktopError, DesktopStore, DiskLayout, OpenDesktop};
-use crate::disk::Disk;
+use crate::desktop::{DesktopError, DesktopStore, DiskLayout, OpenDesktop, Version};
+use crate::disk::{Base, Disk};
 use crate::fetch::{DownCause, LinkEstimate, LinkState};
-use crate::local::{self, LocalShare};
+use crate::local::{self, LocalShare, Shelf};
 use crate::overlay::{BLOCK_BYTES, BlockIndex, BlockState, Overlay};
+use crate::profile::ProfileStore;
 use crate::remote::Contact;
 use crate::renew::Heard;
 use crate::session::Session;
@@ -58,6 +61,9 @@ pub struct DesktopStatus {
     pub pinned: bool,
     /// Its disks, the system disk first.
     pub disks: Vec<DiskStatus>,
+    /// How much of what a start touches is on this machine; none when it was never recorded what that is.
+    #[serde(default)]
+    pub profile: Option<LocalShare>,
     /// What its cache and fetcher are doing; only while it is mounted.
     pub live: Option<LiveStatus>,
 }
@@ -86,7 +92,7 @@ pub struct DiskStatus {
     pub unsynced_bytes: u64,
     /// What was done with it since it was mounted.
     pub activity: Option<DiskActivity>,
-    /// How much of what lies below the changes is on this machine; only while it is mounted.
+    /// How much of what lies below the changes is on this machine; none when that cannot be told.
     #[serde(default)]
     pub local: Option<LocalShare>,
 }
@@ -157,9 +163,6 @@ pub struct LiveStatus {
     /// See above.
     #[serde(default)]
     pub boot_received_bytes: u64,
-    /// How much of what a start touches is on this machine; none when it was never recorded what that is.
-    #[serde(default)]
-    pub profile: Option<LocalShare>,
     /// Whether all of the desktop is to be on this machine.
     #[serde(default)]
     pub pinned: bool,
@@ -201,6 +204,7 @@ impl DesktopStatus {
     /// [`DesktopError`].
     pub fn of_open(session: &Session, mounted_at: Option<String>) -> Result<Self, DesktopError> {
         let desktop = &session.desktop;
+        let shelf = Shelf::of_open(desktop, Look::Index);
         let disks: Vec<DiskStatus> = desktop
             .disks()
             .iter()
@@ -209,25 +213,23 @@ impl DesktopStatus {
                 size_bytes: disk.size().bytes(),
                 unsynced_bytes: unsynced_bytes_of(desktop, disk),
                 activity: Some(activity(disk)),
-                local: Some(local::of_disk(
-                    &disk.view().base,
-                    desktop.cache(),
-                    desktop.fetcher(),
-                    Look::Index,
-                )),
+                local: Some(local::of_disk(&disk.view().base, &shelf)),
             })
             .collect();
+        // What cannot be read of the desktop's files is told where it is needed.
+        let profile = local::for_start(desktop, Look::Index).ok().and_then(|needs| needs.profile);
         let status = Self::new(desktop.store(), mounted_at, disks, Some(live(session)))?;
-        Ok(Self { read_only: desktop.is_read_only(), ..status })
+        Ok(Self { read_only: desktop.is_read_only(), profile, ..status })
     }
 
-    /// The status of a desktop that no process has open, from its files.
+    /// The status of a desktop that no process has open, from the files in its directory.
     ///
     /// # Errors
     /// [`DesktopError`].
-    pub fn of_files(volume: Arc<dyn Volume>) -> Result<Self, DesktopError> {
+    pub fn of_files(volume: Arc<dyn Volume>, directory: &Path) -> Result<Self, DesktopError> {
         let store = DesktopStore::read_only(volume)?;
         let head = store.version(store.record().head)?;
+        let Below { shares, profile } = below(&store, &head, directory).unwrap_or_default();
         let disks = head
             .manifest
             .disks
@@ -242,11 +244,11 @@ impl DesktopStatus {
                     size_bytes: disk.size.bytes(),
                     unsynced_bytes: written_bytes(&overlays),
                     activity: None,
-                    local: None,
+                    local: shares.get(&disk.role).copied(),
                 })
             })
             .collect::<Result<_, DesktopError>>()?;
-        Self::new(&store, None, disks, None)
+        Ok(Self { profile, ..Self::new(&store, None, disks, None)? })
     }
 
     fn new(
@@ -292,9 +294,36 @@ impl DesktopStatus {
             base: version(record.base)?,
             unsynced_bytes: disks.iter().map(|disk| disk.unsynced_bytes).sum(),
             disks,
+            profile: None,
             live,
         })
     }
+}
+
+/// What is here of what lies below the changes.
+#[derive(Default)]
+struct Below {
+    shares: HashMap<DiskRole, LocalShare>,
+    profile: Option<LocalShare>,
+}
+
+/// What of it is in a desktop's directory; none when that cannot be told, which is told where it is needed.
+fn below(store: &DesktopStore, head: &Version, directory: &Path) -> Option<Below> {
+    let record = store.record();
+    let golden = store.version(record.base).ok()?;
+    let chunk_size = head.manifest.disks.first()?.chunk_size;
+    let shelf = Shelf::of_files(directory, chunk_size, record.id.as_bytes()).ok()?;
+    let base = |disk| Arc::new(Base::new(disk, |_| head.manifest.subject.namespace()));
+    let disks: HashMap<DiskRole, Arc<Base>> =
+        head.manifest.disks.iter().map(|disk| (disk.role, base(disk))).collect();
+    let shares = disks.iter().map(|(role, disk)| (*role, local::of_disk(disk, &shelf))).collect();
+    let profile = ProfileStore::new(directory.join("profiles")).load(&golden).map(|signed| {
+        let now = golden.manifest.disks.iter();
+        let now: Vec<_> =
+            now.map(|disk| disks.get(&disk.role).cloned().unwrap_or_else(|| base(disk))).collect();
+        local::of_start(&signed.profile, &now, &shelf).0
+    });
+    Some(Below { shares, profile })
 }
 
 impl From<LinkEstimate> for LinkStatus {
@@ -329,8 +358,6 @@ fn live(session: &Session) -> LiveStatus {
     let chunk_bytes = desktop.cache().chunk_size().bytes_u64();
     let link = desktop.fetcher().link().borrow().clone();
     let boot = desktop.fetcher().boot_progress();
-    // What cannot be read of the desktop's files is told where it is needed.
-    let profile = local::for_start(desktop, Look::Index).ok().and_then(|needs| needs.profile);
     let (server_answers, server_failure) = server(&link, session.remote.last_contact());
     LiveStatus {
         server_answers,
@@ -360,7 +387,6 @@ fn live(session: &Session) -> LiveStatus {
         link: LinkStatus::from(desktop.fetcher().link_estimate()),
         boot_stream_bytes: boot.stream_bytes,
         boot_received_bytes: boot.received_bytes,
-        profile,
         pinned: desktop.store().record().pinned,
         paused: desktop.fetcher().is_background_paused(),
     }

@@ -211,6 +211,21 @@ fn what_the_index_names_and_the_disk_lost_is_found_out_by_its_bytes() {
 }
 
 #[test]
+fn who_only_looks_sees_what_was_noted_and_keeps_nobody_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let noted = |owner: [u8; 32]| Cache::noted(dir.path(), config(4).chunk_size, &owner).unwrap();
+    assert!(noted([1; 32]).is_empty());
+    let cache = Cache::open(dir.path(), &config(4)).unwrap();
+    fill(&cache, 1..4);
+    cache.save_index().unwrap();
+    let expected: HashSet<ChunkId> = (1..4).map(|value| chunk(value).0).collect();
+    assert_eq!(noted([1; 32]), expected);
+    assert!(noted([2; 32]).is_empty(), "another desktop's");
+    drop(cache);
+    assert_eq!(noted([1; 32]), expected);
+}
+
+#[test]
 fn readers_never_see_a_reused_slot() {
     let dir = tempfile::tempdir().unwrap();
     let cache = Arc::new(Cache::open(dir.path(), &config(8)).unwrap());

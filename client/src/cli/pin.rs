@@ -10,7 +10,7 @@ use satchel_client::control::{Connection, ControlError, Reply, Request};
 use satchel_client::desktop::OpenDesktop;
 use satchel_client::fetch::{DownCause, LinkState};
 use satchel_client::lease::Claim;
-use satchel_client::local;
+use satchel_client::local::{self, Shelf};
 use satchel_client::mount::{FillReport, fill_reply, fill_report};
 use satchel_client::session::Session;
 use serde::Serialize;
@@ -119,9 +119,8 @@ pub(crate) async fn run(context: &Context, args: PinArgs) -> anyhow::Result<()> 
 
 /// Whether all of the disks is here, as far as the cache's index says.
 fn is_whole(desktop: &OpenDesktop) -> bool {
-    desktop.disks().iter().all(|disk| {
-        local::of_disk(&disk.view().base, desktop.cache(), desktop.fetcher(), Look::Index).is_whole()
-    })
+    let shelf = Shelf::of_open(desktop, Look::Index);
+    desktop.disks().iter().all(|disk| local::of_disk(&disk.view().base, &shelf).is_whole())
 }
 
 async fn fill_here(

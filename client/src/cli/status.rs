@@ -50,7 +50,7 @@ pub(crate) async fn find(state: &StateDir, desktop: &Name) -> anyhow::Result<Opt
                 Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
                 volume => volume?,
             };
-            match DesktopStatus::of_files(Arc::new(volume)) {
+            match DesktopStatus::of_files(Arc::new(volume), &directory) {
                 Err(DesktopError::NotHere) => Ok(None),
                 status => Ok(Some(status?)),
             }
@@ -101,20 +101,21 @@ fn share(local: &LocalShare) -> String {
     }
 }
 
-/// What a start without a network would miss.
-fn offline(status: &DesktopStatus, live: &LiveStatus) -> String {
+/// What a start without a network would miss; none when what is here cannot be told.
+fn offline(status: &DesktopStatus) -> Option<String> {
     let lacks = |share: &LocalShare| {
         format!("{:.0}% here, {} lack", share.percent(SEGMENT_BYTES), ByteSize(share.missing_bytes()))
     };
-    let whole = status.disks.iter().all(|disk| disk.local.is_none_or(|local| local.is_whole()));
-    match &live.profile {
+    let shares: Option<Vec<LocalShare>> = status.disks.iter().map(|disk| disk.local).collect();
+    let whole = shares?.iter().all(LocalShare::is_whole);
+    Some(match &status.profile {
         _ if whole => "works: all of it is here".to_owned(),
         Some(profile) if profile.is_whole() => {
             "starts: what a start reads is here, but not everything".to_owned()
         }
         Some(profile) => format!("does not start yet: of what a start reads, {}", lacks(profile)),
         None => "not known: what a start reads was never recorded, and not everything is here".to_owned(),
-    }
+    })
 }
 
 /// How the server is found to be, by whatever was last asked of it.
@@ -189,8 +190,8 @@ fn text(status: &DesktopStatus) -> String {
     if let Some(note) = &status.uncommitted_note {
         line("checkpoint", format!("`{note}` was made here, and is sent by the next sync"));
     }
-    if status.pinned && status.live.is_none() {
-        line("pinned", "all of it is to be here; mounted, this says how much is".to_owned());
+    if status.pinned {
+        line("pinned", "all of it is to be here: what lacks comes while it is mounted".to_owned());
     }
     for disk in &status.disks {
         let mut value = format!("{}, {} unsynced", ByteSize(disk.size_bytes), ByteSize(disk.unsynced_bytes));
@@ -210,8 +211,10 @@ fn text(status: &DesktopStatus) -> String {
         }
         line(disk.role.as_str(), value);
     }
+    if let Some(offline) = offline(status) {
+        line("offline", offline);
+    }
     if let Some(live) = &status.live {
-        line("offline", offline(status, live));
         line("server", server(live));
         line(
             "fetched",

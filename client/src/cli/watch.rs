@@ -159,7 +159,7 @@ fn page(status: &DesktopStatus, rates: &[DiskRates], fetched_bytes_per_s: f64) -
             live.foreseen.unread,
             live.foreseen.wasted
         );
-        if let Some(profile) = &live.profile {
+        if let Some(profile) = &status.profile {
             let _ = writeln!(
                 out,
                 "start   {:.0}% of what a start reads is here, stream {} of {}",

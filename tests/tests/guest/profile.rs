@@ -42,7 +42,8 @@ fn a_recorded_start_is_one_download_and_then_needs_no_network() {
     let mut running = laptop.run("work", &emulated());
     let uptime_s = running.guest().wait_ready(BOOT_LIMIT);
     let fetched_bytes = link.counts().down_bytes - before;
-    let live = laptop.status("work")["live"].clone();
+    let status = laptop.status("work");
+    let (live, profile) = (&status["live"], &status["profile"]);
     println!(
         "up after {uptime_s} s; {:.1} MB over the wire, the stream has {:.1} MB; ahead: {}",
         fetched_bytes as f64 / 1e6,
@@ -50,7 +51,7 @@ fn a_recorded_start_is_one_download_and_then_needs_no_network() {
         live["foreseen"]
     );
     assert_eq!(live["boot_received_bytes"], stream_bytes, "{live}");
-    assert_eq!(live["profile"]["local_bytes"], live["profile"]["stored_bytes"], "{live}");
+    assert_eq!(profile["local_bytes"], profile["stored_bytes"], "{status}");
     assert!(
         fetched_bytes * 100 <= stream_bytes * WIRE_LIMIT_PERCENT,
         "{fetched_bytes} for {stream_bytes}: {live}"

@@ -1,7 +1,7 @@
 //! Without a network: what is pinned works, what is not says what lacks.
 
 use satchel_tests::wait::{self, PATIENCE};
-use satchel_tests::{Direction, Event, Link, Process, Publication, Shape, Signal, require};
+use satchel_tests::{Direction, Event, Link, Model, Process, Publication, Shape, Signal, require};
 
 use super::IMAGE_BYTES;
 
@@ -35,6 +35,31 @@ fn a_pinned_desktop_needs_nobody() {
     mount.unmount();
     drop(laptop.satchel(["pin", "work", "--unpin"]).ok());
     laptop.mount_with("work", &["--offline"]).unmount();
+}
+
+#[test]
+fn what_is_here_is_told_of_a_desktop_that_is_not_mounted() {
+    require!(fuse);
+    let published = Publication::new(79, IMAGE_BYTES);
+    let laptop = published.machine_with_desktop("laptop");
+    let mount = laptop.mount("work");
+    let model = Model::of(published.content, IMAGE_BYTES);
+    model.read(&super::open(&mount.system()), 0, IMAGE_BYTES / 2);
+    let mounted = laptop.status("work")["disks"][0]["local"].clone();
+    assert!(mounted["local_bytes"].as_u64() > Some(0), "{mounted}");
+    mount.unmount();
+    let here = laptop.status("work")["disks"][0]["local"].clone();
+    assert_eq!(here["stored_bytes"], mounted["stored_bytes"]);
+    // What was read ahead may have come meanwhile.
+    assert!(here["local_bytes"].as_u64() >= mounted["local_bytes"].as_u64(), "{here}, and before {mounted}");
+    drop(laptop.satchel(["pin", "work"]).ok());
+    let said = laptop.satchel(["status", "work"]).ok().stdout;
+    assert!(said.contains("works: all of it is here"), "{said}");
+    // Whatever the cache holds, it is another desktop's, or none.
+    std::fs::write(laptop.desktop_directory("work").join("cache/cache.index"), "")
+        .expect("it can be written");
+    let said = laptop.satchel(["status", "work"]).ok().stdout;
+    assert!(said.contains("not everything is here") && said.contains(", 0% here"), "{said}");
 }
 
 #[test]

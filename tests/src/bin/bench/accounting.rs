@@ -52,7 +52,7 @@ fn account(kind: Kind, report: &Report, table: &mut Table) {
     let mount = laptop.mount("work");
     if has_profile {
         wait::until("what a start reads is here", PATIENCE, || {
-            let profile = laptop.status("work")["live"]["profile"].clone();
+            let profile = laptop.status("work")["profile"].clone();
             (profile["local_bytes"].as_u64()? == profile["stored_bytes"].as_u64()?).then_some(())
         });
         row("to boot", number(&update, "boot_bytes"), link.counts().down_bytes - before);

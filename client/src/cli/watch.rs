@@ -5,6 +5,7 @@ use std::io::{self, IsTerminal, Write as _};
 use std::time::{Duration, Instant};
 
 use chunk_format::Name;
+use rustix::termios::tcgetwinsize;
 use satchel_client::control::{Connection, ControlError, Request};
 use satchel_client::status::{DesktopStatus, DiskActivity, DiskStatus, LiveStatus};
 use serde::Serialize;
@@ -79,7 +80,7 @@ pub(crate) async fn run(context: &Context, desktop: &Name, interval: Duration) -
             format!("{}\n", serde_json::to_string(&sample)?)
         } else if terminal {
             // Each line is written over the one before and cleared to its end: nothing flickers.
-            let page = page(&status, &rates, fetched_bytes_per_s).replace('\n', "\x1b[K\n");
+            let page = fitted(&page(&status, &rates, fetched_bytes_per_s), Screen::of_stdout());
             format!("\x1b[H{page}\x1b[J")
         } else {
             format!("{}\n", line(&status, &rates, fetched_bytes_per_s))
@@ -89,6 +90,40 @@ pub(crate) async fn run(context: &Context, desktop: &Name, interval: Duration) -
         out.flush()?;
         before = Some((status, now));
     }
+}
+
+/// How much a terminal shows at once.
+#[derive(Clone, Copy, Debug)]
+struct Screen {
+    columns: usize,
+    rows: usize,
+}
+
+impl Screen {
+    /// What it says; all there is to show, where it does not know.
+    fn of_stdout() -> Self {
+        let known = |said: u16| if said == 0 { usize::MAX } else { usize::from(said) };
+        match tcgetwinsize(io::stdout()) {
+            Ok(size) => Self { columns: known(size.ws_col), rows: known(size.ws_row) },
+            Err(_) => Self { columns: usize::MAX, rows: usize::MAX },
+        }
+    }
+}
+
+/// A page cut to the screen, each line cleared to its end: a line that wraps, or a page that scrolls, is not where the next page
+/// is written over it. The last column stays free, or clearing would take what it shows; and the last row, for the cursor.
+fn fitted(page: &str, screen: Screen) -> String {
+    let mut out = String::new();
+    for line in page.lines().take(screen.rows - 1) {
+        let mut left = screen.columns - 1;
+        // What is not ASCII may be two columns wide.
+        let fits = |char: &char| {
+            left.checked_sub(if char.is_ascii() { 1 } else { 2 }).map(|rest| left = rest).is_some()
+        };
+        out.extend(line.chars().take_while(fits));
+        out.push_str("\x1b[K\n");
+    }
+    out
 }
 
 #[expect(clippy::cast_precision_loss, reason = "for show")]
@@ -214,6 +249,17 @@ fn line(status: &DesktopStatus, rates: &[DiskRates], fetched_bytes_per_s: f64) -
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_page_is_cut_to_what_the_terminal_shows() {
+        let page = "0123456789\n\nab\u{4e16}\u{754c}cd\nlast\n";
+        let fitted = |columns, rows| fitted(page, Screen { columns, rows }).replace("\x1b[K\n", "|");
+        assert_eq!(fitted(usize::MAX, usize::MAX), "0123456789||ab\u{4e16}\u{754c}cd|last|");
+        assert_eq!(fitted(11, 5), "0123456789||ab\u{4e16}\u{754c}cd|last|");
+        assert_eq!(fitted(10, 4), "012345678||ab\u{4e16}\u{754c}cd|");
+        assert_eq!(fitted(6, 5), "01234||ab\u{4e16}|last|");
+        assert_eq!(fitted(1, 1), "");
+    }
 
     #[test]
     fn rates_are_what_grew_in_a_second() {

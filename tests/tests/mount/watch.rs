@@ -1,8 +1,12 @@
 //! What a mounted desktop does, while it does it: for people and for Prometheus.
 
+use std::fs::File;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::process::Stdio;
 
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{Winsize, tcsetwinsize};
 use satchel_tests::wait::{self, PATIENCE};
 use satchel_tests::{Model, Publication, Signal, require};
 
@@ -34,6 +38,38 @@ fn a_watcher_sees_reads_as_they_happen() {
     mount.unmount();
     assert_eq!(watch.wait(PATIENCE).code(), Some(0));
     assert!(watch.stderr().contains("is not mounted any more"), "{}", watch.stderr());
+}
+
+#[test]
+fn a_page_is_no_larger_than_its_terminal() {
+    require!(fuse);
+    let published = Publication::new(82, IMAGE_BYTES);
+    let laptop = published.machine_with_desktop("laptop");
+    let mount = laptop.mount("work");
+    let mut master =
+        File::from(openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal can be made"));
+    grantpt(&master).and_then(|()| unlockpt(&master)).expect("the terminal can be used");
+    let size = Winsize { ws_row: 6, ws_col: 40, ws_xpixel: 0, ws_ypixel: 0 };
+    tcsetwinsize(&master, size).expect("the terminal has a size");
+    let name = ptsname(&master, Vec::new()).expect("the terminal has a name");
+    let terminal =
+        File::options().write(true).open(name.to_str().expect("text")).expect("the terminal opens");
+    let mut command = laptop.command(["status", "work", "--watch"]);
+    let mut watch = command.stdin(Stdio::null()).stdout(terminal).spawn().expect("satchel can be run");
+    let mut written = String::new();
+    while written.matches("\x1b[J").count() < 2 {
+        let mut part = [0; 4096];
+        let len = master.read(&mut part).expect("it shows something");
+        written.push_str(&String::from_utf8_lossy(&part[..len]));
+    }
+    watch.kill().and_then(|()| watch.wait()).expect("it ends");
+    for page in written.split("\x1b[H").filter(|page| page.contains("\x1b[J")) {
+        let lines: Vec<&str> = page.lines().filter_map(|line| line.strip_suffix("\x1b[K")).collect();
+        assert_eq!(lines.len(), 5, "{page}");
+        assert!(lines.iter().all(|line| line.len() < 40), "{page}");
+        assert!(lines[1].starts_with("DISK") && lines[1].len() == 39, "{page}");
+    }
+    mount.unmount();
 }
 
 #[test]

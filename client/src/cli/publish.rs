@@ -60,6 +60,8 @@ struct Published {
     version: String,
     sequence: u64,
     unchanged: bool,
+    /// Whether the version says what it was to say of it; none where nothing was to be said.
+    note_kept: Option<bool>,
     size_bytes: u64,
     data_bytes: u64,
     free_bytes: u64,
@@ -98,6 +100,7 @@ pub(crate) async fn run(context: &Context, args: PublishArgs) -> anyhow::Result<
         threads: worker_threads(),
         now_ms,
     };
+    let message = args.message.clone();
     let request = Request {
         file: &args.file,
         image: &args.image,
@@ -148,12 +151,22 @@ pub(crate) async fn run(context: &Context, args: PublishArgs) -> anyhow::Result<
         }
         _ => None,
     };
+    // A publication that is repeated, since its end was not heard, finds its own.
+    let note_kept =
+        message.as_ref().map(|message| !report.unchanged || report.version.note.as_ref() == Some(message));
+    if note_kept == Some(false) {
+        context.printer.warning(&format!(
+            "the note was not kept: version {} of {} already holds this disk, so that no version was made for it",
+            report.version.sequence, args.image
+        ));
+    }
     let published = Published {
         image: args.image.to_string(),
         channel: args.channel.to_string(),
         version: report.version.id.to_string(),
         sequence: report.version.sequence,
         unchanged: report.unchanged,
+        note_kept,
         size_bytes: report.size_bytes,
         data_bytes: report.data_bytes,
         free_bytes: report.free_bytes,

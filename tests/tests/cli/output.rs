@@ -78,6 +78,7 @@ fn json_is_exactly_one_value_whatever_the_command() {
     assert_eq!(json(&laptop, &["desktops"]), serde_json::json!([]));
     let published_again = json(&published.publisher, &["publish", disk, "--image", "golden"]);
     assert_eq!(published_again["unchanged"], true, "{published_again}");
+    assert_eq!(published_again["note_kept"], serde_json::Value::Null, "{published_again}");
     let images = json(&laptop, &["images"]);
     assert_eq!(images[0]["image"], "golden", "{images}");
     assert_eq!(images[0]["channels"]["stable"], images[0]["latest"]["id"], "{images}");
@@ -107,6 +108,27 @@ fn json_is_exactly_one_value_whatever_the_command() {
         &["there is no desktop nothing"],
         &["satchel desktops"],
     );
+}
+
+#[test]
+fn a_note_that_no_version_has_is_said_to_be_lost() {
+    let published = Publication::new(97, 4 << 20);
+    let publish = |note: &str| {
+        let disk = published.disk.to_str().unwrap();
+        published.publisher.satchel(["--json", "publish", disk, "--image", "golden", "-m", note]).ok()
+    };
+    let dropped = publish("with a new kernel");
+    assert_eq!(dropped.json()["note_kept"], false, "{}", dropped.stdout);
+    assert!(dropped.stderr.contains("the note was not kept: version 1 of golden"), "{}", dropped.stderr);
+    Content::new(98).write_to(&published.disk, 4 << 20);
+    for unchanged in [false, true] {
+        // Twice, as one that is repeated because its end was not heard.
+        let kept = publish("with a new kernel");
+        let json = kept.json();
+        assert_eq!((&json["unchanged"], &json["note_kept"]), (&unchanged.into(), &true.into()), "{json}");
+        super::assert_clean(&kept.stderr);
+        assert!(!kept.stderr.contains("note"), "{}", kept.stderr);
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::bail;
+use anyhow::{anyhow, bail};
 use chunk_format::{Name, Subject, rollback_statement};
 use clap::Args;
 use satchel_client::remote::{ChannelInfo, ChannelMove, ImageInfo, NamedVersion, Remote, Rollout, States};
@@ -59,6 +59,12 @@ pub(crate) async fn run(context: &Context, args: ChannelArgs) -> anyhow::Result<
     let changes = args.percent.is_some() || args.pause || args.resume;
     let shown = if moves || changes {
         let to = target(&remote, &args, channel, present).await?;
+        let is_staged = args.percent.is_some_and(|percent| percent < 100) || args.pause;
+        if present.is_none() && is_staged {
+            let (image, version) = (&args.image, to.sequence);
+            let instead = format!("make it for all first: satchel channel {image} {channel} {version}");
+            return Err(not_staged(image, channel, &instead));
+        }
         let signature = match present {
             Some(present) if needs_word(&info, present, to, args.version.is_some()) => {
                 Some(sign_back(context, &info, channel, to)?)
@@ -79,6 +85,13 @@ pub(crate) async fn run(context: &Context, args: ChannelArgs) -> anyhow::Result<
     };
     context.printer.result(&shown, text)?;
     Ok(())
+}
+
+/// Why a channel that is yet to be made is not moved for some desktops alone.
+pub(super) fn not_staged(image: &Name, channel: &Name, instead: &str) -> anyhow::Error {
+    anyhow!(
+        "image {image} has no channel {channel} yet, and so no version on which the other desktops could stay; {instead}"
+    )
 }
 
 /// Where the channel is to point.

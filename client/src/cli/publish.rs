@@ -9,10 +9,11 @@ use clap::Args;
 use satchel_client::files::diff::Fate;
 use satchel_client::profile::fetch_profile;
 use satchel_client::publish::{PublishError, Publisher, Request, Summarizer, Summary};
-use satchel_client::remote::ChannelMove;
+use satchel_client::remote::{ChannelMove, Remote};
 use satchel_client::upload::UploadProgress;
 use serde::Serialize;
 
+use super::channel::not_staged;
 use super::create::ModeArg;
 use super::quantity::{ByteSize, note};
 use super::{Context, machine_name, now_ms, output, profile, progress, worker_threads};
@@ -74,6 +75,9 @@ struct Published {
 pub(crate) async fn run(context: &Context, args: PublishArgs) -> anyhow::Result<()> {
     let state = context.state()?;
     let (_, remote) = state.remote()?;
+    if args.percent.is_some_and(|percent| percent < 100) {
+        check_channel(&remote, &args.image, &args.channel).await?;
+    }
     let previous = match &args.profile_from {
         Some(wanted) => Some(profile::find_profiled(&remote, &state, &args.image, wanted).await?),
         None => None,
@@ -203,6 +207,15 @@ pub(crate) async fn run(context: &Context, args: PublishArgs) -> anyhow::Result<
         )
     })?;
     Ok(())
+}
+
+/// Checks that there is a version on which those stay whom a staged move does not reach: before anything is published.
+async fn check_channel(remote: &Remote, image: &Name, channel: &Name) -> anyhow::Result<()> {
+    let is_there = match remote.image(image).await {
+        Err(error) if error.code() == Some("not_found") => false,
+        info => info?.rollouts.contains_key(channel),
+    };
+    if is_there { Ok(()) } else { Err(not_staged(image, channel, "publish it without --percent, for all")) }
 }
 
 /// What a version changes, in lines that each begin with a line break.

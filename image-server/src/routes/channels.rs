@@ -126,6 +126,15 @@ async fn check(
         return Err(ApiError::BadRequest(format!("`percent` is {percent}, but must be at most 100")));
     }
     let paused = wish.paused.or(same.map(|same| same.paused)).unwrap_or(false);
+    let is_staged =
+        wish.percent.is_some_and(|percent| percent < 100) || (wish.paused == Some(true) && present.is_none());
+    if is_staged && !has_others(present, version) {
+        return Err(ApiError::BadRequest(format!(
+            "channel {channel} has no version before {} on which desktops could stay that the move does not reach: leave \
+             `percent` and `paused` out, so that it is for all, and stage the move after it",
+            version.sequence
+        )));
+    }
     let mut to = ChannelMove { version: version.row, percent, paused, rollback: None };
     let is_back = present.is_some_and(|present| version.sequence < present.version.sequence);
     if is_back && (percent < 100 || paused) {
@@ -138,6 +147,11 @@ async fn check(
         to.rollback = Some(signed_rollback(connection, series, channel, version, wish).await?);
     }
     Ok(to)
+}
+
+/// Whether a move of the channel to this version has another one before it.
+fn has_others(present: Option<&ChannelRow>, version: &VersionRow) -> bool {
+    present.is_some_and(|present| present.version.row != version.row || present.previous.is_some())
 }
 
 async fn signed_rollback(

@@ -223,6 +223,19 @@ fn a_channel_moves_for_some_and_back_for_all() {
     let anew = channel(&published, &["stable", "1"]);
     assert_eq!((&anew["version"]["sequence"], &anew["rollback"]["newest"]), (&1.into(), &3.into()), "{anew}");
     visit(&laptop, "new", (&first, &home), nothing);
+    // A channel that is yet to be made has nobody who could stay behind.
+    let disk = published.disk.to_str().unwrap();
+    for staged in [
+        ["channel", "golden", "beta", "2", "--percent", "10"].as_slice(),
+        &["channel", "golden", "beta", "2", "--pause"],
+        &["publish", disk, "--image", "golden", "--channel", "beta", "--percent", "10"],
+        &["publish", disk, "--image", "never", "--percent", "10"],
+    ] {
+        let said = published.publisher.satchel(staged).exited(1).stderr;
+        assert!(said.contains("channel") && said.contains("for all"), "{said}");
+    }
+    let images = published.publisher.satchel(["--json", "images"]).ok().stdout;
+    assert!(!images.contains("beta") && !images.contains("never"), "{images}");
     // Whoever lacks the publisher's key, or role, moves nothing.
     let refused = laptop.satchel(["channel", "golden", "stable", "2"]).exited(1);
     assert!(refused.stderr.contains("may not write image golden"), "{}", refused.stderr);

@@ -147,6 +147,29 @@ async fn a_move_names_a_version_of_the_image_and_the_channel_as_it_is() {
 }
 
 #[tokio::test]
+async fn a_channel_without_a_version_before_is_for_all() {
+    let fixture = Fixture::new().await;
+    let ids = publish(&fixture, 2).await;
+    let path = "/v1/images/debian/channels/beta";
+    let put_new =
+        async |body: Value| fixture.put(path, &fixture.tokens.publisher, body.to_string().as_bytes()).await;
+    for staged in [json!({"percent": 99}), json!({"percent": 0}), json!({"paused": true})] {
+        let mut body = staged.clone();
+        body["version"] = json!(ids[1]);
+        let message = put_new(body).await.refused(400, "bad_request");
+        assert!(message.contains("channel beta has no version before 2"), "{message}");
+    }
+    fixture.get(path, &fixture.tokens.alice).await.refused(404, "not_found");
+    put_new(json!({"version": ids[0], "percent": 100, "paused": false})).await.done(200);
+    // It still has none before its first, where those would begin who come new; but it may be paused.
+    put_new(json!({"version": ids[0], "percent": 10})).await.refused(400, "bad_request");
+    put_new(json!({"version": ids[0], "paused": true})).await.done(200);
+    let moved = put_new(json!({"version": ids[1], "percent": 10})).await.done(200).json();
+    assert_eq!((&moved["previous"]["sequence"], &moved["percent"]), (&json!(1), &json!(10)));
+    put_new(json!({"version": ids[1], "percent": 20})).await.done(200);
+}
+
+#[tokio::test]
 async fn a_channel_is_not_moved_to_a_version_that_was_pruned() {
     let fixture = Fixture::new().await;
     let ids = publish(&fixture, 3).await;

@@ -12,12 +12,17 @@ const NO_BOOT: u8 = 4;
 /// The machine cannot be made, or its disk cannot be read, and no guest has run.
 const NOT_STARTED: u8 = 5;
 
+/// What a machine is made of, or what is to be read, cannot be had.
+#[derive(Debug, thiserror::Error)]
+#[error("{0:#}")]
+pub(crate) struct NotToBeHad(pub(crate) anyhow::Error);
+
 /// The exit status of a failure.
 pub(crate) fn status_of(error: &anyhow::Error) -> u8 {
     match boot_error(error) {
         Some(BootError::Disk(_)) => NOT_STARTED,
         Some(_) => NO_BOOT,
-        None if error.is::<LaunchError>() => NOT_STARTED,
+        None if error.is::<LaunchError>() || error.is::<NotToBeHad>() => NOT_STARTED,
         None => FAILED,
     }
 }

@@ -202,6 +202,23 @@ fn main() -> ExitCode {
 }
 
 fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
+    let (config, terminal) = machine(args).map_err(exit::NotToBeHad)?;
+    let ended = launch::run(config);
+    drop(terminal);
+    Ok(match ended? {
+        End::PoweredOff | End::Forced => ExitCode::SUCCESS,
+        End::Reset => ExitCode::from(exit::RESET),
+        End::TripleFault { processor } => {
+            bail!(
+                "the guest drove processor {processor} into a state it does not get out of (a triple fault)"
+            )
+        }
+        End::Failed { reason } => bail!("the machine cannot go on: {reason}"),
+    })
+}
+
+/// What a machine is made of, and the terminal that is its serial line, if one is.
+fn machine(args: RunArgs) -> anyhow::Result<(LaunchConfig, Option<terminal::Raw>)> {
     let mut disks = Vec::new();
     for (number, disk) in args.disk.iter().enumerate() {
         let file = match descriptor(&disk.at)? {
@@ -275,7 +292,7 @@ fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP] {
         watch_for(signal, &host_ends)?;
     }
-    let ended = launch::run(LaunchConfig {
+    let config = LaunchConfig {
         kvm,
         disks,
         memory_bytes: args.memory.saturating_mul(1 << 20),
@@ -292,18 +309,8 @@ fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         interrupt,
         host_ends,
         sandbox: args.sandbox,
-    });
-    drop(terminal);
-    Ok(match ended? {
-        End::PoweredOff | End::Forced => ExitCode::SUCCESS,
-        End::Reset => ExitCode::from(exit::RESET),
-        End::TripleFault { processor } => {
-            bail!(
-                "the guest drove processor {processor} into a state it does not get out of (a triple fault)"
-            )
-        }
-        End::Failed { reason } => bail!("the machine cannot go on: {reason}"),
-    })
+    };
+    Ok((config, terminal))
 }
 
 /// Has a signal signal an event.
@@ -319,7 +326,8 @@ fn watch_for(signal: i32, event: &Arc<Event>) -> anyhow::Result<()> {
 
 #[expect(clippy::print_stdout, reason = "what was asked for is data")]
 fn boot_info(args: &BootInfoArgs) -> anyhow::Result<ExitCode> {
-    let disk = File::open(&args.disk).with_context(|| format!("cannot open {}", args.disk.display()))?;
+    let disk = File::open(&args.disk).with_context(|| format!("cannot open {}", args.disk.display()));
+    let disk = disk.map_err(exit::NotToBeHad)?;
     // What is on it may be anybody's: as when it boots, nothing else is within reach.
     sandbox::close_others(&[disk.as_raw_fd()])?;
     sandbox::confine_process(Mode::Enforce)?;

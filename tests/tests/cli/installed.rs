@@ -111,6 +111,53 @@ fn what_is_installed_works_from_there_and_can_be_taken_away() {
     assert_eq!(files_below(&prefix), Vec::<PathBuf>::new());
 }
 
+/// The variables of the environment that some sources read, by the literals that name them.
+fn variables_read(sources: &str) -> BTreeSet<String> {
+    let sources = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).join(sources);
+    let sources = files_below(&sources).into_iter().filter(|path| {
+        path.extension().is_some_and(|extension| extension == "rs") && !path.ends_with("tests.rs")
+    });
+    let texts: Vec<String> =
+        sources.map(|path| fs::read_to_string(path).expect("a source can be read")).collect();
+    let mut variables = BTreeSet::new();
+    for line in texts.iter().flat_map(|text| text.lines()) {
+        let pieces: Vec<&str> = line.split('"').collect();
+        for [before, piece] in pieces.array_windows() {
+            let is_name = piece.len() > 1 && piece.chars().all(|c| matches!(c, 'A'..='Z' | '0'..='9' | '_'));
+            let is_ours = ["SATCHEL_", "AWS_", "XDG_"].iter().any(|prefix| piece.starts_with(prefix));
+            let is_read =
+                ["var(", "var_os(", "from_env(", "env = "].iter().any(|call| before.ends_with(call));
+            if is_name && (is_ours || is_read) {
+                variables.insert((*piece).to_owned());
+            }
+        }
+    }
+    variables
+}
+
+#[test]
+fn manual_pages_name_all_that_is_read_of_the_environment() {
+    let laptop = Client::new("laptop");
+    let client = PathBuf::from(laptop.command(["--version"]).get_program());
+    let server = client.with_file_name("satchel-server");
+    for (program, sources, least) in
+        [(client, ["client/src", "client/vmm/src"].as_slice(), 5), (server, &["image-server/src"], 12)]
+    {
+        let pages = laptop.new_directory();
+        said(Command::new(&program).arg("man").arg(&pages));
+        let page = pages.join(program.file_name().unwrap()).with_extension("1");
+        let page = fs::read_to_string(page).unwrap();
+        let (_, section) = page.split_once(".SH ENVIRONMENT").expect("there is a section");
+        let mut read: BTreeSet<String> = sources.iter().flat_map(|of| variables_read(of)).collect();
+        // It is of the tests beside the sources.
+        read.remove("SATCHEL_MODEL_CASES");
+        assert!(read.len() >= least, "{read:?}");
+        for variable in read {
+            assert!(section.contains(&variable), "{variable} is not in:\n{section}");
+        }
+    }
+}
+
 /// What a command that succeeds says.
 #[track_caller]
 fn said(command: &mut Command) -> String {

@@ -49,6 +49,9 @@ pub struct LeaseRecord {
     /// How often the operator wants the desktop synced by itself while it is in use, seconds; 0 for never.
     #[serde(default)]
     pub sync_every_s: Option<u64>,
+    /// The machine that took it from this one, as far as this one knows.
+    #[serde(default)]
+    pub taken_by: Option<String>,
 }
 
 /// What may be done without asking the server.
@@ -79,6 +82,7 @@ impl LeaseRecord {
             after_expiry: answer.after_expiry,
             is_held,
             sync_every_s: answer.sync_every_s,
+            taken_by: None,
         }
     }
 
@@ -133,6 +137,11 @@ impl LeaseRecord {
         if let Err(error) = self.store(volume) {
             tracing::warn!(%error, "what is known of the lease was not written down");
         }
+    }
+
+    /// What holds after another machine was heard to have taken the lease at this time.
+    pub fn taken(self, machine: String, now_ms: u64) -> Self {
+        Self { is_held: false, taken_by: Some(machine), heard_ms: now_ms, ..self.seen(now_ms) }
     }
 
     /// What holds after the lease was given back at this time.
@@ -203,6 +212,7 @@ mod tests {
             after_expiry: AfterExpiry::ReadOnly,
             is_held: true,
             sync_every_s: None,
+            taken_by: None,
         }
     }
 

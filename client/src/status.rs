@@ -12,6 +12,7 @@ use crate::cache::Look;
 use crate::desktop::{DesktopError, DesktopStore, DiskLayout, OpenDesktop, Version};
 use crate::disk::{Base, Disk};
 use crate::fetch::{DownCause, LinkEstimate, LinkState};
+use crate::lease::LeaseRecord;
 use crate::local::{self, LocalShare, Shelf};
 use crate::overlay::{BLOCK_BYTES, BlockIndex, BlockState, Overlay};
 use crate::profile::ProfileStore;
@@ -56,6 +57,12 @@ pub struct DesktopStatus {
     /// Whether it is open to be looked at only: what is written is thrown away at the end.
     #[serde(default)]
     pub read_only: bool,
+    /// Whether this machine has the right to write it, as far as it knows.
+    #[serde(default)]
+    pub lease_held: bool,
+    /// The machine that took that from this one.
+    #[serde(default)]
+    pub taken_by: Option<String>,
     /// Whether all of it is to be on this machine.
     #[serde(default)]
     pub pinned: bool,
@@ -278,7 +285,10 @@ impl DesktopStatus {
             let image = base.as_ref().map(|base| &base.image);
             (image, &channel) == (Some(&heard.image), &Some(heard.channel.clone()))
         });
+        let lease = LeaseRecord::load(store.volume());
         Ok(Self {
+            lease_held: lease.as_ref().is_some_and(|lease| lease.is_held),
+            taken_by: lease.and_then(|lease| lease.taken_by),
             image: base.map(|base| base.image),
             system_mode,
             channel,

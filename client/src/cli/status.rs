@@ -118,6 +118,17 @@ fn offline(status: &DesktopStatus) -> Option<String> {
     })
 }
 
+/// Who may write the desktop, where that is not as one thinks.
+fn lease(status: &DesktopStatus) -> Option<String> {
+    match (&status.taken_by, status.lease_held, &status.mounted_at) {
+        (Some(machine), ..) => {
+            Some(format!("{machine} has taken it: what is not synced here becomes a fork at the next sync"))
+        }
+        (None, true, None) => Some("kept by this machine, also while it is not mounted".to_owned()),
+        _ => None,
+    }
+}
+
 /// How the server is found to be, by whatever was last asked of it.
 fn server(live: &LiveStatus) -> String {
     match (live.server_answers, &live.server_failure) {
@@ -180,6 +191,9 @@ fn text(status: &DesktopStatus) -> String {
             Some(at) => at.clone(),
         },
     );
+    if let Some(lease) = lease(status) {
+        line("lease", lease);
+    }
     line(
         "unsynced",
         match status.unsynced_bytes {

@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use crate::desktop::DesktopRecord;
-use crate::lease::{self, Asked};
+use crate::lease::{self, Asked, LeaseRecord};
 use crate::remote::LeaseAnswer;
 use crate::session::Session;
 
@@ -150,6 +150,10 @@ pub(super) async fn keep(
             untold = None;
             if taken_by.as_ref() != Some(&lease.key) {
                 taken_by = Some(lease.key);
+                let volume = session.desktop.store().volume();
+                if let Some(record) = LeaseRecord::load(volume) {
+                    record.taken(lease.machine.clone(), now_ms()).note(volume);
+                }
                 let _ = events.send(LeaseEvent::Taken { machine: lease.machine });
             }
             continue;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use satchel_tests::{Class, Client, Fault, FaultyHttps, Model, Publication, Rng, Rule, require};
+use satchel_tests::{Class, Client, Fault, FaultyHttps, Model, Publication, Rng, Rule, require, wait};
 use serde_json::Value;
 
 use super::story::{Disks, IMAGE_BYTES, sync, versions};
@@ -441,4 +441,26 @@ fn what_a_set_back_server_has_lost_is_kept_however_far_others_have_gone() {
     let kept = forks(&laptop).into_iter().find(|name| *name != fork).expect("a fork more");
     assert_holds(&published, &kept, &on_laptop);
     published.server.verify();
+}
+
+#[test]
+fn status_says_who_has_taken_the_desktop() {
+    require!(fuse);
+    let published = Publication::new(99, IMAGE_BYTES);
+    let (laptop, other) = (published.machine_with_desktop("laptop"), published.machine("other"));
+    let mount = laptop.mount("work");
+    assert_eq!(laptop.status("work")["lease_held"], true);
+    let there = other.mount_with("work", &["--take"]);
+    wait::until("the laptop has heard of it", LIMIT, || {
+        laptop.status("work")["taken_by"].is_string().then_some(())
+    });
+    let told = laptop.satchel(["status", "work"]).ok().stdout;
+    assert!(told.lines().any(|line| line.starts_with("lease") && line.contains("has taken it")), "{told}");
+    there.unmount();
+    mount.unmount();
+    // And whoever has it again says nothing of that.
+    let mount = laptop.mount("work");
+    let status = laptop.status("work");
+    assert!(status["taken_by"].is_null() && status["lease_held"] == true, "{status}");
+    mount.unmount();
 }

@@ -70,6 +70,9 @@ pub enum Reply {
         total_bytes: u64,
         /// Bytes read.
         hashed_bytes: u64,
+        /// Bytes that need not be sent: zeros, and what the server said it has.
+        #[serde(default)]
+        known_bytes: u64,
         /// Bytes the server lacks.
         new_bytes: u64,
         /// Bytes sent, compressed.
@@ -276,6 +279,7 @@ mod tests {
             let progress = Reply::Progress {
                 total_bytes: 9,
                 hashed_bytes: 1,
+                known_bytes: 0,
                 new_bytes: 0,
                 sent_bytes: 0,
                 sent_raw_bytes: 0,

@@ -552,6 +552,7 @@ pub fn progress_reply(progress: &UploadProgress) -> Reply {
     Reply::Progress {
         total_bytes: progress.total_bytes.load(Ordering::Relaxed),
         hashed_bytes: progress.hashed_bytes.load(Ordering::Relaxed),
+        known_bytes: progress.known_bytes.load(Ordering::Relaxed),
         new_bytes: progress.new_bytes.load(Ordering::Relaxed),
         sent_bytes: progress.sent_bytes.load(Ordering::Relaxed),
         sent_raw_bytes: progress.sent_raw_bytes.load(Ordering::Relaxed),

@@ -274,7 +274,8 @@ impl Upload {
     ) -> Result<Vec<SegmentDone>, UploadError> {
         let chunk_bytes = self.chunk_size.bytes_u64();
         let total: u64 = work.iter().map(|work| work.positions.len() as u64 * chunk_bytes).sum();
-        self.progress.total_bytes.store(total, Ordering::Relaxed);
+        // What is dealt with adds up too, where one sync is several uploads.
+        self.progress.total_bytes.fetch_add(total, Ordering::Relaxed);
         let threads = self.threads.clamp(1, work.len().max(1));
         let (sink, uploads) = PackSink::start(self);
         let given_up = GivenUp::default();

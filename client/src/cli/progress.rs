@@ -124,29 +124,47 @@ impl UploadReporter {
 
     /// Shows the numbers of a reply; does nothing for other replies.
     pub(crate) fn show(&mut self, reply: &Reply) {
-        let Reply::Progress { total_bytes, hashed_bytes, new_bytes, sent_bytes, sent_raw_bytes } = *reply
-        else {
-            return;
-        };
-        if total_bytes == 0 {
-            return;
+        if let Some(UploadLine { done, total, text }) = describe(reply, self.line.elapsed()) {
+            self.line.show_part(done, total, text);
         }
-        // Done is what was read and need not be sent, and what was sent.
-        let known = hashed_bytes.saturating_sub(new_bytes);
-        let done = known + sent_raw_bytes;
-        let rate = per_second(done, self.line.elapsed());
-        let text = format!(
-            "{}% of {}, {} known, {} new, {} sent, {}/s, {}",
-            done.saturating_mul(100) / total_bytes,
-            ByteSize(total_bytes),
-            ByteSize(known),
-            ByteSize(new_bytes),
-            ByteSize(sent_bytes),
-            ByteSize(rate),
-            time_left(total_bytes.saturating_sub(done), rate)
-        );
-        self.line.show_part(done, total_bytes, text);
     }
+}
+
+/// How far an upload is, to be shown.
+struct UploadLine {
+    done: u64,
+    total: u64,
+    text: String,
+}
+
+/// What there is to show of an upload after so long; nothing for other replies.
+fn describe(reply: &Reply, elapsed: Duration) -> Option<UploadLine> {
+    let Reply::Progress {
+        total_bytes: total,
+        hashed_bytes,
+        known_bytes,
+        new_bytes,
+        sent_bytes,
+        sent_raw_bytes,
+    } = *reply
+    else {
+        return None;
+    };
+    // Done is what need not be sent, and what was: what was only read waits for the server's word.
+    let done = known_bytes + sent_raw_bytes;
+    let percent = done.saturating_mul(100).checked_div(total)?;
+    let rate = per_second(done, elapsed);
+    let text = format!(
+        "{percent}% of {}, {} read, {} known, {} new, {} sent, {}/s, {}",
+        ByteSize(total),
+        ByteSize(hashed_bytes),
+        ByteSize(known_bytes),
+        ByteSize(new_bytes),
+        ByteSize(sent_bytes),
+        ByteSize(rate),
+        time_left(total.saturating_sub(done), rate)
+    );
+    Some(UploadLine { done, total, text })
 }
 
 /// Shows an upload of this process until the work is done.
@@ -174,4 +192,39 @@ fn new_bar() -> ProgressBar {
 fn eprint_line(text: &str) {
     use std::io::Write;
     let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn what_the_server_was_not_asked_about_is_not_done() {
+        let read = Reply::Progress {
+            total_bytes: 8 * MIB,
+            hashed_bytes: 8 * MIB,
+            known_bytes: 0,
+            new_bytes: 0,
+            sent_bytes: 0,
+            sent_raw_bytes: 0,
+        };
+        let shown =
+            |reply: &Reply| describe(reply, Duration::from_secs(2)).map(|line| (line.done, line.text));
+        let text = "0% of 8.0 MiB, 8.0 MiB read, 0 B known, 0 B new, 0 B sent, 0 B/s, time left unknown";
+        assert_eq!(shown(&read), Some((0, text.to_owned())));
+        let sending = Reply::Progress {
+            total_bytes: 8 * MIB,
+            hashed_bytes: 8 * MIB,
+            known_bytes: 2 * MIB,
+            new_bytes: 6 * MIB,
+            sent_bytes: MIB,
+            sent_raw_bytes: 2 * MIB,
+        };
+        let text =
+            "50% of 8.0 MiB, 8.0 MiB read, 2.0 MiB known, 6.0 MiB new, 1.0 MiB sent, 2.0 MiB/s, 0:02 left";
+        assert_eq!(shown(&sending), Some((4 * MIB, text.to_owned())));
+        assert_eq!(shown(&Reply::GoOn), None);
+    }
 }

@@ -95,6 +95,25 @@ async fn each_distinct_chunk_is_sent_once_and_a_second_time_none() {
     assert_eq!(server.requests(), requests, "what is known to be there is not asked for");
 }
 
+#[tokio::test]
+async fn what_a_server_that_does_not_answer_has_is_not_known_and_more_uploads_of_one_sync_add_up() {
+    let server = MemoryServer::default();
+    server.lose_network_after(Some(0));
+    let upload = upload(&server);
+    let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed) / CHUNK as u64;
+    let progress = &upload.progress;
+    upload.run(work(100), Arc::new(Bytes(content(100)))).await.unwrap_err();
+    assert_eq!((read(&progress.total_bytes), read(&progress.hashed_bytes)), (100, 100));
+    assert_eq!((read(&progress.known_bytes), read(&progress.sent_raw_bytes)), (0, 0));
+    server.lose_network_after(None);
+    let again = Upload { progress: Arc::default(), ..upload.clone() };
+    for _ in 0..2 {
+        again.run(work(100), Arc::new(Bytes(content(100)))).await.unwrap();
+    }
+    let dealt_with = read(&again.progress.known_bytes) + read(&again.progress.sent_raw_bytes);
+    assert_eq!((read(&again.progress.total_bytes), dealt_with), (200, 200));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upload_that_breaks_anywhere_continues() {
     let content = content(2500);

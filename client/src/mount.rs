@@ -102,7 +102,7 @@ pub enum Event {
         /// The machine.
         machine: String,
     },
-    /// It is unmounted, and so much of what was written is on this machine only.
+    /// It is unmounted, and so much of what was written is on this machine only; what was discarded is no part of it.
     LeftUnsynced {
         /// Bytes.
         bytes: u64,

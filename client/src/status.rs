@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use chunk_format::{DiskRole, ManifestId, Name, Subject, SystemMode};
+use chunk_format::{ChunkSize, DiskRole, ManifestId, Name, SEGMENT_CHUNKS, Subject, SystemMode};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
@@ -49,8 +49,11 @@ pub struct DesktopStatus {
     /// Where the channel was last heard to point.
     #[serde(default)]
     pub channel_version: Option<Heard>,
-    /// Bytes written here that no committed version holds.
+    /// Bytes written here that no committed version holds; none of what was discarded.
     pub unsynced_bytes: u64,
+    /// Bytes discarded here where the version below has something.
+    #[serde(default)]
+    pub discarded_bytes: u64,
     /// The note of a checkpoint that was made here and that the server was not heard to have.
     #[serde(default)]
     pub uncommitted_note: Option<String>,
@@ -95,8 +98,11 @@ pub struct DiskStatus {
     pub role: DiskRole,
     /// Its size.
     pub size_bytes: u64,
-    /// Bytes written here that no committed version holds.
+    /// Bytes written here that no committed version holds; none of what was discarded.
     pub unsynced_bytes: u64,
+    /// Bytes discarded here where the version below has something.
+    #[serde(default)]
+    pub discarded_bytes: u64,
     /// What was done with it since it was mounted.
     pub activity: Option<DiskActivity>,
     /// How much of what lies below the changes is on this machine; none when that cannot be told.
@@ -215,12 +221,16 @@ impl DesktopStatus {
         let disks: Vec<DiskStatus> = desktop
             .disks()
             .iter()
-            .map(|disk| DiskStatus {
-                role: disk.role(),
-                size_bytes: disk.size().bytes(),
-                unsynced_bytes: unsynced_bytes_of(desktop, disk),
-                activity: Some(activity(disk)),
-                local: Some(local::of_disk(&disk.view().base, &shelf)),
+            .map(|disk| {
+                let Unsynced { written_bytes, discarded_bytes } = unsynced_of(desktop, disk);
+                DiskStatus {
+                    role: disk.role(),
+                    size_bytes: disk.size().bytes(),
+                    unsynced_bytes: written_bytes,
+                    discarded_bytes,
+                    activity: Some(activity(disk)),
+                    local: Some(local::of_disk(&disk.view().base, &shelf)),
+                }
             })
             .collect();
         // What cannot be read of the desktop's files is told where it is needed.
@@ -246,10 +256,14 @@ impl DesktopStatus {
                     true => Vec::new(),
                     false => store.open_overlays(DiskLayout { role: disk.role, size: disk.size })?,
                 };
+                let is_below = |at: usize| disk.segments.get(at).is_some_and(|id| !id.is_zero());
+                let Unsynced { written_bytes, discarded_bytes } =
+                    Unsynced::of(&overlays, disk.chunk_size, is_below);
                 Ok(DiskStatus {
                     role: disk.role,
                     size_bytes: disk.size.bytes(),
-                    unsynced_bytes: written_bytes(&overlays),
+                    unsynced_bytes: written_bytes,
+                    discarded_bytes,
                     activity: None,
                     local: shares.get(&disk.role).copied(),
                 })
@@ -303,6 +317,7 @@ impl DesktopStatus {
             head: version(record.head)?,
             base: version(record.base)?,
             unsynced_bytes: disks.iter().map(|disk| disk.unsynced_bytes).sum(),
+            discarded_bytes: disks.iter().map(|disk| disk.discarded_bytes).sum(),
             disks,
             profile: None,
             live,
@@ -421,45 +436,105 @@ fn server(link: &LinkState, last: Option<(Contact, Instant)>) -> (Option<bool>, 
 
 /// Bytes written to an open desktop that no committed version holds, and that are kept.
 pub(crate) fn unsynced_bytes(desktop: &OpenDesktop) -> u64 {
-    desktop.disks().iter().map(|disk| unsynced_bytes_of(desktop, disk)).sum()
+    desktop.disks().iter().map(|disk| unsynced_of(desktop, disk).written_bytes).sum()
 }
 
-fn unsynced_bytes_of(desktop: &OpenDesktop, disk: &Disk) -> u64 {
+fn unsynced_of(desktop: &OpenDesktop, disk: &Disk) -> Unsynced {
     if desktop.is_volatile(disk) {
-        return 0;
+        return Unsynced::default();
     }
     let discard_from = desktop.store().record().discard_from.unwrap_or(u64::MAX);
-    let mut overlays = disk.view().overlays.clone();
+    let view = disk.view();
+    let mut overlays = view.overlays.clone();
     overlays.retain(|overlay| overlay.identity().generation < discard_from);
-    written_bytes(&overlays)
+    let is_below = |at: usize| view.base.segments().get(at).is_some_and(|segment| !segment.id.is_zero());
+    Unsynced::of(&overlays, view.base.chunk_size(), is_below)
 }
 
-/// Bytes of blocks that some overlay holds.
-fn written_bytes(overlays: &[Arc<Overlay>]) -> u64 {
-    let Some(blocks) = overlays.first().map(|overlay| overlay.blocks()) else { return 0 };
-    let (mut at, mut written) = (0, 0);
-    while at < blocks {
-        let mut end = blocks;
-        let mut is_written = false;
-        for overlay in overlays {
-            let (state, len) = overlay.run(BlockIndex(at), BlockIndex(end));
-            end = at + len.max(1);
-            if state != BlockState::Base {
-                is_written = true;
-                break;
+/// What overlays hold that no committed version does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Unsynced {
+    /// Bytes of blocks that were written.
+    written_bytes: u64,
+    /// Bytes of blocks that were zeroed, in segments that are not all zeros below: making a file system discards a whole disk,
+    /// and what was nothing before is no work.
+    discarded_bytes: u64,
+}
+
+impl Unsynced {
+    /// Counts by the maps of the overlays, the newest first; `is_below` says whether the version below has anything in a segment.
+    fn of(overlays: &[Arc<Overlay>], chunk_size: ChunkSize, is_below: impl Fn(usize) -> bool) -> Self {
+        let mut unsynced = Self::default();
+        let blocks = overlays.first().map_or(0, |overlay| overlay.blocks());
+        let segment_blocks = (SEGMENT_CHUNKS as u64 * chunk_size.bytes_u64() / BLOCK_BYTES).max(1);
+        let mut at = 0;
+        while at < blocks {
+            let segment = at / segment_blocks;
+            let mut end = blocks.min((segment + 1) * segment_blocks);
+            let mut newest = BlockState::Base;
+            for overlay in overlays {
+                let (state, len) = overlay.run(BlockIndex(at), BlockIndex(end));
+                end = at + len.max(1);
+                newest = state;
+                if state != BlockState::Base {
+                    break;
+                }
             }
+            let bytes = (end - at) * BLOCK_BYTES;
+            match newest {
+                BlockState::Data => unsynced.written_bytes += bytes,
+                BlockState::Zero if usize::try_from(segment).is_ok_and(&is_below) => {
+                    unsynced.discarded_bytes += bytes;
+                }
+                BlockState::Zero | BlockState::Base => {}
+            }
+            at = end;
         }
-        written += if is_written { end - at } else { 0 };
-        at = end;
+        unsynced
     }
-    written * BLOCK_BYTES
 }
 
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
+    use chunk_format::DiskSize;
+
     use super::*;
+    use crate::overlay::OverlayIdentity;
+    use crate::volume::SimulatedVolume;
+
+    const SEGMENT_BLOCKS: u64 = 1024 * 16;
+
+    fn overlay(volume: &SimulatedVolume, generation: u64) -> Overlay {
+        let identity = OverlayIdentity {
+            desktop: ManifestId::of(b"desktop"),
+            role: DiskRole::Home,
+            size: DiskSize::new(3 * SEGMENT_BLOCKS * BLOCK_BYTES).unwrap(),
+            generation,
+        };
+        Overlay::create(volume, identity, ManifestId::of(b"head"), 7).unwrap()
+    }
+
+    #[test]
+    fn what_was_nothing_before_and_was_discarded_is_no_work() {
+        let volume = SimulatedVolume::default();
+        let (older, newer) = (overlay(&volume, 1), overlay(&volume, 2));
+        let block = |at: u64| at * BLOCK_BYTES;
+        older.write(block(10), &[1; 5 * 4096]).unwrap();
+        // All of the disk, of which only the second segment has anything below; then something is written.
+        newer.zero(0..3 * SEGMENT_BLOCKS).unwrap();
+        newer.write(block(12), &[2; 4096]).unwrap();
+        newer.write(block(SEGMENT_BLOCKS), &[2; 2 * 4096]).unwrap();
+        let overlays = [Arc::new(newer), Arc::new(older)];
+        let unsynced = |overlays| Unsynced::of(overlays, ChunkSize::DEFAULT, |segment| segment == 1);
+        assert_eq!(
+            unsynced(&overlays[..]),
+            Unsynced { written_bytes: block(3), discarded_bytes: block(SEGMENT_BLOCKS - 2) }
+        );
+        assert_eq!(unsynced(&overlays[1..]), Unsynced { written_bytes: block(5), discarded_bytes: 0 });
+        assert_eq!(unsynced(&[]), Unsynced::default());
+    }
 
     #[tokio::test(start_paused = true)]
     async fn whoever_heard_of_the_server_last_says_whether_it_answers() {

@@ -196,9 +196,12 @@ fn text(status: &DesktopStatus) -> String {
     }
     line(
         "unsynced",
-        match status.unsynced_bytes {
-            0 => "nothing".to_owned(),
-            bytes => format!("{} written since the head", ByteSize(bytes)),
+        match (status.unsynced_bytes, status.discarded_bytes) {
+            (0, 0) => "nothing".to_owned(),
+            (written, 0) => format!("{} written since the head", ByteSize(written)),
+            (written, discarded) => {
+                format!("{} written since the head, {} discarded", ByteSize(written), ByteSize(discarded))
+            }
         },
     );
     if let Some(note) = &status.uncommitted_note {

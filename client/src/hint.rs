@@ -13,6 +13,7 @@ use crate::desktop::DesktopError;
 use crate::engine::EngineError;
 use crate::fetch::FillError;
 use crate::files::copy::CopyError;
+use crate::fork::ForkReason;
 use crate::image::ImageError;
 use crate::metrics::MetricsError;
 use crate::mount::{MountError, PointError};
@@ -28,6 +29,7 @@ use crate::session::SessionError;
 use crate::source::{FailureKind, SourceError, SourceListError};
 use crate::state::StateError;
 use crate::succeed::InUseError;
+use crate::sync::SyncError;
 use crate::upstream::CommitError;
 use crate::versions::VersionError;
 
@@ -81,6 +83,9 @@ fn hint_of(error: &(dyn Error + 'static)) -> Option<String> {
     }
     if let Some(error) = error.downcast_ref::<MountError>() {
         return of_mount(error);
+    }
+    if let Some(SyncError::NothingToFork { reason }) = error.downcast_ref() {
+        return of_nothing_to_fork(reason);
     }
     if let Some(error) = error.downcast_ref::<PointError>() {
         return of_point(error);
@@ -271,6 +276,20 @@ fn of_session(error: &SessionError) -> Option<String> {
             "connect to a network once. What was written here is kept, and is synced then"
         }
         _ => return None,
+    };
+    Some(text.to_owned())
+}
+
+fn of_nothing_to_fork(reason: &ForkReason) -> Option<String> {
+    let text = match reason {
+        ForkReason::LeaseHeld { .. } => {
+            "make the version there; or `--ask`, of `satchel run` and `satchel mount`, has that machine sync and hand the desktop \
+             over, `--take` takes it: what was not synced there becomes a fork"
+        }
+        ForkReason::HeadMoved { .. } => {
+            "give the same command again: the version is then made of the newest one"
+        }
+        ForkReason::Gone => return None,
     };
     Some(text.to_owned())
 }

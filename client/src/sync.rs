@@ -60,6 +60,13 @@ pub enum SyncError {
         /// Why it may not be the next version.
         reason: ForkReason,
     },
+    /// A version was asked for that only its note tells from the one below, and it may not be the desktop's next: a fork of it would
+    /// be one of nothing.
+    #[error("no version was made: {reason}, and there is no work on this machine that is not synced")]
+    NothingToFork {
+        /// Why it may not be the next version.
+        reason: ForkReason,
+    },
     /// The desktop's files failed.
     #[error("{0}")]
     Desktop(#[from] DesktopError),
@@ -146,11 +153,13 @@ impl Syncer {
         let mut report = SyncReport::default();
         let waiting = desktop.store.uncommitted_note()?;
         if let Some(pending) = desktop.store.record().pending {
-            self.resume(desktop, pending, &mut report).await?;
+            let resumed = self.resume(desktop, pending, &mut report).await;
+            unless_of_nothing(resumed, note.as_deref())?;
         }
         // Left frozen by a sync that did not finish; then what came after it.
         if desktop.store.record().generations.len() > 1 {
-            self.commit_frozen(desktop, &mut report).await?;
+            let committed = self.commit_frozen(desktop, &mut report).await;
+            unless_of_nothing(committed, note.as_deref())?;
         }
         // Asked for once more, because it could not be sent: by now it was.
         let is_made = note.is_some() && note == waiting && !desktop.has_changes();
@@ -418,6 +427,15 @@ impl Syncer {
                 Err(CommitError::Gone) => ForkReason::Gone,
                 Err(CommitError::Remote(error)) => return Err(error.into()),
             };
+            if first_reason.is_none()
+                && refused != ForkReason::Gone
+                && version.manifest.note.is_some()
+                && version.manifest.disks == head.manifest.disks
+                && !desktop.is_head_lost()
+            {
+                fold(desktop, head, &[], Pending { manifest: head.id, through_generation }).await?;
+                return Err(SyncError::NothingToFork { reason: refused });
+            }
             let reason = first_reason.get_or_insert(refused);
             // A fork that is refused has a name that is taken: the next has another.
             let Some(digits) = digits.next() else {
@@ -501,6 +519,17 @@ impl SyncError {
     fn is_of_lost_objects(&self) -> bool {
         let (Self::Remote(error) | Self::Upload(UploadError::Remote(error))) = self else { return false };
         matches!(error.code(), Some("segments_missing" | "chunks_missing"))
+    }
+}
+
+/// A checkpoint of nothing that was kept for later is let go where another machine was first, unless somebody asks for one.
+fn unless_of_nothing(synced: Result<(), SyncError>, note: Option<&str>) -> Result<(), SyncError> {
+    match synced {
+        Err(SyncError::NothingToFork { reason }) if note.is_none() => {
+            tracing::warn!(%reason, "a checkpoint of this machine that changes nothing is not made");
+            Ok(())
+        }
+        synced => synced,
     }
 }
 

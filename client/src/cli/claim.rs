@@ -90,7 +90,7 @@ pub(crate) fn held(error: &SessionError) -> Option<String> {
 pub(crate) fn notice(desktop: &Name, notice: &Notice) -> Option<String> {
     Some(match notice {
         Notice::WorkIsInFork { fork } => format!(
-            "what was done here before is desktop {fork} now, since {desktop} had moved on meanwhile; `satchel diff {desktop} \
+            "what was done here before is desktop {fork} now, and this is the newest version of {desktop} itself; `satchel diff {desktop} \
              {fork}` compares them, `satchel run {fork}` opens it"
         ),
         Notice::OnFork { fork } => format!(

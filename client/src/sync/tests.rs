@@ -520,6 +520,40 @@ async fn a_sync_says_that_the_server_has_lost_what_lies_below() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_checkpoint_of_nothing_is_refused_while_another_machine_has_the_desktop_and_one_of_work_is_kept() {
+    let mut world = World::new(vec![1], SystemMode::Own);
+    let other = SecretKey::from_bytes(&[6; 32]).public();
+    let checkpoint = |text: &str| Some(text.to_owned());
+    // Kept while nobody could be asked, too.
+    world.server.lose_network_after(Some(0));
+    syncer(&world.server).sync(world.desktop(), checkpoint("before")).await.unwrap_err();
+    assert!(world.desktop().has_work());
+    world.server.lose_network_after(None);
+    world.server.take_lease(&subject(), Some(other));
+    for note in [checkpoint("before"), checkpoint("now")] {
+        let refused = syncer(&world.server).sync(world.desktop(), note).await.unwrap_err();
+        let is_in_use = matches!(&refused, SyncError::NothingToFork { reason: ForkReason::LeaseHeld { .. } });
+        assert!(is_in_use, "{refused}");
+        assert!(crate::hint::hint(&refused).unwrap().contains("--take"));
+        assert!(!world.desktop().has_work(), "it is not made later, either");
+    }
+    assert_eq!(world.server.subjects().len(), 2, "the image and the desktop");
+
+    // A sync that asks for no version lets go of one that was kept.
+    world.server.lose_network_after(Some(0));
+    syncer(&world.server).sync(world.desktop(), checkpoint("again")).await.unwrap_err();
+    world.server.lose_network_after(None);
+    let report = syncer(&world.server).sync(world.desktop(), None).await.unwrap();
+    assert!(report.version.is_none() && !world.desktop().has_work());
+
+    world.apply(&Op::Write { home: true, sector: 0, len: 1 }).await.unwrap();
+    let report = syncer(&world.server).sync(world.desktop(), checkpoint("work")).await.unwrap();
+    assert!(report.begins_fork());
+    assert_eq!(world.server.subjects().len(), 3);
+    world.desktop().fetcher.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn segments_of_versions_before_are_not_kept() {
     let mut world = World::new(vec![1], SystemMode::Own);
     for sector in 0..3 {

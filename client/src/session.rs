@@ -413,15 +413,39 @@ impl Session {
         if self.offline || self.desktop.is_read_only() || self.desktop.has_work() {
             return;
         }
-        match self.remote.release_lease(name, &self.holder.key).await {
-            Ok(()) => {
-                if let Some(record) = LeaseRecord::load(self.desktop.store().volume()) {
-                    record.given_back(now_ms).note(self.desktop.store().volume());
-                }
-            }
-            // It runs out by itself.
-            Err(error) => tracing::info!(%error, "the lease was not given back"),
+        // It runs out by itself.
+        if let Err(error) = self.give_lease_back(name, now_ms).await {
+            tracing::info!(%error, "the lease was not given back");
         }
+    }
+
+    /// Whether this machine keeps the lease, as far as it knows.
+    pub fn is_lease_kept(&self) -> bool {
+        LeaseRecord::load(self.desktop.store().volume()).is_some_and(|record| record.is_held)
+    }
+
+    /// Gives back a lease that was kept for work without a network, also where nobody was asked for anything else; not where
+    /// something is left here that the server does not have.
+    ///
+    /// # Errors
+    /// [`RemoteError`]: the server was not told, and the lease is still kept.
+    pub async fn end_kept_lease(&self, now_ms: u64) -> Result<(), RemoteError> {
+        let Some(name) = self.name().filter(|_| self.is_lease_kept() && !self.desktop.has_work()) else {
+            return Ok(());
+        };
+        let giving_back = self.give_lease_back(name, now_ms);
+        tokio::time::timeout(REFRESH_TIMEOUT, giving_back).await.unwrap_or_else(|_| {
+            let reason = format!("no answer within {} s", REFRESH_TIMEOUT.as_secs());
+            Err(RemoteError::Unexpected { url: self.remote.endpoint().url.clone(), reason })
+        })
+    }
+
+    async fn give_lease_back(&self, name: &Name, now_ms: u64) -> Result<(), RemoteError> {
+        self.remote.release_lease(name, &self.holder.key).await?;
+        if let Some(record) = LeaseRecord::load(self.desktop.store().volume()) {
+            record.given_back(now_ms).note(self.desktop.store().volume());
+        }
+        Ok(())
     }
 }
 

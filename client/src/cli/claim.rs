@@ -17,6 +17,10 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 const ASK_AGAIN_INTERVAL: Duration = Duration::from_secs(20);
 /// How long a holder that was heard of may take: its machine has to shut down and to sync.
 const PATIENCE: Duration = Duration::from_secs(600);
+/// A machine that has a desktop mounted is heard of every minute. One that is not may be away, or be done and keep the desktop.
+const QUIET_MS: u64 = 180_000;
+const QUIET: &str =
+    " (it may be off, without a network, or keep the desktop for work without one: `satchel pin`)";
 const DAY_MS: u64 = 86_400_000;
 const HOUR_MS: u64 = 3_600_000;
 const MINUTE_MS: u64 = 60_000;
@@ -77,8 +81,10 @@ pub(crate) async fn ask(context: &Context, state: &StateDir, desktop: &Name) -> 
 pub(crate) fn held(error: &SessionError) -> Option<String> {
     let SessionError::LeaseHeld { desktop, lease, now_ms } = error else { return None };
     let heard = span(now_ms.saturating_sub(lease.renewed_ms));
+    let is_quiet = now_ms.saturating_sub(lease.renewed_ms) > QUIET_MS;
+    let quiet = if is_quiet { QUIET } else { "" };
     Some(format!(
-        "desktop {desktop} is in use on {} since {}; it was last heard of {heard} ago, and its last sync is version {} of {}",
+        "desktop {desktop} is in use on {} since {}; it was last heard of {heard} ago{quiet}, and its last sync is version {} of {}",
         lease.machine,
         moment(lease.since_ms),
         lease.version.sequence,

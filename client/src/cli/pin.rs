@@ -19,7 +19,7 @@ use super::open::{OnMissingArg, OpenArgs};
 use super::output::Printer;
 use super::progress::{ProgressLine, per_second, time_left};
 use super::quantity::{self, ByteSize};
-use super::{Context, mount};
+use super::{Context, mount, now_ms};
 
 #[derive(Debug, Args)]
 pub(super) struct PinArgs {
@@ -28,7 +28,7 @@ pub(super) struct PinArgs {
     /// The most to take of the link, bytes a second (without it: all that nobody else needs)
     #[arg(long, value_name = "SIZE", value_parser = quantity::rate)]
     limit_rate: Option<ByteSize>,
-    /// No longer keep all of it
+    /// No longer keep all of it, nor the right to write it, unless it is in use or has changes that are not synced
     #[arg(long, conflicts_with_all = ["pause", "resume", "limit_rate"])]
     unpin: bool,
     /// Stop fetching in the background while the desktop is mounted
@@ -55,6 +55,8 @@ struct Paused<'a> {
 struct Pinned<'a> {
     desktop: &'a Name,
     pinned: bool,
+    /// Whether this machine keeps the lease though nothing uses the desktop.
+    keeps_lease: bool,
     #[serde(flatten)]
     report: Option<FillReport>,
 }
@@ -83,6 +85,7 @@ pub(crate) async fn run(context: &Context, args: PinArgs) -> anyhow::Result<()> 
         })?;
         return Ok(());
     }
+    let mut keeps_lease = false;
     let report = match running {
         Some(mut connection) => {
             let mut reporter = FillReporter::new();
@@ -99,22 +102,44 @@ pub(crate) async fn run(context: &Context, args: PinArgs) -> anyhow::Result<()> 
             let report = fill_here(context.printer, &session, &args, limit_bytes_per_s).await;
             // The lease stays: who pins means to work where nobody can be asked for it.
             tokio::task::block_in_place(|| session.desktop.close())?;
-            report?
+            let report = report?;
+            if args.unpin
+                && let Err(error) = session.end_kept_lease(now_ms()).await
+            {
+                context.printer.warning(&format!("the right to write it was not given back: {error}"));
+            }
+            keeps_lease = session.is_lease_kept();
+            report
         }
     };
-    let pinned = Pinned { desktop: &args.desktop, pinned: !args.unpin, report };
-    context.printer.result(&pinned, |pinned| match &pinned.report {
+    let pinned = Pinned { desktop: &args.desktop, pinned: !args.unpin, keeps_lease, report };
+    context.printer.result(&pinned, said)?;
+    Ok(())
+}
+
+fn said(pinned: &Pinned) -> String {
+    let Pinned { desktop, keeps_lease, .. } = pinned;
+    let mut text = match &pinned.report {
         Some(report) => format!(
-            "all of desktop {} is on this machine ({}) and stays; it works without a network",
-            pinned.desktop,
+            "all of desktop {desktop} is on this machine ({}) and stays; it works without a network",
             ByteSize(report.total_bytes)
         ),
-        None => format!(
-            "desktop {} no longer has to be here; what is stays until its space is needed",
-            pinned.desktop
-        ),
-    })?;
-    Ok(())
+        None => {
+            format!("desktop {desktop} no longer has to be here; what is stays until its space is needed")
+        }
+    };
+    if *keeps_lease {
+        let until = match pinned.pinned {
+            true => format!(
+                ", for work without a network, until `satchel sync {desktop}` or `satchel pin {desktop} --unpin`"
+            ),
+            false => format!(" until `satchel sync {desktop}` has sent what is on this machine only"),
+        };
+        text.push_str(&format!(
+            "\nthis machine keeps the right to write it{until}: on others it is in use here meanwhile"
+        ));
+    }
+    text
 }
 
 /// Whether all of the disks is here, as far as the cache's index says.

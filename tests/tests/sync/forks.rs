@@ -232,6 +232,35 @@ fn who_only_looks_keeps_nobody_out_and_changes_nothing() {
 }
 
 #[test]
+fn who_pins_a_desktop_keeps_it_until_it_is_unpinned() {
+    require!(fuse);
+    let published = Publication::new(62, IMAGE_BYTES);
+    let (laptop, other) = (published.machine_with_desktop("laptop"), published.machine("other"));
+    let pinned = laptop.satchel(["pin", "work"]).ok().stdout;
+    for part in ["keeps the right to write", "satchel sync work", "satchel pin work --unpin"] {
+        assert!(pinned.contains(part), "`{part}` is not in: {pinned}");
+    }
+    let mount = |machine: &Client| {
+        let directory = machine.new_directory();
+        machine.satchel(["mount".as_ref(), "work".as_ref(), directory.as_os_str()]).exited(1).stderr
+    };
+    assert!(mount(&other).contains("work is in use on"));
+    // With work that is not synced it stays, and that is said.
+    let mut disks = Disks::new(&published);
+    disks.change_on(&laptop, 5, &mut Rng::new(62));
+    let unpinned = laptop.satchel(["--json", "pin", "work", "--unpin"]).ok().json();
+    assert_eq!(unpinned["keeps_lease"], true, "{unpinned}");
+    assert!(mount(&other).contains("work is in use on"));
+    sync(&laptop);
+    let _ = laptop.satchel(["pin", "work"]).ok();
+    let unpinned = laptop.satchel(["pin", "work", "--unpin"]).ok().stdout;
+    assert!(!unpinned.contains("keeps the right to write"), "{unpinned}");
+    let mount = other.mount("work");
+    disks.assert_in(&mount);
+    mount.unmount();
+}
+
+#[test]
 fn a_lease_that_ran_out_without_a_network_lets_the_desktop_be_looked_at() {
     require!(fuse);
     let published = Publication::new(67, IMAGE_BYTES);

@@ -86,6 +86,9 @@ pub enum Reply {
         total_bytes: u64,
         /// Bytes that are here.
         local_bytes: u64,
+        /// Bytes that came over the link since the desktop was opened.
+        #[serde(default)]
+        fetched_bytes: u64,
         /// Whether it was told to stop.
         paused: bool,
     },

@@ -526,7 +526,9 @@ async fn telling<T>(
 /// How far a fill is, as the control socket tells it.
 pub fn fill_reply(desktop: &OpenDesktop) -> Reply {
     let FillReport { total_bytes, local_bytes } = fill_report(desktop);
-    Reply::Filling { total_bytes, local_bytes, paused: desktop.fetcher().is_background_paused() }
+    let fetched_bytes = desktop.fetcher().stats().fetched_bytes;
+    let paused = desktop.fetcher().is_background_paused();
+    Reply::Filling { total_bytes, local_bytes, fetched_bytes, paused }
 }
 
 /// What a fill has done.

@@ -1,7 +1,8 @@
 //! `satchel pin`
 
+use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chunk_format::Name;
 use clap::Args;
@@ -43,6 +44,8 @@ pub(super) struct PinArgs {
 }
 
 const REDRAW: Duration = Duration::from_millis(200);
+/// What came in so long tells the rate.
+const RATE_WINDOW: Duration = Duration::from_secs(5);
 const SAVE_INTERVAL: Duration = Duration::from_secs(2);
 
 #[derive(Serialize)]
@@ -220,35 +223,62 @@ async fn fill_here(
 /// Shows how far a fill is.
 struct FillReporter {
     line: ProgressLine,
-    /// What was here already.
-    first_bytes: Option<u64>,
+    recent: Recent,
 }
 
 impl FillReporter {
     fn new() -> Self {
-        Self { line: ProgressLine::new(), first_bytes: None }
+        Self { line: ProgressLine::new(), recent: Recent::default() }
     }
 
     fn show(&mut self, reply: &Reply) {
-        let Reply::Filling { total_bytes, local_bytes, paused } = *reply else { return };
+        let Reply::Filling { total_bytes, local_bytes, fetched_bytes, paused } = *reply else { return };
         if total_bytes == 0 {
             return;
         }
-        let first = *self.first_bytes.get_or_insert_with(|| {
-            self.line = ProgressLine::new();
-            local_bytes
-        });
-        let fetched = local_bytes.saturating_sub(first);
-        self.line.show(describe(total_bytes, local_bytes, fetched, self.line.elapsed(), paused));
+        let now = Sample { at: Instant::now(), local_bytes, fetched_bytes };
+        let text = describe(total_bytes, self.recent.since(now), now, paused);
+        self.line.show(text);
     }
 }
 
-fn describe(total: u64, local: u64, fetched: u64, elapsed: Duration, paused: bool) -> String {
-    let percent = (local * 100).checked_div(total).unwrap_or(100);
-    let state = match (paused, per_second(fetched, elapsed)) {
-        (true, _) => "paused; `satchel pin --resume` goes on".to_owned(),
-        (false, 0) => "waiting for the link".to_owned(),
-        (false, rate) => format!("{}/s, {}", ByteSize(rate), time_left(total.saturating_sub(local), rate)),
+/// How far a fill was at a time.
+#[derive(Clone, Copy)]
+struct Sample {
+    at: Instant,
+    local_bytes: u64,
+    fetched_bytes: u64,
+}
+
+/// What a rate is told by: one of all the time would go on while nothing comes.
+#[derive(Default)]
+struct Recent(VecDeque<Sample>);
+
+impl Recent {
+    /// Adds a sample, and answers the one from which on its rate is told.
+    fn since(&mut self, now: Sample) -> Sample {
+        while self.0.get(1).is_some_and(|second| now.at - second.at >= RATE_WINDOW) {
+            self.0.pop_front();
+        }
+        self.0.push_back(now);
+        self.0.front().copied().unwrap_or(now)
+    }
+}
+
+/// The rate is the link's; the time left goes by what becomes of that on the disks, which is more: it comes compressed.
+fn describe(total: u64, since: Sample, now: Sample, paused: bool) -> String {
+    let percent = (now.local_bytes * 100).checked_div(total).unwrap_or(100);
+    let elapsed = now.at - since.at;
+    let local = now.local_bytes.saturating_sub(since.local_bytes);
+    let state = match now.fetched_bytes.saturating_sub(since.fetched_bytes) {
+        _ if paused => "paused; `satchel pin --resume` goes on".to_owned(),
+        0 if local > 0 => "looking at what is here".to_owned(),
+        0 => "waiting for the link".to_owned(),
+        fetched => format!(
+            "{}/s, {}",
+            ByteSize(per_second(fetched, elapsed)),
+            time_left(total.saturating_sub(now.local_bytes), per_second(local, elapsed))
+        ),
     };
     format!("{percent}% of {} is here, {state}", ByteSize(total))
 }
@@ -257,14 +287,25 @@ fn describe(total: u64, local: u64, fetched: u64, elapsed: Duration, paused: boo
 mod tests {
     use super::*;
 
+    const MIB: u64 = 1 << 20;
+
     #[test]
-    fn progress_tells_rate_and_time_left() {
-        let mib = |count: u64| count << 20;
-        let text = describe(mib(1000), mib(400), mib(100), Duration::from_secs(10), false);
-        assert_eq!(text, "40% of 1000 MiB is here, 10.0 MiB/s, 1:00 left");
-        assert!(
-            describe(mib(10), mib(5), 0, Duration::from_secs(1), false).ends_with("waiting for the link")
-        );
-        assert!(describe(mib(10), mib(5), 0, Duration::from_secs(1), true).contains("paused"));
+    fn progress_tells_the_rate_of_the_link_and_none_when_nothing_comes() {
+        let began = Instant::now();
+        let mut recent = Recent::default();
+        let mut said = |after_s: u64, local: u64, fetched: u64| {
+            let at = began + Duration::from_secs(after_s);
+            let now = Sample { at, local_bytes: local * MIB, fetched_bytes: fetched * MIB };
+            describe(1000 * MIB, recent.since(now), now, false)
+        };
+        assert_eq!(said(0, 0, 0), "0% of 1000 MiB is here, waiting for the link");
+        assert_eq!(said(1, 300, 0), "30% of 1000 MiB is here, looking at what is here");
+        assert_eq!(said(10, 380, 40), "38% of 1000 MiB is here, 4.4 MiB/s, 1:09 left");
+        assert_eq!(said(15, 480, 90), "48% of 1000 MiB is here, 10.0 MiB/s, 0:26 left");
+        // The server has gone: what came before is forgotten.
+        assert_eq!(said(17, 480, 90), "48% of 1000 MiB is here, 7.1 MiB/s, 0:36 left");
+        assert_eq!(said(21, 480, 90), "48% of 1000 MiB is here, waiting for the link");
+        let now = Sample { at: began, local_bytes: 5 * MIB, fetched_bytes: 0 };
+        assert!(describe(10 * MIB, now, now, true).contains("paused"));
     }
 }

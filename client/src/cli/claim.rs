@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use chunk_format::Name;
-use satchel_client::lease;
+use satchel_client::lease::{self, Claim};
 use satchel_client::session::{Notice, SessionError};
 use satchel_client::state::StateDir;
 
@@ -92,9 +92,11 @@ pub(crate) fn held(error: &SessionError) -> Option<String> {
     ))
 }
 
-/// What a person is told of a notice that has to do with leases and forks; none of another.
-pub(crate) fn notice(desktop: &Name, notice: &Notice) -> Option<String> {
+/// What a person is told of a notice that has to do with leases and forks, where the desktop was opened so; none of another.
+pub(crate) fn notice(desktop: &Name, notice: &Notice, claim: Claim) -> Option<String> {
     Some(match notice {
+        // Nothing is written then that could become a fork.
+        Notice::NoLease if claim == Claim::IfFree => return None,
         Notice::WorkIsInFork { fork } => format!(
             "what was done here before is desktop {fork} now, and this is the newest version of {desktop} itself; `satchel diff {desktop} \
              {fork}` compares them, `satchel run {fork}` opens it"
@@ -135,6 +137,13 @@ pub(crate) fn span(ms: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_writes_nothing_is_not_warned_of_a_fork() {
+        let said = |claim| notice(&"work".parse().unwrap(), &Notice::NoLease, claim);
+        assert_eq!(said(Claim::IfFree), None);
+        assert!(said(Claim::Write).unwrap().contains("becomes a fork"));
+    }
 
     #[test]
     fn spans_are_rough() {

@@ -216,7 +216,7 @@ pub(crate) async fn open(
         }
     };
     for notice in &session.notices {
-        if let Some(said) = claim::notice(desktop, notice) {
+        if let Some(said) = claim::notice(desktop, notice, claim) {
             match notice {
                 Notice::WorkIsInFork { .. } | Notice::Taken { .. } => context.printer.message(&said),
                 _ => context.printer.warning(&said),

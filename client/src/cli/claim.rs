@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::bail;
 use chunk_format::Name;
 use satchel_client::lease::{self, Claim};
+use satchel_client::remote::{LeaseAnswer, RemoteError};
 use satchel_client::session::{Notice, SessionError};
 use satchel_client::state::StateDir;
 
@@ -15,6 +16,8 @@ use super::{Context, machine_name};
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 /// How often it is asked again: who does not is not waiting any more.
 const ASK_AGAIN_INTERVAL: Duration = Duration::from_secs(20);
+/// How often it is told how long the holder was not heard of.
+const TELL_INTERVAL: Duration = Duration::from_secs(60);
 /// How long a holder that was heard of may take: its machine has to shut down and to sync.
 const PATIENCE: Duration = Duration::from_secs(600);
 /// A machine that has a desktop mounted is heard of every minute. One that is not may be away, or be done and keep the desktop.
@@ -38,6 +41,7 @@ pub(crate) async fn ask(context: &Context, state: &StateDir, desktop: &Name) -> 
     ));
     let waited = async {
         let mut asked_at = Instant::now();
+        let mut waiting = Waiting::since(asked_at);
         loop {
             tokio::time::sleep(LOOK_INTERVAL).await;
             let answer = match asked_at.elapsed() >= ASK_AGAIN_INTERVAL {
@@ -47,12 +51,15 @@ pub(crate) async fn ask(context: &Context, state: &StateDir, desktop: &Name) -> 
                 }
                 false => remote.lease(desktop).await,
             };
-            let lease = match answer {
-                Ok(answer) => answer.lease,
-                Err(error) if error.is_transient() => continue,
-                Err(error) => return Err(error.into()),
+            let answer = match answer {
+                Err(error) if !error.is_transient() => return Err(error.into()),
+                answer => answer,
             };
-            match lease.filter(|lease| !lease::is_ours(lease, &key)) {
+            for said in waiting.heard(Instant::now(), answer.as_ref()) {
+                context.printer.message(&said);
+            }
+            let Ok(answer) = answer else { continue };
+            match answer.lease.filter(|lease| !lease::is_ours(lease, &key)) {
                 None => return Ok(()),
                 Some(lease) => {
                     if let Some(reason) = lease.refusal {
@@ -74,6 +81,52 @@ pub(crate) async fn ask(context: &Context, state: &StateDir, desktop: &Name) -> 
             held.machine,
             PATIENCE.as_secs() / 60
         ),
+    }
+}
+
+/// What is told while it is waited for a hand-over.
+struct Waiting {
+    is_server_away: bool,
+    told_at: Instant,
+}
+
+impl Waiting {
+    fn since(told_at: Instant) -> Self {
+        Self { is_server_away: false, told_at }
+    }
+
+    /// What there is to tell after the server was asked.
+    fn heard(&mut self, now: Instant, answer: Result<&LeaseAnswer, &RemoteError>) -> Vec<String> {
+        let mut said = Vec::new();
+        let lease = match answer {
+            Err(error) => {
+                if !std::mem::replace(&mut self.is_server_away, true) {
+                    said.push(format!(
+                        "the server cannot be asked ({error}); waiting for it, interrupt to stop"
+                    ));
+                }
+                None
+            }
+            Ok(answer) => {
+                if std::mem::take(&mut self.is_server_away) {
+                    said.push("the server answers again".to_owned());
+                }
+                answer.lease.as_ref().map(|lease| (lease, answer.now_ms.saturating_sub(lease.renewed_ms)))
+            }
+        };
+        if let Some((lease, quiet_ms)) = lease
+            && now - self.told_at >= TELL_INTERVAL
+        {
+            self.told_at = now;
+            let quiet = if quiet_ms > QUIET_MS { QUIET } else { "" };
+            said.push(format!(
+                "still waiting for {}, which was last heard of {} ago{quiet}. Interrupt to stop: `--read-only` looks at the desktop \
+                 without writing, `--take` takes it, and what was not synced there becomes a fork",
+                lease.machine,
+                span(quiet_ms)
+            ));
+        }
+        said
     }
 }
 
@@ -136,6 +189,8 @@ pub(crate) fn span(ms: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use chunk_format::SecretKey;
+
     use super::*;
 
     #[test]
@@ -143,6 +198,40 @@ mod tests {
         let said = |claim| notice(&"work".parse().unwrap(), &Notice::NoLease, claim);
         assert_eq!(said(Claim::IfFree), None);
         assert!(said(Claim::Write).unwrap().contains("becomes a fork"));
+    }
+
+    #[test]
+    fn who_waits_is_told_once_that_the_server_is_away_and_now_and_then_how_long_the_holder_is_not_heard_of() {
+        let key = SecretKey::from_bytes(&[6; 32]).public();
+        let version = serde_json::json!({
+            "id": "b".repeat(64), "sequence": 3, "size_bytes": 0, "machine": "laptop-b", "created_ms": 0, "committed_ms": 0, "key": key,
+        });
+        let answer = |quiet_ms: u64| -> LeaseAnswer {
+            serde_json::from_value(serde_json::json!({
+                "lease": {
+                    "key": key, "machine": "laptop-b", "since_ms": 0, "renewed_ms": 0, "expires_ms": DAY_MS, "version": version,
+                },
+                "head": version, "now_ms": quiet_ms, "lease_ms": DAY_MS, "after_expiry": "read_only",
+            }))
+            .unwrap()
+        };
+        let began = Instant::now();
+        let mut waiting = Waiting::since(began);
+        let mut heard = |after_s, answer: Result<&LeaseAnswer, &RemoteError>| {
+            waiting.heard(began + Duration::from_secs(after_s), answer).join("\n")
+        };
+        assert_eq!(heard(2, Ok(&answer(2000))), "");
+        let away = RemoteError::Stalled { url: "https://server".to_owned(), seconds: 9 };
+        assert!(heard(4, Err(&away)).contains("the server cannot be asked (cannot reach https://server"));
+        assert_eq!(heard(70, Err(&away)), "", "it is said once");
+        let said = heard(72, Ok(&answer(72_000)));
+        assert!(
+            said.contains("answers again")
+                && said.contains("laptop-b, which was last heard of 1 minute ago. ")
+        );
+        assert_eq!(heard(74, Ok(&answer(74_000))), "");
+        let said = heard(400, Ok(&answer(400_000)));
+        assert!(said.contains("6 minutes ago (it may be off") && said.contains("--take"), "{said}");
     }
 
     #[test]

@@ -245,9 +245,9 @@ impl Sources {
             record.outage = Some(Outage { failures, last: now, retry_at: now + pause });
             (failures, is_news)
         };
+        let is_server = self.entries.last().is_some_and(|last| Arc::ptr_eq(last, entry));
         if self.entries.iter().all(|entry| entry.lock().outage.is_some()) {
-            // The last one is the server: what others make of this machine is no reason to log in there.
-            let is_server = self.entries.last().is_some_and(|last| Arc::ptr_eq(last, entry));
+            // What others than the server make of this machine is no reason to log in there.
             let cause = if is_server { DownCause::of(error.kind) } else { DownCause::Silent };
             let reason = error_chain(error);
             self.state.send_if_modified(|state| {
@@ -261,7 +261,7 @@ impl Sources {
                 before.is_none_or(|before| cause > before)
             });
         } else if failures == 1 {
-            tracing::warn!(error = error_chain(error), "a source does not answer; another one does");
+            tracing::warn!(error = error_chain(error), "{}", failure_among_others(is_server, error.kind));
         }
         if has_others {
             Arc::clone(entry).probe(path.clone(), failures, self.state.clone());
@@ -326,6 +326,22 @@ impl Entry {
                 }
             }
         });
+    }
+}
+
+/// What is said of one source that failed while others have not. These need not have what it was asked for; the server has
+/// everything.
+fn failure_among_others(is_server: bool, kind: FailureKind) -> &'static str {
+    match (is_server, DownCause::of(kind)) {
+        (false, DownCause::Silent) => "a source does not answer; the others are asked in its place",
+        (false, _) => "a source cannot be used; the others are asked in its place",
+        (true, DownCause::Silent) => "the server does not answer; what no other source has waits for it",
+        (true, DownCause::Refuses) => {
+            "the server refuses this machine; what no other source has waits for it"
+        }
+        (true, DownCause::Untrusted) => {
+            "what answers may not be the server, and is told nothing; what no other source has waits for it"
+        }
     }
 }
 
@@ -637,6 +653,15 @@ mod tests {
             sources.failed(only, &image, &told(0));
         }
         assert!((12..30).contains(&asked), "{asked}");
+    }
+
+    #[test]
+    fn a_server_that_does_not_answer_is_not_said_to_be_replaced() {
+        for kind in [FailureKind::Unreachable, FailureKind::Refused, FailureKind::Untrusted] {
+            let said = failure_among_others(true, kind);
+            assert!(said.contains("server") && said.contains("waits for it"), "{said}");
+            assert!(failure_among_others(false, kind).contains("the others are asked in its place"));
+        }
     }
 
     #[test]

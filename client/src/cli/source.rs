@@ -1,18 +1,25 @@
 //! `satchel source`
 
 use std::io::{BufRead, IsTerminal, Read};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
-use chunk_format::Name;
+use chunk_format::{ManifestId, Name, Subject};
 use clap::Args;
 use clap::error::ErrorKind;
+use satchel_client::desktop::DesktopStore;
+use satchel_client::hint;
+use satchel_client::remote::Remote;
 use satchel_client::session::{SessionError, check_exists};
-use satchel_client::source::{SourceAddress, SourceList};
+use satchel_client::source::{FailureKind, SourceAddress, SourceList, has_version};
 use satchel_client::state::make_private_dir;
 use satchel_client::volume::DirVolume;
 use serde::Serialize;
 
 use super::Context;
+use super::output::short;
 
 #[derive(Debug, Args)]
 pub(super) struct SourceArgs {
@@ -30,6 +37,8 @@ pub(super) struct SourceArgs {
     remove: Vec<String>,
 }
 
+/// How long it may take to look what a source has.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest address that is read from standard input.
 const MAX_ADDRESS_BYTES: u64 = 4096;
 
@@ -62,12 +71,21 @@ pub(crate) async fn run(context: &Context, args: &SourceArgs) -> anyhow::Result<
     for address in &args.remove {
         list.remove(address)?;
     }
-    for address in added {
-        list.add(address, args.first);
+    for address in &added {
+        list.add(address.clone(), args.first);
     }
     if !args.add.is_empty() || !args.remove.is_empty() {
         list.store(&volume)?;
         context.printer.message("used from the next time the desktop is mounted or run");
+    }
+    if !added.is_empty() {
+        let golden = Golden::of(&directory, &remote, &args.desktop).await;
+        for address in &added {
+            // It is added all the same: a stick may be away.
+            if let Some(lacking) = lacking(address, &args.desktop, golden.as_ref()).await {
+                context.printer.warning(&lacking);
+            }
+        }
     }
     let names = |list: &[_]| list.iter().map(ToString::to_string).collect();
     let sources = Sources { added: names(&list.added), mirrors: names(&list.mirrors), server: login.url };
@@ -77,6 +95,69 @@ pub(crate) async fn run(context: &Context, args: &SourceArgs) -> anyhow::Result<
         added.chain(mirrors).chain([format!("{} (the server)\n", sources.server)]).collect()
     })?;
     Ok(())
+}
+
+/// The golden version that a desktop stands on.
+struct Golden {
+    image: Name,
+    id: ManifestId,
+    /// Where what is on this machine tells it.
+    sequence: Option<u64>,
+}
+
+impl Golden {
+    /// By what is on this machine, or else by what the server says; none where neither tells.
+    async fn of(directory: &Path, remote: &Remote, desktop: &Name) -> Option<Self> {
+        let here = || {
+            let store = DesktopStore::read_only(Arc::new(DirVolume::open(directory).ok()?)).ok()?;
+            let golden = store.version(store.record().base).ok()?;
+            let Subject::Image { image } = golden.manifest.subject else { return None };
+            Some(Self { image, id: golden.id, sequence: Some(golden.manifest.sequence) })
+        };
+        if let Some(golden) = here() {
+            return Some(golden);
+        }
+        let info = tokio::time::timeout(LOOK_TIMEOUT, remote.desktop(desktop)).await.ok()?.ok()?;
+        Some(Self { image: info.base.image, id: info.base.version, sequence: None })
+    }
+}
+
+/// What speaks against a source, as far as it can be told now: that it is not there, or has not what the desktop stands on.
+async fn lacking(address: &SourceAddress, desktop: &Name, golden: Option<&Golden>) -> Option<String> {
+    if let SourceAddress::Directory(path) = address
+        && !path.is_dir()
+    {
+        return Some(format!("there is no directory {} now: it is asked when it is there", path.display()));
+    }
+    let golden = golden?;
+    // What cannot be used at all is told where it is opened.
+    let source = address.open().ok()?;
+    let looking = has_version(&*source, &golden.image, golden.id, address.is_local());
+    let error = match tokio::time::timeout(LOOK_TIMEOUT, looking).await {
+        Ok(Ok(())) => return None,
+        Ok(Err(error)) => error,
+        Err(_) => {
+            return Some(format!(
+                "it could not be told within {} s whether {address} has what {desktop} stands on",
+                LOOK_TIMEOUT.as_secs()
+            ));
+        }
+    };
+    let why = hint::chain(&error);
+    Some(match error.kind {
+        FailureKind::NotFound | FailureKind::Damaged => {
+            let Golden { image, id, sequence } = golden;
+            let (version, of) = match sequence {
+                Some(sequence) => (sequence.to_string(), format!("{image}@{sequence}")),
+                None => (short(id), image.to_string()),
+            };
+            format!(
+                "{address} has not all of version {version} of {image}, on which {desktop} stands ({why}): what lacks comes from \
+                 elsewhere. `satchel export {of} DIR` writes all of it"
+            )
+        }
+        _ => format!("{address} cannot be asked now ({why})"),
+    })
 }
 
 /// Reads an address. It is not the argument parser that does: that repeats what it cannot read, and an address may hold a
@@ -99,4 +180,32 @@ fn address(context: &Context, text: &str) -> anyhow::Result<SourceAddress> {
         text => text,
     };
     text.parse().or_else(|error| clap::Error::raw(ErrorKind::ValueValidation, format!("{error}\n")).exit())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_source_that_is_away_or_has_not_the_version_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let desktop: Name = "work".parse().unwrap();
+        let golden =
+            Golden { image: "debian".parse().unwrap(), id: ManifestId::of(b"a version"), sequence: Some(3) };
+        let away: SourceAddress = format!("file:{}/stick", dir.path().display()).parse().unwrap();
+        let said = lacking(&away, &desktop, None).await.unwrap();
+        assert!(said.starts_with("there is no directory ") && said.contains("/stick now"), "{said}");
+        let there: SourceAddress = format!("file:{}", dir.path().display()).parse().unwrap();
+        assert!(lacking(&there, &desktop, Some(&golden)).await.unwrap().contains("cannot be asked now"));
+        std::fs::write(dir.path().join("letter"), "of another thing").unwrap();
+        let said = lacking(&there, &desktop, Some(&golden)).await.unwrap();
+        for part in [
+            "has not all of version 3 of debian, on which work stands",
+            "/manifests/",
+            "`satchel export debian@3 DIR`",
+        ] {
+            assert!(said.contains(part), "`{part}` is not in: {said}");
+        }
+        assert_eq!(lacking(&there, &desktop, None).await, None, "nothing is known to look for");
+    }
 }

@@ -25,16 +25,27 @@ fn with_export(seed: u64) -> (Publication, Client, PathBuf) {
     (published, laptop, tree)
 }
 
-fn add(laptop: &Client, source: &str) {
-    let listed = laptop.satchel(["--json", "source", "work", "--add", source]).ok().json();
-    assert_eq!(listed["added"][0], source);
+/// Adds a source; what is said of it.
+fn add(laptop: &Client, source: &str) -> String {
+    let added = laptop.satchel(["--json", "source", "work", "--add", source]).ok();
+    assert_eq!(added.json()["added"][0], source);
+    added.stderr
 }
 
 #[test]
 fn an_exported_directory_is_enough() {
     require!(fuse);
     let (mut published, laptop, tree) = with_export(60);
-    add(&laptop, &format!("file:{}", tree.display()));
+    let source = format!("file:{}", tree.display());
+    let mut packs = std::fs::read_dir(tree.join("image/golden/packs")).expect("it was exported");
+    let pack = packs.next().expect("a pack").expect("it can be listed").path();
+    let aside = tree.join("aside");
+    rename(&pack, &aside);
+    let said = add(&laptop, &source);
+    assert!(said.contains("has not all of version 1 of golden") && said.contains("/packs/"), "{said}");
+    rename(&aside, &pack);
+    let said = add(&laptop, &source);
+    assert!(!said.contains("warning"), "{said}");
     published.server.stop();
     let mount = laptop.mount("work");
     published.content.assert_in(&mount.system());
@@ -81,7 +92,7 @@ fn an_export_that_was_cut_is_mended_by_the_same_command() {
     rename(&stored.with_extension("aside"), &stored);
     drop(export(&[]).ok());
 
-    add(&laptop, &format!("file:{}", tree.display()));
+    let _ = add(&laptop, &format!("file:{}", tree.display()));
     published.server.stop();
     let mount = laptop.mount("work");
     published.content.assert_in(&mount.system());
@@ -93,7 +104,7 @@ fn any_static_host_is_enough() {
     require!(fuse);
     let (mut published, laptop, tree) = with_export(61);
     let host = StaticHttps::start(&tree);
-    add(&laptop, &format!("https://{}#{}", host.address(), host.fingerprint()));
+    let _ = add(&laptop, &format!("https://{}#{}", host.address(), host.fingerprint()));
     published.server.stop();
     let mount = laptop.mount("work");
     published.content.assert_in(&mount.system());
@@ -104,7 +115,7 @@ fn any_static_host_is_enough() {
 fn a_stick_that_is_pulled_out_is_missed_by_nobody() {
     require!(fuse);
     let (published, laptop, tree) = with_export(62);
-    add(&laptop, &format!("file:{}", tree.display()));
+    let _ = add(&laptop, &format!("file:{}", tree.display()));
     let mount = laptop.mount("work");
     let model = Model::of(published.content, IMAGE_BYTES);
     let disk = super::open(&mount.system());
@@ -148,7 +159,7 @@ fn a_source_that_dies_is_replaced() {
     require!(fuse);
     let (published, laptop, tree) = with_export(63);
     let (_host, link, source) = behind_a_link(&tree);
-    add(&laptop, &source);
+    let _ = add(&laptop, &source);
     read_through(&published, &laptop, || {
         link.apply(Event::Refuse);
         link.apply(Event::Reset);
@@ -160,7 +171,7 @@ fn a_source_that_falls_silent_is_replaced() {
     require!(fuse);
     let (published, laptop, tree) = with_export(64);
     let (_host, link, source) = behind_a_link(&tree);
-    add(&laptop, &source);
+    let _ = add(&laptop, &source);
     read_through(&published, &laptop, || link.apply(Event::Down));
 }
 
@@ -183,7 +194,7 @@ fn a_source_with_another_certificate_is_not_used() {
     let (published, laptop, tree) = with_export(66);
     let host = StaticHttps::start(&tree);
     let other = format!("SHA256:{}", "00".repeat(32));
-    add(&laptop, &format!("https://{}#{other}", host.address()));
+    let _ = add(&laptop, &format!("https://{}#{other}", host.address()));
     read_through(&published, &laptop, || {});
 }
 
@@ -192,7 +203,7 @@ fn a_source_whose_certificate_changes_is_left() {
     require!(fuse);
     let (published, laptop, tree) = with_export(67);
     let (host, link, source) = behind_a_link(&tree);
-    add(&laptop, &source);
+    let _ = add(&laptop, &source);
     read_through(&published, &laptop, || {
         host.change_certificate();
         link.apply(Event::Reset);
@@ -203,7 +214,7 @@ fn a_source_whose_certificate_changes_is_left() {
 fn a_list_of_sources_is_kept_and_nonsense_is_refused() {
     let published = Publication::new(67, IMAGE_BYTES);
     let laptop = published.machine_with_desktop("laptop");
-    add(&laptop, "file:/media/stick");
+    let _ = add(&laptop, "file:/media/stick");
     drop(laptop.satchel(["source", "work", "--add", "https://mirror.example.org/x", "--first"]).ok());
     let listed = laptop.satchel(["source", "work"]).ok().stdout;
     let lines: Vec<&str> = listed.lines().collect();

@@ -162,6 +162,7 @@ pub(crate) fn main() -> ExitCode {
     match run(cli, printer) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if has_no_reader(&error) => ExitCode::SUCCESS,
+        Err(error) if error.is::<output::AlreadySaid>() => ExitCode::FAILURE,
         Err(error) => {
             printer.error(&hint::explain(&*error));
             ExitCode::FAILURE

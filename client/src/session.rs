@@ -61,7 +61,7 @@ pub enum SessionError {
         desktop: Name,
     },
     /// Nothing of the desktop is on this machine, and the server cannot be reached.
-    #[error("nothing of desktop {desktop} is on this machine yet, and the server cannot be asked")]
+    #[error("nothing of desktop {desktop} is on this machine yet")]
     NotHere {
         /// The desktop.
         desktop: Name,

@@ -9,7 +9,7 @@ use satchel_client::remote::{LeaseAnswer, RemoteError};
 use satchel_client::session::{Notice, SessionError};
 use satchel_client::state::StateDir;
 
-use super::output::moment;
+use super::output::{count, moment};
 use super::{Context, machine_name};
 
 /// How often it is looked whether the holder has handed over.
@@ -178,13 +178,13 @@ pub(crate) fn notice(desktop: &Name, notice: &Notice, claim: Claim) -> Option<St
 
 /// A length of time, roughly: `3 days`, `5 hours`, `2 minutes`.
 pub(crate) fn span(ms: u64) -> String {
-    let (count, unit) = match ms {
+    let (number, unit) = match ms {
         0..MINUTE_MS => (ms / 1000, "second"),
         MINUTE_MS..HOUR_MS => (ms / MINUTE_MS, "minute"),
         HOUR_MS..DAY_MS => (ms / HOUR_MS, "hour"),
         _ => (ms / DAY_MS, "day"),
     };
-    format!("{count} {unit}{}", if count == 1 { "" } else { "s" })
+    count(number, unit)
 }
 
 #[cfg(test)]

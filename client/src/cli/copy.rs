@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use chunk_format::Name;
 use clap::Args;
 use satchel_client::files::copy::{Copied, CopyError, Staged, Target, stage};
-use satchel_client::files::{DiskFiles, FileSystem};
+use satchel_client::files::{DiskFiles, FileSystem, FilesError};
 use satchel_client::fs::DesktopFs;
 use satchel_client::fs::fuse::{self, MountOptions};
 use satchel_client::image::DiskImage;
@@ -22,6 +22,7 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use super::open::{OnMissingArg, OpenArgs};
+use super::output::count;
 use super::place::{DiskArg, FilePlace};
 use super::quantity::ByteSize;
 use super::{Context, browse, mount, progress, status};
@@ -98,12 +99,12 @@ pub(crate) async fn run(context: &Context, args: CopyArgs) -> anyhow::Result<()>
             count => format!("; {count} devices, pipes and sockets were left out"),
         };
         format!(
-            "copied {} files ({}), {} directories and {} links of version {} into {} on the {} disk of {}{skipped}\n\
+            "copied {} ({}), {} and {} of version {} into {} on the {} disk of {}{skipped}\n\
              not synced yet: satchel sync {}",
-            copied.files,
+            count(copied.files, "file"),
             ByteSize(copied.bytes),
-            copied.directories,
-            copied.links,
+            count(copied.directories, "directory"),
+            count(copied.links, "link"),
             report.from_sequence,
             copied.path,
             report.disk,
@@ -179,8 +180,18 @@ async fn copy(
         from_sequence,
         desktop: args.to.of.to_string(),
         disk: role.to_string(),
-        copied: copied??,
+        copied: copied?.map_err(|error| {
+            placed(error, || format!("on the {role} disk of {} as it is here", args.to.of))
+        })?,
     })
+}
+
+/// Says where it is that something is not.
+fn placed(error: CopyError, place: impl FnOnce() -> String) -> anyhow::Error {
+    match error {
+        CopyError::Files(FilesError::NotFound { path }) => anyhow::anyhow!("there is no {path} {}", place()),
+        error => error.into(),
+    }
 }
 
 /// What is copied from.
@@ -207,7 +218,10 @@ impl Source {
             Ok::<_, CopyError>((fs, files.notes()))
         });
         let fetched = || past.fetcher().stats().fetched_bytes;
-        let (fs, notes) = progress::while_fetching("looking", fetched, finding).await??;
+        let found = progress::while_fetching("looking", fetched, finding).await?;
+        let sequence = version.version.manifest.sequence;
+        let place = || format!("on the {role} disk of version {sequence} of {}", args.from.of.desktop);
+        let (fs, notes) = found.map_err(|error| placed(error, place))?;
         notes.iter().for_each(|note| context.printer.message(note));
         Ok(Self { version, past, fs })
     }
@@ -237,5 +251,17 @@ fn clear(directory: &Path) -> anyhow::Result<()> {
             Err(error).with_context(|| format!("cannot remove {}", directory.display()))
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_there_is_said_with_where_that_is() {
+        let error = CopyError::Files(FilesError::NotFound { path: "/nosuch".to_owned() });
+        let said = placed(error, || "on the home disk of version 3 of work".to_owned()).to_string();
+        assert_eq!(said, "there is no /nosuch on the home disk of version 3 of work");
     }
 }

@@ -177,7 +177,7 @@ pub(crate) fn say(printer: Printer, desktop: &str, directory: &str, event: Event
             printer.message(&format!("version {sequence} of {image} is ready for the next start"));
         }
         Event::NextReady(Ready { image, sequence, only_if_told: true }) => printer.message(&format!(
-            "there is version {sequence} of {image}; `satchel rebase DESKTOP` takes it up"
+            "there is version {sequence} of {image}; `satchel rebase {desktop}` takes it up"
         )),
         Event::Unmounting => printer.message(&format!("unmounting {directory}")),
         Event::Busy => printer.warning(&format!(

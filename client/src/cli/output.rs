@@ -61,8 +61,27 @@ impl Printer {
     }
 }
 
+/// A failure of which a person has read already.
+#[derive(Debug, thiserror::Error)]
+#[error("see above")]
+pub(crate) struct AlreadySaid;
+
+/// Whether a line of another process of this program says why it failed.
+pub(crate) fn is_error(line: &str) -> bool {
+    line.starts_with("error: ")
+}
+
 fn paint(text: &str, code: &str) -> String {
     if color_on_stderr() { format!("\u{1b}[1;{code}m{text}\u{1b}[0m") } else { text.to_owned() }
+}
+
+/// A count with its word, in the plural where it is not one: `1 version`, `2 versions`.
+pub(crate) fn count(number: u64, word: &str) -> String {
+    match (number, word.strip_suffix('y')) {
+        (1, _) => format!("1 {word}"),
+        (_, Some(stem)) => format!("{number} {stem}ies"),
+        (_, None) => format!("{number} {word}s"),
+    }
 }
 
 /// A table with aligned columns; the header is left out when there are no rows.
@@ -103,6 +122,13 @@ pub(crate) fn short(id: &impl ToString) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_is_no_plural() {
+        let said = [(1, "version"), (0, "file"), (2, "chunk"), (1, "directory"), (3, "directory")];
+        let said = said.map(|(number, word)| count(number, word));
+        assert_eq!(said, ["1 version", "0 files", "2 chunks", "1 directory", "3 directories"]);
+    }
 
     #[test]
     fn tables_align_and_end_without_blanks() {

@@ -10,7 +10,7 @@ use satchel_client::remove;
 use serde::Serialize;
 
 use super::Context;
-use super::output::moment;
+use super::output::{count, moment};
 
 #[derive(Debug, Args)]
 pub(super) struct RemoveArgs {
@@ -55,8 +55,9 @@ pub(crate) async fn run(context: &Context, args: RemoveArgs) -> anyhow::Result<(
         let Removed { desktop, owner, .. } = removed;
         match (removed.versions, removed.kept_until_ms) {
             (Some(versions), Some(until_ms)) => format!(
-                "removed {desktop}: {versions} versions. The server's operator can take it back until {} \
+                "removed {desktop}: {}. The server's operator can take it back until {} \
                  (`satchel-server remove DIR {owner}/{desktop} --take-back`)",
+                count(versions, "version"),
                 moment(until_ms)
             ),
             _ => format!("removed what this machine had of {desktop}; the server has no such desktop"),

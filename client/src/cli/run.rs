@@ -1,6 +1,6 @@
 //! `satchel run`
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ffi::OsString;
 use std::time::Duration;
 
@@ -9,11 +9,11 @@ use chunk_format::Name;
 use clap::{Args, ValueEnum};
 use satchel_client::control::Reply;
 use satchel_client::engine::{Display, Engine, console};
-use satchel_client::run::{self, Event, RunRequest};
+use satchel_client::run::{self, Event, RunError, RunRequest};
 use satchel_client::session;
 
 use super::open::{OnMissingArg, OpenArgs};
-use super::output::Printer;
+use super::output::{AlreadySaid, Printer, is_error};
 use super::progress::UploadReporter;
 use super::quantity::{ByteSize, Every};
 use super::{Context, claim, sync};
@@ -103,8 +103,12 @@ pub(crate) async fn run(context: &Context, args: RunArgs) -> anyhow::Result<()> 
         sync: !args.no_sync && !args.open.offline && !args.open.read_only,
         good_after: Duration::from_secs(args.good_after * 60),
     };
-    let screen =
-        Screen { printer: context.printer, reporter: RefCell::new(None), failed: RefCell::new(None) };
+    let screen = Screen {
+        printer: context.printer,
+        reporter: RefCell::new(None),
+        failed: RefCell::new(None),
+        has_said_why: Cell::new(false),
+    };
     let ran = run::run(&request, &|event| screen.show(&args, event)).await;
     let not_synced = screen.failed.into_inner();
     let not_synced =
@@ -112,6 +116,8 @@ pub(crate) async fn run(context: &Context, args: RunArgs) -> anyhow::Result<()> 
     match (ran, not_synced) {
         (Ok(()), None) => Ok(()),
         (Ok(()), Some(not_synced)) => bail!(not_synced),
+        // What could not be mounted has said so itself.
+        (Err(RunError::NotMounted { .. }), _) if screen.has_said_why.get() => Err(AlreadySaid.into()),
         (Err(error), not_synced) => {
             not_synced.inspect(|not_synced| context.printer.warning(not_synced));
             Err(error.into())
@@ -157,6 +163,8 @@ struct Screen {
     printer: Printer,
     reporter: RefCell<Option<UploadReporter>>,
     failed: RefCell<Option<String>>,
+    /// Whether the process that mounts the disks has said why it failed.
+    has_said_why: Cell<bool>,
 }
 
 impl Screen {
@@ -166,6 +174,7 @@ impl Screen {
             Event::Mount(line) => {
                 // A line of progress makes room, and comes again.
                 self.reporter.take();
+                self.has_said_why.set(self.has_said_why.get() || is_error(&line));
                 printer.message(&line);
             }
             Event::Starting { accelerated, is_own, interactive } => {

@@ -153,7 +153,7 @@ fn text(status: &DesktopStatus) -> String {
     let mut out = String::new();
     // Writing into a string does not fail.
     let mut line = |name: &str, value: String| {
-        let _ = writeln!(out, "{name:<10}{value}");
+        let _ = writeln!(out, "{name:<11}{value}");
     };
     let version = |version: &VersionStatus| {
         format!(

@@ -14,7 +14,7 @@ use satchel_client::upload::UploadProgress;
 use serde::Serialize;
 
 use super::open::{OnMissingArg, OpenArgs};
-use super::output::short;
+use super::output::{count, short};
 use super::progress::{UploadReporter, while_uploading};
 use super::quantity::{ByteSize, note};
 use super::{Context, mount, now_ms, status};
@@ -150,12 +150,13 @@ pub(crate) fn summary(desktop: &str, report: &SyncReport) -> String {
     let LostSegments { sent, left } = report.lost;
     let mut lines = vec![committed(desktop, report)];
     if sent > 0 {
-        lines.push(format!("sent {sent} parts of it again that the server had lost"));
+        lines.push(format!("sent {} of it again that the server had lost", count(sent, "part")));
     }
     if left > 0 {
         lines.push(format!(
-            "the server has lost {left} parts of it that are not all on this machine: sync on one that has the desktop pinned, and tell who runs \
-             the server"
+            "the server has lost {} of it, and not all is on this machine: sync on one that has the desktop pinned, and tell who runs the \
+             server",
+            count(left, "part")
         ));
     }
     lines.join("\n")
@@ -185,10 +186,10 @@ fn committed(desktop: &str, report: &SyncReport) -> String {
             )
         }
         Some(version) => format!(
-            "synced {desktop}: version {} ({}), {} chunks changed, {} sent",
+            "synced {desktop}: version {} ({}), {} changed, {} sent",
             version.sequence,
             short(&version.id),
-            report.dirty_chunks,
+            count(report.dirty_chunks, "chunk"),
             ByteSize(report.sent_bytes)
         ),
         None => format!("{desktop} has no changes to sync"),

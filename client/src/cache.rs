@@ -17,11 +17,13 @@ use chunk_format::{ChunkId, ChunkSize};
 use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock, fstatvfs};
 
 mod record;
+mod reserve;
 mod slot;
 
 pub use slot::SlotRef;
 
 use record::{HEADER_BYTES, RECORD_BYTES, Record, encode_header};
+use reserve::Reserve;
 use slot::{Reading, Slot};
 
 /// A share of the slots is evicted at once, so that the search for the oldest is paid rarely.
@@ -136,6 +138,8 @@ pub struct Cache {
     wasted: AtomicU64,
     /// What is here may be the only copy there is.
     is_sole: AtomicBool,
+    /// Set aside for when nothing is left here to be given back.
+    reserve: Reserve,
 }
 
 struct Index {
@@ -181,7 +185,7 @@ impl Cache {
             .and_then(|()| index_file.write_all_at(&header, 0))
             .map_err(index_failed)?;
         data.set_len(u64::from(slots) * config.chunk_size.bytes_u64()).map_err(data_failed)?;
-        Ok(Self::of_files(data, index_file, config.chunk_size, slots, &found))
+        Ok(Self::of_files(dir, (data, index_file), config.chunk_size, slots, &found))
     }
 
     /// Opens a cache that is there, to read what it holds: it keeps its size, whatever that is, and begins no other.
@@ -209,7 +213,7 @@ impl Cache {
             data.metadata().map_err(|source| CacheError::Open { path: data_path, source })?.len();
         let found = stored_records(&index_file, data_bytes, chunk_size).map_err(failed)?;
         let slots = u32::try_from(found.len()).unwrap_or(0);
-        Ok(Self::of_files(data, index_file, chunk_size, slots, &found))
+        Ok(Self::of_files(dir, (data, index_file), chunk_size, slots, &found))
     }
 
     /// What a cache in a directory was last noted to hold; nothing when there is none, or it is of another owner. Takes no lock, for
@@ -243,8 +247,8 @@ impl Cache {
 
     /// A cache of so many slots, with what the records say that they hold.
     fn of_files(
-        data: File,
-        index_file: File,
+        dir: &Path,
+        (data, index_file): (File, File),
         chunk_size: ChunkSize,
         slots: u32,
         found: &[[u8; RECORD_BYTES]],
@@ -270,6 +274,7 @@ impl Cache {
             foreseen: AtomicU64::new(0),
             wasted: AtomicU64::new(0),
             is_sole: AtomicBool::new(false),
+            reserve: Reserve::in_directory(dir),
         };
         cache.load(found);
         cache
@@ -486,6 +491,24 @@ impl Cache {
         // At the front: used last, so that the space stays free as long as it can.
         index.free.splice(0..0, emptied);
         given
+    }
+
+    /// Sets disk space aside, until there are so many bytes of it: in place of what can be fetched again, if need be. Where there
+    /// is no room for it, nor where the file system cannot, there is none.
+    pub fn keep_reserve(&self, bytes: u64) {
+        let is_full = |error: &io::Error| error.kind() == io::ErrorKind::StorageFull;
+        let kept = match self.reserve.fill_up(bytes) {
+            Err(error) if is_full(&error) && self.give_back(bytes) > 0 => self.reserve.fill_up(bytes),
+            kept => kept,
+        };
+        if let Err(error) = kept {
+            tracing::info!(%error, "no disk space is set aside for when the disk is full");
+        }
+    }
+
+    /// Gives up some of the disk space set aside; how many bytes.
+    pub fn give_up_reserve(&self) -> u64 {
+        self.reserve.give_up()
     }
 
     /// Looks how much space the disk has left, for whoever is about to keep a lot: it may have more than when it was last looked.

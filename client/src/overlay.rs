@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use chunk_format::ManifestId;
+use chunk_format::{DiskSize, ManifestId};
 
 use crate::volume::{Volume, VolumeFile};
 
@@ -150,6 +150,13 @@ impl Overlay {
             failed: AtomicBool::new(false),
             flushing: Mutex::new(()),
         })
+    }
+
+    /// Bytes of disk space an empty overlay of a disk takes.
+    pub fn empty_bytes(size: DiskSize) -> u64 {
+        let map_bytes = BlockMap::sectors(size.bytes().div_ceil(BLOCK_BYTES)) * SECTOR_BYTES;
+        // Each of the two files has a header of its own, in a block that is taken whole.
+        map_bytes as u64 + 2 * BLOCK_BYTES
     }
 
     /// Opens an overlay and reads its map.

@@ -174,6 +174,7 @@ impl Syncer {
             drop(still);
             self.commit_frozen(desktop, &mut report).await?;
         }
+        desktop.keep_reserve();
         report.new_chunks = self.progress.new_chunks.load(Ordering::Relaxed);
         report.sent_bytes = self.progress.sent_bytes.load(Ordering::Relaxed);
         Ok(report)

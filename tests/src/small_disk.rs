@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use crate::client::{Output, is_mounted, unmount};
 use crate::process::{forget_mount, remember_mount};
 
-/// A file system in memory of a size that can change; gone when dropped. Needs root.
+/// A file system in memory of a size that can change, or one on a disk in a file; gone when dropped. Needs root.
 #[derive(Debug)]
 pub struct SmallDisk {
     directory: TempDir,
@@ -26,6 +26,24 @@ impl SmallDisk {
         let options = format!("size={size_bytes},mode=0700");
         let mut mount = Command::new("mount");
         mount.args(["-t", "tmpfs", "-o", &options, "satchel-test"]).arg(directory.path());
+        let _ = Output::of(&mut mount).ok();
+        remember_mount(directory.path());
+        Self { directory }
+    }
+
+    /// Makes a disk of so many bytes with ext4, as a stick or a laptop's disk has it.
+    ///
+    /// # Panics
+    /// When it cannot be made or mounted.
+    #[track_caller]
+    pub fn ext4(size_bytes: u64) -> Self {
+        let directory =
+            tempfile::Builder::new().prefix("satchel-small-disk-").tempdir().expect("a temporary directory");
+        let image = tempfile::NamedTempFile::new().expect("a temporary file");
+        image.as_file().set_len(size_bytes).expect("a file can be sparse");
+        let _ = Output::of(Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0"]).arg(image.path())).ok();
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "ext4", "-o", "loop"]).arg(image.path()).arg(directory.path());
         let _ = Output::of(&mut mount).ok();
         remember_mount(directory.path());
         Self { directory }

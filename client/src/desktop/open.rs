@@ -46,6 +46,9 @@ pub enum PinError {
 const SEGMENTS_AHEAD: usize = 1024;
 const SEGMENT_REQUESTS: usize = 32;
 
+/// Set aside for the records and signatures that a sync writes, beside what grows with the disks.
+const RESERVE_BYTES: u64 = 256 << 10;
+
 /// A desktop's disks, ready to be read and written.
 pub struct OpenDesktop {
     pub(crate) store: DesktopStore,
@@ -139,7 +142,7 @@ impl OpenDesktop {
                 Ok(Arc::new(Disk::new(view, Arc::clone(&cache), fetcher.clone(), runtime.clone())))
             })
             .collect::<Result<_, DesktopError>>()?;
-        Ok(Self {
+        let opened = Self {
             store,
             disks,
             cache,
@@ -153,7 +156,18 @@ impl OpenDesktop {
             awaited: Mutex::default(),
             is_read_only: record.discard_from.is_some(),
             is_system_volatile,
-        })
+        };
+        opened.keep_reserve();
+        Ok(opened)
+    }
+
+    /// Sets aside what a sync writes before it frees anything: new overlays, a version, records.
+    pub(crate) fn keep_reserve(&self) {
+        let overlays: u64 = self.disks.iter().map(|disk| Overlay::empty_bytes(disk.size())).sum();
+        let head = self.store.version(self.store.record().head);
+        let version_bytes = head.map_or(0, |head| head.bytes.len() as u64);
+        // The version is written before the one that it takes the place of goes, and once more if it becomes a fork.
+        self.cache.keep_reserve(overlays + 3 * version_bytes + RESERVE_BYTES);
     }
 
     /// Puts the disks together anew after the desktop moved to another version of the same chunk size. Nothing uses its disks.
@@ -426,6 +440,7 @@ impl OpenDesktop {
         if let Err(error) = self.cache.save_index() {
             tracing::warn!(%error, "the cache's index was not saved; some chunks will be fetched again");
         }
+        self.keep_reserve();
         flushed
     }
 

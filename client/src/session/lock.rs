@@ -42,10 +42,16 @@ impl DesktopLock {
             Err(error) => return Err(failed(error.into())),
         }
         let pid = format!("{}\n", std::process::id());
-        file.set_len(0)
-            .and_then(|()| file.rewind())
+        // In place: what is freed on a full disk is soon another's.
+        let noted = file
+            .rewind()
             .and_then(|()| file.write_all(pid.as_bytes()))
-            .map_err(failed)?;
+            .and_then(|()| file.set_len(pid.len() as u64));
+        match noted {
+            // The number is for a message, the lock holds without it.
+            Err(error) if error.kind() == std::io::ErrorKind::StorageFull => {}
+            noted => noted.map_err(failed)?,
+        }
         Ok(Self { _file: file })
     }
 }

@@ -82,7 +82,9 @@ fn a_full_disk_under_a_desktop_loses_nothing_and_says_so() {
     assert!(said.contains("no space left") && said.contains("free some space"), "{said}");
     super::assert_clean(&said);
 
-    // Nor does a freeze find room, to the last byte.
+    // Nor does a freeze find room, to the last byte, where nothing is set aside.
+    let reserve = small.join("state/desktops/work/cache/reserve");
+    std::fs::remove_file(&reserve).expect("space was set aside while there was some");
     fill(&small.join("filler"));
     let head = laptop.status("work")["head"].clone();
     for _ in 0..2 {
@@ -110,6 +112,57 @@ fn a_full_disk_under_a_desktop_loses_nothing_and_says_so() {
     other.unmount();
 }
 
+/// What was written is all that takes the space: syncing it is what frees some.
+#[test]
+fn what_fills_the_disk_is_synced_with_what_was_set_aside() {
+    require!(root, fuse);
+    let published = Publication::new(40, 1 << 20);
+    for is_mounted in [false, true] {
+        let small = SmallDisk::ext4(40 << 20);
+        let laptop = laptop_on(&small, &published);
+        let name = if is_mounted { "mounted" } else { "unmounted" };
+        // Its overlay's map alone takes 8 MiB.
+        laptop.create(name, "golden", Some("128G"));
+        let mut mount = Some(laptop.mount(name));
+        let mut model = Model::zeros(64 << 20);
+        let disk = open_for_writing(&mount.as_ref().expect("it is mounted").home());
+        let mut rng = Rng::new(40);
+        let mut block = [0; BLOCK_BYTES];
+        let mut place = 0;
+        loop {
+            rng.fill(&mut block);
+            if disk.write_all_at(&block, place).is_err() {
+                break;
+            }
+            model.wrote(place, &block);
+            place += BLOCK_BYTES as u64;
+        }
+        disk.sync_data().expect("what was taken can be flushed");
+        drop(disk);
+        if !is_mounted {
+            mount.take().expect("it is mounted").unmount();
+        }
+        fill(&small.join("filler"));
+        let _ = laptop.sync(name);
+        assert_eq!(laptop.status(name)["unsynced_bytes"], 0);
+        let reserve = small.join("state/desktops").join(name).join("cache/reserve");
+        assert!(
+            std::fs::metadata(reserve).is_ok_and(|found| found.len() > 8 << 20),
+            "it is there for the next time"
+        );
+        if let Some(mount) = mount {
+            mount.unmount();
+        }
+        let other = published.machine("other").mount_with(name, &["--read-only"]);
+        let mut found = vec![0; usize::try_from(place).expect("it fits")];
+        std::fs::File::open(other.home())
+            .and_then(|home| home.read_exact_at(&mut found, 0))
+            .expect("it can be read");
+        assert!(model.bytes()[..found.len()] == found[..], "what was written is not what arrived");
+        other.unmount();
+    }
+}
+
 /// What is pinned takes the space: it is given up for work, if a person says so.
 #[test]
 fn a_pinned_desktop_on_a_full_disk_is_unpinned_and_synced() {
@@ -127,6 +180,10 @@ fn a_pinned_desktop_on_a_full_disk_is_unpinned_and_synced() {
     drop(disk);
     let mut mount = Some(mount);
     for is_mounted in [true, false] {
+        if is_mounted {
+            std::fs::remove_file(small.join("state/desktops/work/cache/reserve"))
+                .expect("space is set aside");
+        }
         fill(&small.join("filler"));
         if is_mounted {
             let unsynced = laptop.satchel(["sync", "work"]).exited(1).stderr;

@@ -13,7 +13,7 @@ use satchel_client::cache::Look;
 use satchel_client::fetch::{DownCause, OnMissing};
 use satchel_client::fs::fuse::MountOptions;
 use satchel_client::lease::Claim;
-use satchel_client::local::{self, StartNeeds};
+use satchel_client::local::{self, LocalShare, StartNeeds};
 use satchel_client::mount::{self, Event, Services, Trickle};
 use satchel_client::renew::{Ready, RenewError, Renewed, Renewer};
 use satchel_client::session::{Notice, Session, SessionOptions};
@@ -367,25 +367,31 @@ fn check_offline(context: &Context, desktop: &Name, session: &Session) -> anyhow
         bail!("{}", offline_refusal(desktop, &needs));
     }
     if !needs.disks.is_whole() {
-        let unknown = match needs.disks.unknown_segments {
-            0 => String::new(),
-            count => format!(" and {count} parts of which nothing is known here"),
-        };
         context.printer.warning(&format!(
-            "what a start reads is here, but {} of the disks{unknown} are not: a program that reads them waits until \
+            "what a start reads is here, but {} are not: a program that reads them waits until \
              the desktop is started with a network. `satchel pin {desktop}` fetches everything",
-            ByteSize(needs.disks.missing_bytes())
+            lacking(&needs.disks, " of the disks")
         ));
     }
     Ok(())
 }
 
+/// What is not here: bytes of what is known, and parts of which it is not known what they hold.
+fn lacking(share: &LocalShare, of: &str) -> String {
+    let bytes = ByteSize(share.missing_bytes());
+    match (share.missing_bytes(), share.unknown_segments) {
+        (_, 0) => format!("{bytes}{of}"),
+        (0, count) => format!("{count} parts{of} of 64 MiB at most, of which nothing is known here,"),
+        (_, count) => format!("{bytes}{of} and {count} parts of which nothing is known here"),
+    }
+}
+
 fn offline_refusal(desktop: &Name, needs: &StartNeeds) -> String {
     let Some(profile) = &needs.profile else {
         return format!(
-            "not all of desktop {desktop} is on this machine ({} lack), and what a start reads was never recorded. \
+            "not all of desktop {desktop} is on this machine: {} lack. What a start reads was never recorded. \
              With a network, `satchel pin {desktop}` fetches everything",
-            ByteSize(needs.disks.missing_bytes())
+            lacking(&needs.disks, "")
         );
     };
     let mut text = format!(
@@ -417,4 +423,22 @@ pub(crate) fn syncer(state: &StateDir, session: &Session) -> anyhow::Result<Sync
         guest: None,
         pace: None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_tells_what_lacks_also_where_it_is_not_known_what_that_holds() {
+        let refusal = |stored_bytes, unknown_segments| {
+            let disks = LocalShare { stored_bytes, local_bytes: 0, unknown_segments };
+            let needs = StartNeeds { profile: None, missing: Vec::new(), disks };
+            offline_refusal(&"work".parse().unwrap(), &needs)
+        };
+        assert!(refusal(1 << 20, 0).contains("1.0 MiB lack"), "{}", refusal(1 << 20, 0));
+        assert!(refusal(0, 7).contains("7 parts") && !refusal(0, 7).contains("0 B"), "{}", refusal(0, 7));
+        let both = refusal(1 << 20, 7);
+        assert!(both.contains("1.0 MiB and 7 parts"), "{both}");
+    }
 }

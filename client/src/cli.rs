@@ -136,7 +136,13 @@ struct Context {
 }
 
 impl Context {
+    /// The state directory of whoever has logged in.
     fn state(&self) -> anyhow::Result<StateDir> {
+        Ok(StateDir::open_existing(&self.state_path()?)?)
+    }
+
+    /// The state directory to log in with, which is made if there is none.
+    fn new_state(&self) -> anyhow::Result<StateDir> {
         Ok(StateDir::open(&self.state_path()?)?)
     }
 

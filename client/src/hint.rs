@@ -231,6 +231,10 @@ const NEW_TOKEN: &str = "get a new token from the server's operator (`satchel-se
 fn of_state(error: &StateError) -> Option<String> {
     let text = match error {
         StateError::NotLoggedIn => "`satchel login URL --token TOKEN --fingerprint SHA256:...`",
+        StateError::NotThere { .. } => {
+            "if it is on a stick or another disk, is that plugged in and mounted? \
+             `satchel login URL --token TOKEN --fingerprint SHA256:...` begins anew there"
+        }
         StateError::OtherServer { .. } => {
             "use another state directory for this server: `satchel --state DIR login ...`"
         }

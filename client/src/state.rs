@@ -63,6 +63,12 @@ pub enum StateError {
     /// No server is known yet.
     #[error("this machine is not logged in to any server")]
     NotLoggedIn,
+    /// There is no state directory, or one that holds nothing, such as the place where a disk is to be mounted.
+    #[error("this machine is not logged in to any server: {} is empty or not there", path.display())]
+    NotThere {
+        /// The state directory.
+        path: PathBuf,
+    },
     /// The directory belongs to another server.
     #[error("the desktops in {} belong to the server {known}, and {url} is {found}", path.display())]
     OtherServer {
@@ -152,6 +158,22 @@ impl StateDir {
         make_private_dir(path)?;
         let volume = DirVolume::open(path).map_err(|source| io_error("open", path, source))?;
         Ok(Self { path: path.to_owned(), volume: Arc::new(volume) })
+    }
+
+    /// Opens a directory that somebody has logged in with.
+    ///
+    /// # Errors
+    /// `NotThere`, `Io`.
+    pub fn open_existing(path: &Path) -> Result<Self, StateError> {
+        match std::fs::read_dir(path).map(|mut entries| entries.next().is_none()) {
+            Ok(true) => return Err(StateError::NotThere { path: path.to_owned() }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(StateError::NotThere { path: path.to_owned() });
+            }
+            // One that cannot be listed may be read all the same.
+            Ok(false) | Err(_) => {}
+        }
+        Self::open(path)
     }
 
     /// The directory.
@@ -418,6 +440,19 @@ mod tests {
             let mode = std::fs::metadata(path.join(name)).unwrap().permissions().mode();
             assert_eq!(mode & 0o077, 0, "{name}");
         }
+    }
+
+    #[test]
+    fn a_directory_that_is_empty_or_not_there_is_named_and_not_made() {
+        let dir = tempfile::tempdir().unwrap();
+        for path in [dir.path().to_owned(), dir.path().join("stick/state")] {
+            let error = StateDir::open_existing(&path).unwrap_err();
+            assert!(matches!(error, StateError::NotThere { .. }), "{error}");
+            assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
+        }
+        assert!(!dir.path().join("stick").exists());
+        StateDir::open(dir.path()).unwrap().store_login(&login(1), "t").unwrap();
+        StateDir::open_existing(dir.path()).unwrap().remote().unwrap();
     }
 
     #[test]

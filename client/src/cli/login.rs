@@ -31,7 +31,7 @@ struct LoggedIn {
 }
 
 pub(crate) async fn run(context: &Context, args: LoginArgs) -> anyhow::Result<()> {
-    let state = context.state()?;
+    let state = context.new_state()?;
     let token = match args.token.as_str() {
         "-" => read_token()?,
         token => token.to_owned(),

@@ -10,6 +10,7 @@ mod login;
 mod names;
 mod output;
 mod secrets;
+mod sticks;
 mod trust;
 
 use satchel_tests::{Output, TestServer};

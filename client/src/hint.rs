@@ -235,6 +235,10 @@ fn of_state(error: &StateError) -> Option<String> {
             "if it is on a stick or another disk, is that plugged in and mounted? \
              `satchel login URL --token TOKEN --fingerprint SHA256:...` begins anew there"
         }
+        StateError::Unfit { .. } => {
+            "keep the state directory on ext4, btrfs or xfs: `satchel --state DIR login ...`; a stick with exFAT or FAT can hold an \
+             image (`satchel export IMAGE DIR`)"
+        }
         StateError::OtherServer { .. } => {
             "use another state directory for this server: `satchel --state DIR login ...`"
         }

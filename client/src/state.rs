@@ -25,6 +25,8 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::remote::{Endpoint, Fingerprint, Remote, RemoteError, Trust};
 use crate::volume::{DirVolume, Volume};
 
+mod fit;
+
 /// The longest file of this directory anyone reads, bytes.
 const MAX_FILE_BYTES: usize = 1 << 20;
 const FORMAT_VERSION: u32 = 1;
@@ -68,6 +70,14 @@ pub enum StateError {
     NotThere {
         /// The state directory.
         path: PathBuf,
+    },
+    /// The file system cannot carry a state directory.
+    #[error("the file system that {} is on keeps no {lacks}", path.display())]
+    Unfit {
+        /// The state directory.
+        path: PathBuf,
+        /// What it lacks.
+        lacks: String,
     },
     /// The directory belongs to another server.
     #[error("the desktops in {} belong to the server {known}, and {url} is {found}", path.display())]
@@ -174,6 +184,18 @@ impl StateDir {
             Ok(false) | Err(_) => {}
         }
         Self::open(path)
+    }
+
+    /// Checks that its file system keeps what desktops are made of, and secrets from others.
+    ///
+    /// # Errors
+    /// `Unfit`; `Io`, also where nothing may be written.
+    pub fn check_fit(&self) -> Result<(), StateError> {
+        let lacks = fit::lacks(&self.path).map_err(|source| io_error("write to", &self.path, source))?;
+        if lacks.is_empty() {
+            return Ok(());
+        }
+        Err(StateError::Unfit { path: self.path.clone(), lacks: lacks.join(", no ") })
     }
 
     /// The directory.

@@ -63,6 +63,8 @@ struct Created {
 pub(crate) async fn run(context: &Context, args: CreateArgs) -> anyhow::Result<()> {
     let state = context.state()?;
     let (login, remote) = state.remote()?;
+    // Before there is a desktop on the server that this machine cannot have.
+    state.check_fit()?;
     let home = match args.home.0 {
         0 => None,
         bytes if bytes < 16 << 20 => {

@@ -32,6 +32,8 @@ struct LoggedIn {
 
 pub(crate) async fn run(context: &Context, args: LoginArgs) -> anyhow::Result<()> {
     let state = context.new_state()?;
+    // Before a token is written down, or sent.
+    state.check_fit()?;
     let token = match args.token.as_str() {
         "-" => read_token()?,
         token => token.to_owned(),

@@ -57,6 +57,8 @@ struct Mounted {
 
 pub(crate) async fn run(context: &Context, args: MountArgs) -> anyhow::Result<()> {
     let state = context.state()?;
+    // Before the lease is taken.
+    state.check_fit()?;
     let directory = std::path::absolute(&args.dir)?;
     let metrics = match args.open.metrics {
         Some(address) => {

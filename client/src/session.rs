@@ -5,6 +5,7 @@ mod lock;
 mod opening;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use chunk_format::{ManifestId, Name, PublicKey, Subject};
@@ -19,6 +20,7 @@ use crate::remote::{LeaseInfo, LeaseWish, Remote, RemoteError};
 use crate::source::{SourceAddress, SourceListError};
 use crate::state::{StateDir, StateError, make_private_dir};
 use crate::versions::VersionError;
+use crate::volume::DirVolume;
 pub use lock::DesktopLock;
 use opening::Opening;
 
@@ -259,11 +261,25 @@ pub struct Holder {
 }
 
 impl Session {
-    /// Opens a desktop.
+    /// Opens a desktop. A lease that was taken for it is given back when that fails.
     ///
     /// # Errors
     /// [`SessionError`].
     pub async fn open(
+        state: &StateDir,
+        desktop: &Name,
+        options: &SessionOptions,
+    ) -> Result<Self, SessionError> {
+        let directory = state.desktop_path(desktop);
+        let was_held = is_lease_held(&directory);
+        let opened = Self::claim_and_open(state, desktop, options).await;
+        if opened.is_err() && !was_held && is_lease_held(&directory) {
+            give_back_lease(state, desktop, (options.now_ms)()).await;
+        }
+        opened
+    }
+
+    async fn claim_and_open(
         state: &StateDir,
         desktop: &Name,
         options: &SessionOptions,
@@ -458,6 +474,37 @@ impl Holder {
             one_line.take(MAX_REFUSAL_CHARS).collect()
         });
         LeaseWish { key: self.key, machine: self.machine.clone(), version, take, refusal }
+    }
+}
+
+fn is_lease_held(directory: &Path) -> bool {
+    let record = DirVolume::open(directory).ok().and_then(|volume| LeaseRecord::load(&volume));
+    record.is_some_and(|record| record.is_held)
+}
+
+/// Gives the lease of a desktop back that could not be opened, when it is certain that nothing is here that the server does not have.
+async fn give_back_lease(state: &StateDir, desktop: &Name, now_ms: u64) {
+    let (Ok((_, remote)), Ok(key)) = (state.remote(), state.machine_key()) else { return };
+    let Ok(volume) = DirVolume::open(&state.desktop_path(desktop)) else { return };
+    let volume = Arc::new(volume);
+    let has_work = match DesktopStore::read_only(Arc::clone(&volume) as Arc<_>) {
+        Err(DesktopError::NotHere) => Ok(false),
+        Err(error) => Err(error),
+        Ok(store) => store
+            .version(store.record().head)
+            .and_then(|head| Ok(store.record().note.is_some() || has_changes(&store, &head)?)),
+    };
+    if !matches!(has_work, Ok(false)) {
+        return;
+    }
+    match remote.release_lease(desktop, &key.public()).await {
+        Ok(()) => {
+            if let Some(record) = LeaseRecord::load(&*volume) {
+                record.given_back(now_ms).note(&*volume);
+            }
+        }
+        // It runs out by itself.
+        Err(error) => tracing::info!(%error, "the lease was not given back"),
     }
 }
 

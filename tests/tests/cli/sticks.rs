@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use satchel_tests::{Access, Client, Publication, require};
+use satchel_tests::{Access, Client, Model, Publication, model::open_for_writing, require};
 
 use super::{IMAGE_BYTES, assert_refused};
 
@@ -53,4 +53,35 @@ fn a_file_system_that_cannot_carry_a_state_directory_is_refused_before_a_secret_
     run(Command::new("umount").arg(&stick));
     assert!(left.is_empty(), "{left:?}");
     assert_refused(refused, &["permissions", "holes", "sockets", "state"], &["ext4", "--state DIR"]);
+}
+
+#[test]
+fn a_mount_that_fails_keeps_no_lease() {
+    require!(fuse);
+    let published = Publication::new(54, IMAGE_BYTES);
+    let laptop = published.machine_with_desktop("laptop");
+    // A cache that cannot be opened: a directory is where its file belongs.
+    let in_the_way = laptop.desktop_directory("work").join("cache/cache.data");
+    std::fs::create_dir_all(&in_the_way).expect("a directory can be made");
+    let place = laptop.new_directory();
+    let mount = ["mount".as_ref(), "work".as_ref(), place.as_os_str()];
+    for _ in 0..2 {
+        let refused = laptop.satchel(mount).exited(1).stderr;
+        assert!(refused.contains("cannot open the cache file"), "{refused}");
+        published.machine("other").mount("work").unmount();
+    }
+    // What is on this machine only keeps it.
+    std::fs::remove_dir(&in_the_way).expect("it is there");
+    let mounted = laptop.mount("work");
+    let disk = open_for_writing(&mounted.home());
+    Model::zeros(16 << 20).write(&disk, 0, &[5; 4096]);
+    drop(disk);
+    mounted.unmount();
+    let _ = std::fs::remove_file(&in_the_way);
+    std::fs::create_dir(&in_the_way).expect("a directory can be made");
+    let _ = laptop.satchel(mount).exited(1);
+    let other = published.machine("third");
+    let place = other.new_directory();
+    let refused = other.satchel(["mount".as_ref(), "work".as_ref(), place.as_os_str()]).exited(1).stderr;
+    assert!(refused.contains("in use on"), "{refused}");
 }

@@ -239,6 +239,7 @@ fn of_state(error: &StateError) -> Option<String> {
             "keep the state directory on ext4, btrfs or xfs: `satchel --state DIR login ...`; a stick with exFAT or FAT can hold an \
              image (`satchel export IMAGE DIR`)"
         }
+        StateError::Io { source, .. } => return of_writing(source),
         StateError::OtherServer { .. } => {
             "use another state directory for this server: `satchel --state DIR login ...`"
         }
@@ -248,6 +249,18 @@ fn of_state(error: &StateError) -> Option<String> {
             ));
         }
         StateError::Damaged { path, .. } => return Some(of_damaged(path).to_owned()),
+        _ => return None,
+    };
+    Some(text.to_owned())
+}
+
+/// What to do where nothing can be written.
+fn of_writing(error: &io::Error) -> Option<String> {
+    let text = match error.kind() {
+        io::ErrorKind::ReadOnlyFilesystem => {
+            "the state directory is on a file system that may only be read: mount it so that it can be written \
+             (`mount -o remount,rw`); until then `satchel status DESKTOP` works"
+        }
         _ => return None,
     };
     Some(text.to_owned())
@@ -276,6 +289,7 @@ fn of_session(error: &SessionError) -> Option<String> {
             "see `satchel status DESKTOP`; it is free once that process has ended: a mount, a run, or `satchel cache serve`"
         }
         SessionError::NoSuchDesktop { .. } => NO_DESKTOP,
+        SessionError::Lock { source, .. } => return of_writing(source),
         SessionError::LeaseHeld { .. } => {
             "`--ask` has that machine sync and hand it over, `--read-only` looks at it without writing, `--take` takes it: \
              what was not synced there becomes a fork, and nothing is lost"

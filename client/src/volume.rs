@@ -26,7 +26,7 @@ pub trait Volume: Send + Sync + 'static {
     /// `AlreadyExists`, or what the file system says.
     fn create(&self, name: &str, len_bytes: u64) -> io::Result<Arc<dyn VolumeFile>>;
 
-    /// Opens a file for reading and writing.
+    /// Opens a file for reading and writing; for reading alone on a file system where nothing may be written.
     ///
     /// # Errors
     /// `NotFound`, or what the file system says.

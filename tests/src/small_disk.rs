@@ -1,4 +1,4 @@
-//! A disk that is soon full.
+//! A disk that is soon full, or cannot be written.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -47,6 +47,16 @@ impl SmallDisk {
         let _ = Output::of(&mut mount).ok();
         remember_mount(directory.path());
         Self { directory }
+    }
+
+    /// Lets it be written, or not any more.
+    ///
+    /// # Panics
+    /// When it cannot be mounted so.
+    #[track_caller]
+    pub fn set_writable(&self, is_writable: bool) {
+        let options = if is_writable { "remount,rw" } else { "remount,ro" };
+        let _ = Output::of(Command::new("mount").args(["-o", options]).arg(self.path())).ok();
     }
 
     /// Returns the directory it is mounted on.

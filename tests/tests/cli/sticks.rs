@@ -1,8 +1,8 @@
-//! State on a stick: one that is not plugged in, or has a file system of another system.
+//! State on a stick: one that is not plugged in, may not be written, or has a file system of another system.
 
 use std::process::Command;
 
-use satchel_tests::{Access, Client, Model, Publication, model::open_for_writing, require};
+use satchel_tests::{Access, Client, Model, Publication, SmallDisk, model::open_for_writing, require};
 
 use super::{IMAGE_BYTES, assert_refused};
 
@@ -53,6 +53,43 @@ fn a_file_system_that_cannot_carry_a_state_directory_is_refused_before_a_secret_
     run(Command::new("umount").arg(&stick));
     assert!(left.is_empty(), "{left:?}");
     assert_refused(refused, &["permissions", "holes", "sockets", "state"], &["ext4", "--state DIR"]);
+}
+
+#[test]
+fn where_nothing_may_be_written_a_desktop_is_looked_at_and_no_other_begun() {
+    require!(root, fuse);
+    let published = Publication::new(53, IMAGE_BYTES);
+    let small = SmallDisk::ext4(32 << 20);
+    let laptop = Client::with_state("laptop", &small.join("state"));
+    laptop.login(&published.access());
+    laptop.create("work", "golden", Some("16M"));
+    let mount = laptop.mount("work");
+    let disk = open_for_writing(&mount.home());
+    Model::zeros(16 << 20).write(&disk, 0, &[3; 1 << 20]);
+    drop(disk);
+    mount.unmount();
+    small.set_writable(false);
+    assert_eq!(laptop.status("work")["unsynced_bytes"], 1 << 20);
+    let directory = laptop.new_directory();
+    let place = directory.to_str().expect("a path of this test");
+    for command in [
+        &["create", "other", "--image", "golden"][..],
+        &["mount", "work", place],
+        &["mount", "work", place, "--read-only"],
+        &["browse", "work", place],
+        &["diff", "work@1", "work"],
+        &["sync", "work"],
+        &["pin", "work"],
+    ] {
+        let refused = laptop.satchel(command).exited(1);
+        super::assert_clean(&refused.stderr);
+        let said = &refused.stderr;
+        assert!(said.contains("ead-only file system") && said.contains("remount,rw"), "{command:?}: {said}");
+    }
+    small.set_writable(true);
+    let listed = laptop.satchel(["desktops", "--json"]).ok().json().to_string();
+    assert!(listed.contains("work") && !listed.contains("other"), "{listed}");
+    let _ = laptop.sync("work");
 }
 
 #[test]

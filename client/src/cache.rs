@@ -8,13 +8,13 @@
 use std::collections::{HashMap, HashSet};
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use chunk_format::{ChunkId, ChunkSize};
-use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock, fstatvfs};
+use rustix::fs::{FallocateFlags, FlockOperation, StatVfs, fallocate, flock, fstatvfs};
 
 mod record;
 mod reserve;
@@ -116,6 +116,15 @@ pub struct CacheStats {
     pub wasted: u64,
     /// Chunks kept before anyone asked for them that nobody has read yet.
     pub unread: u64,
+}
+
+/// What keeping some chunks would take of the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// Bytes that those which lack take.
+    pub needed_bytes: u64,
+    /// Bytes that there are for them: what is free, and what other chunks take that may go.
+    pub free_bytes: u64,
 }
 
 /// A bounded store of decoded chunks.
@@ -517,6 +526,23 @@ impl Cache {
         self.lock().tight = is_tight;
     }
 
+    /// Whether the disk has room for these chunks, beside what is left alone of it. Where that cannot be told there is.
+    pub fn room_for(&self, wanted: &HashSet<ChunkId>) -> Room {
+        let chunk_bytes = self.chunk_size.bytes_u64();
+        let here = {
+            let index = self.lock();
+            wanted.iter().filter(|id| index.by_id.contains_key(*id)).count() as u64
+        };
+        let taken_bytes = self.data.metadata().map_or(u64::MAX, |found| found.blocks() * 512);
+        let left_bytes = fstatvfs(&self.data).map_or(u64::MAX, |disk| {
+            disk.f_bavail.saturating_mul(disk.f_frsize).saturating_sub(bytes_kept_free(&disk))
+        });
+        Room {
+            needed_bytes: (wanted.len() as u64 - here) * chunk_bytes,
+            free_bytes: left_bytes.saturating_add(taken_bytes.saturating_sub(here * chunk_bytes)),
+        }
+    }
+
     /// Writes the index: a hint for the next process. Called now and then, and on drop.
     ///
     /// # Errors
@@ -642,16 +668,18 @@ impl Cache {
     }
 
     fn disk_is_tight(&self) -> bool {
-        fstatvfs(&self.data).is_ok_and(|disk| {
-            let kept =
-                (disk.f_blocks / DISK_SHARE_KEPT_FREE).saturating_mul(disk.f_frsize).min(KEPT_FREE_MAX_BYTES);
-            disk.f_bavail.saturating_mul(disk.f_frsize) < kept
-        })
+        fstatvfs(&self.data)
+            .is_ok_and(|disk| disk.f_bavail.saturating_mul(disk.f_frsize) < bytes_kept_free(&disk))
     }
 
     fn lock(&self) -> MutexGuard<'_, Index> {
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What of a disk is left alone, bytes.
+fn bytes_kept_free(disk: &StatVfs) -> u64 {
+    (disk.f_blocks / DISK_SHARE_KEPT_FREE).saturating_mul(disk.f_frsize).min(KEPT_FREE_MAX_BYTES)
 }
 
 /// The records of an index file, whatever they hold: as many as the data has slots for, however long the index is.

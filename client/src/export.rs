@@ -53,9 +53,35 @@ pub enum ExportError {
         #[source]
         source: io::Error,
     },
+    /// The disk that is written to has too little space.
+    #[error(
+        "{} has no room for all of it: {} MiB more are needed, and {} MiB are free",
+        directory.display(),
+        needed_bytes.div_ceil(1 << 20),
+        free_bytes >> 20
+    )]
+    NoRoom {
+        /// Where it was to be written.
+        directory: PathBuf,
+        /// Bytes that what lacks there takes.
+        needed_bytes: u64,
+        /// Bytes that are free there.
+        free_bytes: u64,
+    },
     /// zstd could not get its memory.
     #[error("{0}")]
     Decoder(#[from] FormatError),
+}
+
+impl ExportError {
+    /// Whether what is written to is full, or would be.
+    pub fn is_want_of_room(&self) -> bool {
+        match self {
+            Self::NoRoom { .. } => true,
+            Self::Io { source, .. } => source.kind() == io::ErrorKind::StorageFull,
+            _ => false,
+        }
+    }
 }
 
 /// How far an export is.
@@ -149,6 +175,7 @@ impl<'a> Exporter<'a> {
         large.extend(streams.map(|stream| (path(Object::Stream(stream.id)), u64::from(stream.len_bytes))));
         let bytes = large.iter().map(|(_, len)| len).sum();
         self.progress.total_bytes.store(bytes, Ordering::Relaxed);
+        self.check_room(&large).await?;
         let files = (large.len() + 2 * locators.len() + 2) as u64 + if profile.is_some() { 3 } else { 0 };
         let fetches: Vec<_> = large.into_iter().map(|(path, len)| self.large(path, len).boxed()).collect();
         futures_util::stream::iter(fetches)
@@ -163,6 +190,25 @@ impl<'a> Exporter<'a> {
         let manifest = Late { path: path(Object::Manifest(version.id)), bytes: version.bytes.to_vec() };
         self.place(pointer.into_iter().chain([signature, manifest])).await?;
         Ok(Exported { files, bytes, has_profile: profile.is_some() })
+    }
+
+    /// Checks that there is room for those packs and streams that are not there, before any is fetched.
+    async fn check_room(&self, large: &[(ObjectPath, u64)]) -> Result<(), ExportError> {
+        let Some(space) = self.tree.space().await else { return Ok(()) };
+        let mut needed_bytes = 0;
+        for (path, len) in large {
+            if self.tree.len_bytes(path).await != Some(*len) {
+                needed_bytes += len.next_multiple_of(space.block_bytes);
+            }
+        }
+        if needed_bytes <= space.free_bytes {
+            return Ok(());
+        }
+        Err(ExportError::NoRoom {
+            directory: self.tree.directory().to_owned(),
+            needed_bytes,
+            free_bytes: space.free_bytes,
+        })
     }
 
     /// Writes what refers to what is there, and makes it durable. What is the same is left alone: a name that is given anew can be

@@ -11,6 +11,7 @@ use crate::cache::CacheError;
 use crate::create::CreateError;
 use crate::desktop::DesktopError;
 use crate::engine::EngineError;
+use crate::export::ExportError;
 use crate::fetch::FillError;
 use crate::files::copy::CopyError;
 use crate::fork::ForkReason;
@@ -152,8 +153,12 @@ fn hint_of(error: &(dyn Error + 'static)) -> Option<String> {
         "on Debian, `apt-get install e2fsprogs` has it"
     } else if let Some(CopyError::NoFileSystem { .. }) = error.downcast_ref() {
         "a disk gets its file system at the desktop's first start; `satchel browse DESKTOP DIR` says what is there"
+    } else if error.downcast_ref::<ExportError>().is_some_and(ExportError::is_want_of_room) {
+        "free some space there, or use a larger disk; what is there is kept, and the same command goes on"
     } else if let Some(CacheError::InUse { .. }) = error.downcast_ref() {
         "unmount the desktop that uses it first"
+    } else if let Some(FillError::NoSpace { .. }) = error.downcast_ref() {
+        "nothing was fetched; free some space on the disk that holds the state directory"
     } else if let Some(FillError::NoRoom { .. }) = error.downcast_ref() {
         "give it more with --cache-size, or free some space on the disk that holds the state directory"
     } else if let Some(SourceListError::NoSuch { .. }) = error.downcast_ref() {

@@ -189,7 +189,9 @@ pub async fn serve(
             return;
         }
         match starting.desktop.fill(Look::Index).await {
-            Err(error @ (FillError::NoRoom { .. } | FillError::NotDurable(_))) => {
+            Err(
+                error @ (FillError::NoRoom { .. } | FillError::NoSpace { .. } | FillError::NotDurable(_)),
+            ) => {
                 tracing::warn!(
                     error = &error as &dyn std::error::Error,
                     "not all of a pinned desktop is here"

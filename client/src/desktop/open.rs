@@ -357,11 +357,22 @@ impl OpenDesktop {
     ) -> Result<T, PinError> {
         let was_pinned = self.store.record().pinned;
         with_room(&self.cache, || self.store.set_pinned(true, limit_bytes_per_s))?;
-        let fetched = fetching.await;
-        if matches!(fetched, Err(FillError::NoRoom { .. })) && !was_pinned {
+        // Looked at before anything is fetched that would not be kept.
+        let fetched = match self.check_room().await {
+            Ok(()) => fetching.await,
+            Err(error) => Err(error),
+        };
+        if fetched.as_ref().is_err_and(FillError::is_want_of_room) && !was_pinned {
             self.unpin().await?;
         }
         Ok(fetched?)
+    }
+
+    async fn check_room(&self) -> Result<(), FillError> {
+        // Many at once; what fails here is asked for once more.
+        let _loaded = self.load_segments().await;
+        let bases: Vec<Arc<Base>> = self.disks.iter().map(|disk| Arc::clone(&disk.view().base)).collect();
+        self.fetcher.check_room(&bases).await
     }
 
     /// Ends what fetches everything, and lets go of what was kept for good; it stays until its space is needed, for this note of it

@@ -12,9 +12,28 @@ use crate::source::ObjectPath;
 #[derive(Clone, Debug)]
 pub(super) struct Tree(PathBuf);
 
+/// How much the disk that a tree is on can take.
+pub(super) struct Space {
+    pub(super) free_bytes: u64,
+    /// What files are taken in multiples of.
+    pub(super) block_bytes: u64,
+}
+
 impl Tree {
     pub(super) fn new(directory: PathBuf) -> Self {
         Self(directory)
+    }
+
+    pub(super) fn directory(&self) -> &Path {
+        &self.0
+    }
+
+    /// What space there is; none when it cannot be told.
+    pub(super) async fn space(&self) -> Option<Space> {
+        let directory = self.0.clone();
+        let disk = blocking(move || Ok(rustix::fs::statvfs(&directory)?)).await.ok()?;
+        let block_bytes = disk.f_frsize.max(1);
+        Some(Space { free_bytes: disk.f_bavail.saturating_mul(block_bytes), block_bytes })
     }
 
     fn file(&self, path: &ObjectPath) -> PathBuf {
@@ -68,7 +87,11 @@ fn write(file: &Path, bytes: &[u8]) -> Result<(), ExportError> {
         out.write_all(bytes)?;
         out.sync_data()
     });
-    written.map_err(failed("write", &partial))?;
+    if let Err(error) = written {
+        // On a full disk it is in the way of what is to come.
+        let _ = fs::remove_file(&partial);
+        return Err(failed("write", &partial)(error));
+    }
     fs::rename(&partial, file).map_err(failed("rename", &partial))
 }
 

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::flight::Flight;
 use super::{Class, FetchError, Fetcher, Wish};
-use crate::cache::Look;
+use crate::cache::{Look, Room};
 use crate::disk::Base;
 
 /// Chunks asked for at once: long enough for the longest requests, short enough to notice what arrived meanwhile.
@@ -43,6 +43,18 @@ pub enum FillError {
         kept: u64,
         /// Chunks there are.
         stored: u64,
+    },
+    /// The disk that the cache is on has too little space.
+    #[error(
+        "the disk has no room for all of it: {} MiB are needed, and {} MiB of what is free may be used",
+        needed_bytes.div_ceil(1 << 20),
+        free_bytes >> 20
+    )]
+    NoSpace {
+        /// Bytes that what lacks takes.
+        needed_bytes: u64,
+        /// Bytes that there are for it.
+        free_bytes: u64,
     },
     /// What was fetched is here, and might not be after a power cut.
     #[error("what was fetched could not be made durable")]
@@ -98,7 +110,39 @@ impl Filling {
     }
 }
 
+impl FillError {
+    /// Whether not all of it can be kept, whatever is fetched.
+    pub fn is_want_of_room(&self) -> bool {
+        matches!(self, Self::NoRoom { .. } | Self::NoSpace { .. })
+    }
+}
+
 impl Fetcher {
+    /// Checks that the cache and its disk have room for all of these disks. Fetches no more than what says what they hold.
+    ///
+    /// # Errors
+    /// `NoRoom`, `NoSpace`; `Fetch`.
+    pub async fn check_room(&self, disks: &[Arc<Base>]) -> Result<(), FillError> {
+        let mut wanted = HashSet::new();
+        for disk in disks {
+            let stored = self.stored_chunks(disk).await.map_err(|error| FillError::Fetch(Arc::new(error)))?;
+            wanted.extend(stored.into_iter().map(|(_, id)| id));
+        }
+        self.check_room_for(&wanted)
+    }
+
+    fn check_room_for(&self, wanted: &HashSet<ChunkId>) -> Result<(), FillError> {
+        let slots = self.shared.cache.stats().slots;
+        if wanted.len() as u64 > slots {
+            return Err(FillError::NoRoom { kept: slots, stored: wanted.len() as u64 });
+        }
+        let Room { needed_bytes, free_bytes } = self.shared.cache.room_for(wanted);
+        if needed_bytes > free_bytes {
+            return Err(FillError::NoSpace { needed_bytes, free_bytes });
+        }
+        Ok(())
+    }
+
     /// Fetches every chunk of these disks that is not here, as far as it is looked, and pins them and nothing else in the cache.
     /// Goes on for as long as it takes; what arrived stays when it is dropped. Answers how many chunks were not here.
     ///
@@ -120,11 +164,8 @@ impl Fetcher {
         // Of versions before, which nobody reads any more.
         cache.unpin_all_but(&distinct);
         cache.look_for_space();
-        let slots = cache.stats().slots;
-        if distinct.len() as u64 > slots {
-            // Said before the work, not after it.
-            return Err(FillError::NoRoom { kept: slots, stored: distinct.len() as u64 });
-        }
+        // Said before the work, not after it.
+        self.check_room_for(&distinct)?;
         let total = stored.iter().map(Vec::len).sum::<usize>() as u64;
         progress.total_chunks.store(total, Ordering::Relaxed);
         let (mut local, mut lacked) = (0, 0);

@@ -1,5 +1,6 @@
-//! State on a stick: one that is not plugged in, may not be written, or has a file system of another system.
+//! State on a stick: one that is not plugged in, may not be written, has a file system of another system, or is soon full.
 
+use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 
 use satchel_tests::{Access, Client, Model, Publication, SmallDisk, model::open_for_writing, require};
@@ -121,4 +122,47 @@ fn a_mount_that_fails_keeps_no_lease() {
     let place = other.new_directory();
     let refused = other.satchel(["mount".as_ref(), "work".as_ref(), place.as_os_str()]).exited(1).stderr;
     assert!(refused.contains("in use on"), "{refused}");
+}
+
+#[test]
+fn what_does_not_fit_is_said_before_it_is_fetched() {
+    require!(root, fuse);
+    let published = Publication::new(55, 40 << 20);
+    let small = SmallDisk::new(12 << 20);
+    let refused = published.machine("exporter").satchel([
+        "export".as_ref(),
+        "golden".as_ref(),
+        small.join("tree").as_os_str(),
+    ]);
+    assert_refused(
+        refused,
+        &["no room for all of it", "MiB more are needed", "MiB are free"],
+        &["the same command goes on"],
+    );
+    let taken = || Command::new("du").arg("-sk").arg(small.path()).output().expect("du runs").stdout;
+    let kib = |taken: Vec<u8>| -> u64 {
+        let text = String::from_utf8(taken).expect("text");
+        text.split_whitespace().next().and_then(|number| number.parse().ok()).expect("a number")
+    };
+    assert!(kib(taken()) < 1 << 10, "{} KiB were written", kib(taken()));
+
+    let laptop = Client::with_state("laptop", &small.join("state"));
+    laptop.login(&published.access());
+    laptop.create("work", "golden", Some("16M"));
+    let refused = laptop.satchel(["pin", "work"]);
+    assert_refused(
+        refused,
+        &["no room for all of it", "MiB are needed", "MiB of what is free"],
+        &["nothing was fetched"],
+    );
+    let cache =
+        std::fs::metadata(laptop.desktop_directory("work").join("cache/cache.data")).expect("it is there");
+    assert_eq!(cache.blocks(), 0, "something was fetched all the same");
+
+    small.resize(96 << 20);
+    let _ = published
+        .machine("exporter")
+        .satchel(["export".as_ref(), "golden".as_ref(), small.join("tree").as_os_str()])
+        .ok();
+    let _ = laptop.satchel(["pin", "work"]).ok();
 }

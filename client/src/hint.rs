@@ -133,6 +133,9 @@ fn hint_of(error: &(dyn Error + 'static)) -> Option<String> {
     {
         "it is that machine's until what was written there is synced and it is unmounted; `--take`, of `satchel run` and \
          `satchel mount`, takes it: what was not synced there becomes a fork"
+    } else if let Some(RemoveError::WorkOf { .. }) = error.downcast_ref() {
+        "`satchel adopt` makes the fork the desktop, `satchel copy` takes files out of it; with `--force` it is removed, and what is not \
+         synced becomes another fork"
     } else if let Some(InUseError::Unsynced { .. }) = error.downcast_ref() {
         "sync them first (`satchel sync DESKTOP`): they are then a version like any, that can be gone back to"
     } else if let Some(RollbackError::NoSuchDesktop { .. }) = error.downcast_ref() {

@@ -4,12 +4,12 @@
 //! have of it stays there: work that is not synced becomes a fork.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use chunk_format::{Name, Subject};
 
-use crate::desktop::DesktopStore;
+use crate::desktop::{DesktopError, DesktopStore};
 use crate::remote::{DesktopInfo, Remote, RemoteError, RemovedDesktop};
 use crate::session::DesktopLock;
 use crate::state::{StateDir, StateError};
@@ -160,18 +160,30 @@ pub async fn remove(
 fn keep_users_unused(state: &StateDir, fork: &Name) -> Result<Vec<Unused>, RemoveError> {
     let mut kept = Vec::new();
     for desktop in state.desktops()?.into_iter().filter(|desktop| desktop != fork) {
-        let stands_on_fork = || {
-            let volume = DirVolume::open(&state.desktop_path(&desktop)).ok()?;
-            let store = DesktopStore::read_only(Arc::new(volume)).ok()?;
-            let head = store.version(store.record().head).ok()?;
-            Some(matches!(&head.manifest.subject, Subject::Desktop { desktop, .. } if desktop == fork))
-        };
-        if stands_on_fork() == Some(true) {
-            let in_it = |source| RemoveError::WorkOf { fork: fork.clone(), desktop: desktop.clone(), source };
+        let in_it = |source| RemoveError::WorkOf { fork: fork.clone(), desktop: desktop.clone(), source };
+        let failed = |source| in_it(InUseError::Files { desktop: desktop.clone(), source });
+        if is_in(fork, &state.desktop_path(&desktop)).map_err(failed)? {
             kept.push(keep_unused(state, &desktop).map_err(in_it)?);
         }
     }
     Ok(kept)
+}
+
+/// Whether the work in a desktop's directory belongs to a fork, or is about to: its commit may not have been heard of.
+fn is_in(fork: &Name, directory: &Path) -> Result<bool, DesktopError> {
+    let Ok(volume) = DirVolume::open(directory) else { return Ok(false) };
+    let store = match DesktopStore::read_only(Arc::new(volume)) {
+        Err(DesktopError::NotHere) => return Ok(false),
+        store => store?,
+    };
+    let record = store.record();
+    for version in std::iter::once(record.head).chain(record.pending.map(|pending| pending.manifest)) {
+        if matches!(&store.version(version)?.manifest.subject, Subject::Desktop { desktop, .. } if desktop == fork)
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn lock(state: &StateDir, desktop: &Name) -> Result<Option<DesktopLock>, InUseError> {

@@ -340,9 +340,12 @@ impl Session {
         // Whether the server has that fork is not always heard.
         let is_unheard = notices.iter().any(|notice| matches!(notice, Notice::Offline { .. }));
         let is_on_fork = on.manifest.subject != subject && !is_unheard;
+        let has_work = has_changes(&store, &on).map_err(|source| opening.failed(source))?;
         let is_lost = |notice: &Notice| match notice {
             Notice::ServerIsBehind { .. } | Notice::HeadUnknown { .. } => true,
             Notice::GoneFromServer => !is_on_fork,
+            // What was erased with it may be nowhere else.
+            Notice::Removed { .. } => !is_on_fork && has_work,
             _ => false,
         };
         let is_head_lost = notices.iter().any(is_lost);

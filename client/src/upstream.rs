@@ -1,7 +1,7 @@
 //! Where versions are committed to: the image server, or one in memory for tests.
 
 use bytes::Bytes;
-use chunk_format::{ChunkId, Namespace, PackId, SegmentId, Signature, Subject};
+use chunk_format::{ChunkId, ManifestId, Namespace, PackId, SegmentId, Signature, Subject};
 use futures_util::future::BoxFuture;
 
 use crate::remote::{LeaseInfo, Placing, PresentIn, Remote, RemoteError, VersionInfo};
@@ -51,6 +51,9 @@ pub trait Upstream: Send + Sync + 'static {
         ids: &'a [SegmentId],
     ) -> BoxFuture<'a, Result<Vec<bool>, RemoteError>>;
 
+    /// Whether a version was removed with its desktop.
+    fn is_removed(&self, version: ManifestId) -> BoxFuture<'_, Result<bool, RemoteError>>;
+
     /// Uploads a pack.
     fn put_pack<'a>(
         &'a self,
@@ -95,6 +98,10 @@ impl Upstream for Remote {
         ids: &'a [SegmentId],
     ) -> BoxFuture<'a, Result<Vec<bool>, RemoteError>> {
         Box::pin(Self::missing_segments(self, place, ids))
+    }
+
+    fn is_removed(&self, version: ManifestId) -> BoxFuture<'_, Result<bool, RemoteError>> {
+        Box::pin(async move { Ok(self.removed(version).await?.is_some()) })
     }
 
     fn put_pack<'a>(

@@ -69,7 +69,9 @@ pub struct Report {
     pub led_segments: u64,
     /// Segments that are lost still.
     pub still_lost_segments: u64,
-    /// The versions that need one of those, as far as that is known.
+    /// Segments that could not be read, and were sent again, or condemned, during the check: the next repair finds out.
+    pub unsure_segments: u64,
+    /// The versions that need one that is lost still, as far as that is known.
     pub affects: BTreeSet<String>,
     /// What the check found that a repair does nothing about.
     pub findings: Vec<Finding>,
@@ -88,37 +90,41 @@ pub async fn repair(root: &Path, progress: &dyn Progress) -> Result<Report, Repa
     let has_packs = packs::any_counts(database.readers()).await?;
     let opening = Opening { patience: Patience::OfServers, has_packs, marks: true };
     let storage = Storage::of(&dir, &identity, opening).await?;
-    let repaired = run(database.clone(), storage, progress).await;
+    let repaired = async {
+        let since_ms = now_ms();
+        let checked = verify::look_over(database.clone(), storage, progress).await?;
+        // Once more: a volume that was unmounted meanwhile has lost nothing.
+        let storage = Storage::of(&dir, &identity, opening).await?;
+        let names = namespaces::list(database.readers()).await?.into_iter().collect();
+        let run = Run { database: database.clone(), storage, names, since_ms, report: Report::default() };
+        run.repair(checked).await
+    };
+    let repaired = repaired.await;
     database.close().await;
     repaired
-}
-
-/// Repairs what is stored here.
-pub(crate) async fn run(
-    database: Database,
-    storage: Storage,
-    progress: &dyn Progress,
-) -> Result<Report, RepairError> {
-    let since_ms = now_ms();
-    let checked = verify::look_over(database.clone(), storage.clone(), progress).await?;
-    let names = namespaces::list(database.readers()).await?.into_iter().collect();
-    let mut run = Run { database, storage, names, report: Report::default() };
-    run.note_lost(&checked, since_ms).await?;
-    run.take_up_packs(&checked).await?;
-    run.take_up_segments(&checked).await?;
-    run.report.findings = checked.report.findings.into_iter().filter(|finding| !finding.is_lost).collect();
-    Ok(run.report)
 }
 
 struct Run {
     database: Database,
     storage: Storage,
     names: HashMap<NamespaceId, Namespace>,
+    /// When the check began.
+    since_ms: i64,
     report: Report,
 }
 
 impl Run {
-    async fn note_lost(&mut self, checked: &Checked, since_ms: i64) -> Result<(), RepairError> {
+    async fn repair(mut self, checked: Checked) -> Result<Report, RepairError> {
+        self.note_lost(&checked).await?;
+        self.take_up_packs(&checked).await?;
+        self.take_up_segments(&checked).await?;
+        self.report.findings =
+            checked.report.findings.into_iter().filter(|finding| !finding.is_lost).collect();
+        Ok(self.report)
+    }
+
+    async fn note_lost(&mut self, checked: &Checked) -> Result<(), RepairError> {
+        let since_ms = self.since_ms;
         let lost = checked.packs.iter().filter(|(_, is_lost)| **is_lost);
         let lost_packs: Vec<PackRowId> = lost.map(|(row, _)| *row).collect();
         let lost = checked.segments.iter().filter(|segment| segment.is_lost);
@@ -160,27 +166,27 @@ impl Run {
     }
 
     async fn take_up_segments(&mut self, checked: &Checked) -> Result<(), RepairError> {
-        let bad: HashMap<SegmentRowId, &verify::BadSegment> =
+        let mut bad: HashMap<SegmentRowId, &verify::BadSegment> =
             checked.segments.iter().map(|segment| (segment.row, segment)).collect();
         for row in segments::list_lost(self.database.readers()).await? {
-            let Some(bad) = bad.get(&row.row) else {
-                self.report.whole_segments += u64::from(self.take_up_segment(&row).await?);
-                continue;
-            };
-            if self.lead(&row).await? {
+            let bad = bad.remove(&row.row);
+            if bad.is_none() && self.take_up_segment(&row).await? {
+                self.report.whole_segments += 1;
+            } else if self.lead(&row).await? {
                 self.report.led_segments += 1;
             } else {
                 self.report.still_lost_segments += 1;
-                self.report.affects.extend(bad.affects.iter().cloned());
+                self.report.affects.extend(bad.iter().flat_map(|bad| bad.affects.iter().cloned()));
             }
         }
+        self.report.unsure_segments = bad.values().filter(|segment| segment.is_lost).count() as u64;
         Ok(())
     }
 
-    /// Notes that a segment can be read where it was.
+    /// Notes that a segment of which the check found nothing can be read where it was.
     async fn take_up_segment(&self, row: &SegmentRow) -> Result<bool, RepairError> {
         let mut tx = self.database.begin().await?;
-        let is_found = segments::find_again(&mut tx, row.row, None).await?;
+        let is_found = segments::take_up(&mut *tx, row.row, self.since_ms).await?;
         commit(tx).await?;
         Ok(is_found)
     }
@@ -234,9 +240,10 @@ impl Run {
         if located.is_lost(&mut tx).await? {
             return Ok(false);
         }
-        self.storage.put(&key, located.locator.clone().into()).await?;
-        segments::find_again(&mut tx, row.row, Some(&places)).await?;
-        commit(tx).await?;
+        if segments::lead(&mut tx, row.row, &places).await? {
+            self.storage.put(&key, located.locator.clone().into()).await?;
+            commit(tx).await?;
+        }
         Ok(true)
     }
 }

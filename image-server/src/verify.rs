@@ -19,6 +19,7 @@ use chunk_format::{Namespace, PackId, SegmentId};
 use serde::Serialize;
 
 use crate::cause::chain;
+use crate::clock::now_ms;
 use crate::database::namespaces::{self, NamespaceId};
 use crate::database::packs::{self as pack_rows, PackRowId};
 use crate::database::segments::SegmentRowId;
@@ -135,10 +136,9 @@ struct Check<'a> {
     storage: Storage,
     names: HashMap<NamespaceId, Namespace>,
     progress: &'a dyn Progress,
+    begun_ms: i64,
     report: Report,
     bad_packs: HashMap<(Namespace, PackId), BadPack>,
-    /// The rows of all packs that cannot be read whole, and whether that is certain; also of those that nothing needs.
-    bad_rows: HashMap<PackRowId, bool>,
     bad_segments: HashMap<(NamespaceId, SegmentId), BadSegment>,
 }
 
@@ -216,9 +216,9 @@ pub(crate) async fn look_over(
         storage,
         names,
         progress,
+        begun_ms: now_ms(),
         report: Report::default(),
         bad_packs: HashMap::new(),
-        bad_rows: HashMap::new(),
         bad_segments: HashMap::new(),
     };
     for problem in check.database.check().await? {
@@ -246,8 +246,9 @@ pub(crate) async fn look_over(
         }
         listed => listed?,
     }
-    let segments = check.bad_segments.into_values().collect();
-    Ok(Checked { report: check.report, packs: check.bad_rows, segments })
+    check.leave_out_garbage().await?;
+    let packs = check.bad_packs.values().map(|bad| (bad.row, bad.is_lost)).collect();
+    Ok(Checked { report: check.report, packs, segments: check.bad_segments.into_values().collect() })
 }
 
 const ADVICE_LISTING: &str = "run this as the user that the server runs as, who must be able to read every directory there; if that \
@@ -269,6 +270,28 @@ impl Check<'_> {
             Some(reason) => Err(VerifyError::Away { reason: reason.to_owned() }),
             None => Ok(()),
         }
+    }
+
+    /// Leaves out what was found of packs that are noted as lost and of which nothing needs what is damaged: whoever had it has
+    /// sent it again, and the rest is the garbage collector's.
+    async fn leave_out_garbage(&mut self) -> Result<(), DatabaseError> {
+        let needed: HashSet<FindingAt> =
+            self.bad_segments.values().flat_map(|bad| bad.findings.iter().copied()).collect();
+        let lost: HashSet<PackRowId> =
+            pack_rows::list_lost(self.database.readers()).await?.into_iter().map(|pack| pack.row).collect();
+        let left_out: HashSet<FindingAt> = self
+            .bad_packs
+            .values()
+            .filter(|bad| lost.contains(&bad.row) && !needed.contains(&bad.finding))
+            .map(|bad| bad.finding)
+            .filter(|finding| self.report.findings[*finding].unsure.is_empty())
+            .collect();
+        let mut at = 0;
+        self.report.findings.retain(|_| {
+            at += 1;
+            !left_out.contains(&(at - 1))
+        });
+        Ok(())
     }
 
     fn find(&mut self, object: impl ToString, problem: String, advice: &'static str) -> FindingAt {

@@ -264,7 +264,7 @@ impl Opening<'_> {
         }
         let here = store.version(record.head).map_err(|source| self.failed(source))?;
         let is_own = here.manifest.subject == self.subject();
-        if is_own && server.sequence <= here.manifest.sequence {
+        if is_own && info.id == record.id && server.sequence <= here.manifest.sequence {
             let (server, here) = (server.sequence, here.manifest.sequence);
             notices.push(Notice::ServerIsBehind { server, here });
             return Ok(());
@@ -327,13 +327,12 @@ impl Opening<'_> {
                 return Ok(());
             }
         };
-        if has_changes(store, here).map_err(|source| self.failed(source))? {
+        // A checkpoint that waits to be sent is of a state that is in no version any more.
+        if store.record().note.is_some() || has_changes(store, here).map_err(|source| self.failed(source))? {
             notices.push(Notice::OnRemoved { removed });
             return Ok(());
         }
-        let note = store.record().note;
         self.move_to_head(store, info, options, holder).await?;
-        notices.extend(note.map(|note| Notice::CheckpointGone { note: note.text }));
         notices.push(Notice::MovedFromRemoved { removed, sequence: info.head.sequence });
         Ok(())
     }

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use chunk_format::{ChunkId, Namespace, SegmentId, SegmentIndex};
 
@@ -11,7 +12,10 @@ use super::thorough::{Kept, here};
 use super::{Frozen, SyncError, SyncReport, Syncer, Trust};
 use crate::desktop::OpenDesktop;
 use crate::disk::{Disk, View};
-use crate::upload::SegmentWork;
+use crate::upload::{Patience, SegmentWork};
+
+/// How long the server may take to say what it lacks.
+const ASK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What the server had lost of a desktop's newest version.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -36,9 +40,13 @@ impl Syncer {
         let mut report = self.sync(desktop, note).await?;
         match self.send_what_is_lost(desktop).await {
             Ok(lost) => report.lost = lost,
+            // Nobody may have lost anything.
+            Err(SyncError::Remote(error)) => {
+                tracing::debug!(%error, "the server was not asked what it has lost")
+            }
             Err(error) => {
                 let error = &error as &dyn std::error::Error;
-                tracing::warn!(error, "what the server may have lost of this desktop was not sent again");
+                tracing::warn!(error, "what the server has lost of this desktop was not sent again");
             }
         }
         Ok(report)
@@ -58,8 +66,13 @@ impl Syncer {
         let views = desktop.disks.iter().map(below).collect();
         let head = desktop.store.version(desktop.store.record().head)?;
         let head = Frozen { head, views, through_generation: 0, without_system: false };
-        let lost = self.lost_segments(desktop, &head).await?;
-        if lost.is_empty() {
+        // Nobody waits for this: the next sync asks again.
+        let asking = Self { patience: Patience { attempts: 1, ..self.patience }, ..self.clone() };
+        let asked = tokio::time::timeout(ASK_TIMEOUT, asking.lost_segments(desktop, &head)).await;
+        let Ok(lost) = asked else { return Ok(LostSegments::default()) };
+        let lost = lost?;
+        // What was removed, and erased since, is not brought back.
+        if lost.is_empty() || self.upstream.is_removed(head.head.id).await? {
             return Ok(LostSegments::default());
         }
         let (work, _kept) = self.plan_again(desktop, &head, &lost).await?;

@@ -325,6 +325,10 @@ impl Upstream for MemoryServer {
         })
     }
 
+    fn is_removed(&self, _version: ManifestId) -> BoxFuture<'_, Result<bool, RemoteError>> {
+        Box::pin(async move { self.online().map(|_| false) })
+    }
+
     fn put_pack<'a>(
         &'a self,
         namespace: &'a Namespace,

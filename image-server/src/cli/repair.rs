@@ -35,7 +35,7 @@ impl Repair {
                 output::data(&line)?;
             }
         }
-        let is_well = report.still_lost_segments == 0 && report.findings.is_empty();
+        let is_well = report.still_lost_segments + report.unsure_segments == 0 && report.findings.is_empty();
         Ok(if is_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 }
@@ -57,14 +57,20 @@ fn lines(report: &Report) -> Vec<String> {
     say("noted as lost", report.lost_packs, report.lost_pack_bytes, report.lost_segments);
     say("whole again", report.whole_packs, 0, report.whole_segments);
     say("lead to what was sent again", 0, 0, report.led_segments);
+    if report.unsure_segments > 0 {
+        lines.push(format!(
+            "not known: {} segments that could not be read were sent again meanwhile; run this once more",
+            report.unsure_segments
+        ));
+    }
     if report.still_lost_segments == 0 {
-        lines.push("nothing is lost".to_owned());
+        lines.push("nothing that is needed is lost".to_owned());
         return lines;
     }
     lines.push(format!("lost: {} segments", report.still_lost_segments));
     lines.extend(report.affects.iter().map(|version| format!("cannot be read whole: {version}")));
     lines.push(if report.affects.is_empty() {
-        "No version needs them: `gc` deletes them".to_owned()
+        "No version is known to need them: if that stays so, `gc` deletes them".to_owned()
     } else {
         "To do: publish the disks of these images again (`satchel publish`), sync these desktops from machines that have them pinned, or \
          put files back from a backup; then run this again"

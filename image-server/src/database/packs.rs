@@ -218,23 +218,21 @@ pub(crate) async fn lose(
     Ok((lost.len() as u64, bytes))
 }
 
-/// Whether a pack was noted as lost and nothing that counts needs it any more: garbage that is not collected yet.
-pub(crate) async fn is_lost_for_good(
+/// Whether the rows of a pack's chunks stay as they were at a time: it is neither condemned nor lost, nor was sent again since.
+pub(crate) async fn keeps_rows(
     executor: impl SqliteExecutor<'_>,
     pack: PackRowId,
+    since_ms: i64,
 ) -> Result<bool, DatabaseError> {
     sqlx::query_scalar(
-        "SELECT lost_ms IS NOT NULL
-           AND NOT EXISTS (SELECT 1 FROM segments WHERE has_packs = 0 AND condemned_ms IS NULL)
-           AND NOT EXISTS (SELECT 1 FROM segment_packs JOIN segments ON segments.id = segment_id
-                           WHERE pack_id = packs.id AND segments.condemned_ms IS NULL)
-         FROM packs WHERE id = ?",
+        "SELECT EXISTS (SELECT 1 FROM packs
+                        WHERE id = ? AND condemned_ms IS NULL AND lost_ms IS NULL AND created_ms < ?)",
     )
     .bind(pack)
-    .fetch_optional(executor)
+    .bind(since_ms)
+    .fetch_one(executor)
     .await
-    .map(|found| found.unwrap_or(false))
-    .map_err(failed("look whether a pack is needed"))
+    .map_err(failed("look up a pack"))
 }
 
 /// Packs that are lost and not condemned.

@@ -312,27 +312,39 @@ pub(crate) async fn sources_of(
         .map_err(failed("look where a segment's chunks lie"))
 }
 
-/// Notes that a segment that was lost can be read: where it was, or, if they are given, in these places. False when it was not
-/// lost any more.
-pub(crate) async fn find_again(
+/// Notes that a lost segment can be read where it was, as somebody found who looked from a time on; false when it was sent or lost
+/// since.
+pub(crate) async fn take_up(
+    executor: impl SqliteExecutor<'_>,
+    segment: SegmentRowId,
+    since_ms: i64,
+) -> Result<bool, DatabaseError> {
+    sqlx::query("UPDATE segments SET lost_ms = NULL WHERE id = ?1 AND lost_ms < ?2 AND created_ms < ?2")
+        .bind(segment)
+        .bind(since_ms)
+        .execute(executor)
+        .await
+        .map(|done| done.rows_affected() > 0)
+        .map_err(failed("note that a segment is whole"))
+}
+
+/// Notes that a lost segment can be read in these places, by a locator that is about to be written; false when it is not lost any
+/// more, and leads elsewhere.
+pub(crate) async fn lead(
     connection: &mut Connection,
     segment: SegmentRowId,
-    places: Option<&Places<'_>>,
+    places: &Places<'_>,
 ) -> Result<bool, DatabaseError> {
-    let done = sqlx::query(
-        "UPDATE segments SET lost_ms = NULL, has_packs = max(has_packs, ?) WHERE id = ? AND lost_ms IS NOT NULL",
-    )
-    .bind(places.is_some())
-    .bind(segment)
-    .execute(&mut *connection)
-    .await
-    .map_err(failed("note that a segment is whole"))?;
+    let done =
+        sqlx::query("UPDATE segments SET lost_ms = NULL, has_packs = 1 WHERE id = ? AND lost_ms IS NOT NULL")
+            .bind(segment)
+            .execute(&mut *connection)
+            .await
+            .map_err(failed("note that a segment is whole"))?;
     if done.rows_affected() == 0 {
         return Ok(false);
     }
-    if let Some(places) = places {
-        set_places(connection, segment, places).await?;
-    }
+    set_places(connection, segment, places).await?;
     Ok(true)
 }
 

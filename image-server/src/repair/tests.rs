@@ -10,6 +10,9 @@ use chunk_format::{ID_BYTES, SegmentId};
 use tower::ServiceExt;
 
 use super::{Report, repair};
+use crate::database::Database;
+use crate::database::segments::{self, Places};
+use crate::layout::DataDir;
 use crate::tokens::{NewToken, issue};
 use crate::verify::Part;
 use crate::verify::tests::{FIRST, Heard, Meanwhile, OWN, SECOND, Stored, apart, flip, send};
@@ -80,6 +83,16 @@ async fn put_segment(router: &Router, token: &str, namespace: &str, numbers: Vec
     let (id, frame) = testing::segment(numbers.into_iter().map(testing::chunk_id).collect());
     let path = format!("/v1/data/{namespace}/segments/{id}?also=image/debian");
     (id, answer(router, "PUT", &path, token, frame).await.0)
+}
+
+/// Sends a segment of the image's from a callback.
+fn apart_put(router: &Router, token: &str, numbers: Vec<u64>) -> u16 {
+    let status = std::sync::Mutex::new(0);
+    apart(async {
+        let sent = put_segment(router, token, "image/debian", numbers).await.1;
+        *status.lock().unwrap() = sent;
+    });
+    status.into_inner().unwrap()
 }
 
 async fn alice(stored: &Stored) -> String {
@@ -262,6 +275,56 @@ async fn what_is_sent_beside_a_repair_is_not_noted_as_lost() {
     assert_eq!(counts(&report), [0, 3, 0, 0, 3, 0]);
     assert_eq!(missing_chunks(&router, &token, 0..40).await, [0; 0]);
     assert!(stored.verify().await.findings.is_empty());
+}
+
+#[tokio::test]
+async fn what_no_check_has_seen_is_not_taken_for_whole() {
+    let stored = Stored::new().await;
+    fs::remove_file(stored.pack(FIRST, "image/debian")).unwrap();
+    repaired(&stored).await;
+    let (router, token) = stored.open().await;
+    let numbers: Vec<u64> = (5..30).collect();
+    // Made of what is lost when the check has looked at all segments.
+    let sending = Meanwhile::new(|part, steps| {
+        if (part, steps) == (Part::Versions, 0) {
+            let sent = apart_put(&router, &token, numbers.clone());
+            assert_eq!(sent, 201);
+        }
+    });
+    let report = repair(stored.dir.path(), &sending).await.unwrap();
+    assert_eq!(counts(&report), [0, 0, 0, 0, 0, 4]);
+    assert!(lacks_segment(&router, &token, "image/debian", segment_id(numbers.clone())).await);
+
+    // And one that was found to be lost, and is sent again with what is lost, is not known to be anything.
+    let stored = Stored::new().await;
+    fs::remove_file(stored.pack(FIRST, "image/debian")).unwrap();
+    let (router, token) = stored.open().await;
+    let sending = Meanwhile::new(|part, steps| {
+        if (part, steps) == (Part::Versions, 0) {
+            assert_eq!(apart_put(&router, &token, FIRST.collect()), 200);
+        }
+    });
+    let report = repair(stored.dir.path(), &sending).await.unwrap();
+    assert_eq!((report.lost_segments, report.still_lost_segments, report.unsure_segments), (2, 2, 1));
+    assert_eq!(repaired(&stored).await.still_lost_segments, 3);
+}
+
+#[tokio::test]
+async fn a_locator_is_not_written_over_one_that_was_sent_meanwhile() {
+    let stored = Stored::new().await;
+    let pack = stored.pack(OWN, "user/alice");
+    let aside = stored.dir.path().join("aside");
+    fs::rename(&pack, &aside).unwrap();
+    repaired(&stored).await;
+    fs::rename(&aside, &pack).unwrap();
+    stored.execute("UPDATE packs SET lost_ms = NULL").await;
+    let database = Database::open(&DataDir::open(stored.dir.path()).unwrap().database()).await.unwrap();
+    let lost = segments::list_lost(database.readers()).await.unwrap();
+    let [row] = &lost[..] else { panic!("{lost:?}") };
+    let mut tx = database.begin().await.unwrap();
+    let places = Places { sources: &[], packs: &[] };
+    assert!(segments::lead(&mut tx, row.row, &places).await.unwrap());
+    assert!(!segments::lead(&mut tx, row.row, &places).await.unwrap(), "it leads somewhere by now");
 }
 
 #[tokio::test]

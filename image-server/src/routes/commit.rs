@@ -25,7 +25,7 @@ use crate::database::channels::{self, ChannelMove};
 use crate::database::chunks::{self, IdTable};
 use crate::database::namespaces::{self, NamespaceId};
 use crate::database::versions::{self, NewVersion, SeriesId, SeriesRow, VersionRow, VersionRowId};
-use crate::database::{Connection, commit as end_transaction, leases, segments, standings};
+use crate::database::{Connection, commit as end_transaction, leases, removal, segments, standings};
 use crate::http::auth::Caller;
 use crate::http::body::BodyReader;
 use crate::http::error::ApiError;
@@ -293,10 +293,11 @@ async fn repeat(
 async fn stand(connection: &mut Connection, commit: &Commit) -> Result<Standing, ApiError> {
     let subject = &commit.manifest.subject;
     let namespace = subject.namespace();
-    // One that was pruned since is not there to be folded onto: its machine finds that the head has moved, and forks.
-    if let Some(version) = versions::find(&mut *connection, &namespace, commit.id).await?
-        && version.pruned_ms.is_none()
-    {
+    let known = versions::find(&mut *connection, &namespace, commit.id).await?;
+    let is_removed = removal::of_version(&mut *connection, &namespace, commit.id).await?.is_some();
+    // One that was pruned since, or removed with its desktop, is not there to be folded onto: its machine finds that the head has
+    // moved, and forks.
+    if let Some(version) = known.filter(|version| version.pruned_ms.is_none() && !is_removed) {
         return Ok(Standing::Done(Box::new(version)));
     }
     let row = namespaces::find(&mut *connection, &namespace).await?.map(|row| row.id);
@@ -311,6 +312,12 @@ async fn stand(connection: &mut Connection, commit: &Commit) -> Result<Standing,
     if let Some(series) = &series {
         check_key(series, &commit.signature)?;
         head = versions::head(&mut *connection, series.id).await?;
+    }
+    if is_removed {
+        return Err(ApiError::HeadMoved {
+            subject: describe(subject),
+            head: head.map(|head| Box::new(head.into())),
+        });
     }
     let fork_of = match (&series, &commit.placing.fork_of) {
         (None, Some(origin)) => check_forks(&mut *connection, row, origin, commit).await?,

@@ -92,10 +92,6 @@ impl Check<'_> {
         let key = ObjectKey { namespace: namespace.clone(), object: Object::Pack(row.pack) };
         if let Some(problem) = state.problem {
             let (frames, is_lost) = (state.bad_frames, !state.is_withheld);
-            self.bad_rows.insert(row.row, is_lost);
-            if packs::is_lost_for_good(self.database.readers(), row.row).await? {
-                return Ok(());
-            }
             let finding = self.find_content(&key, problem, is_lost);
             let bad = BadPack { row: row.row, finding, frames, is_lost };
             self.bad_packs.insert((namespace, row.pack), bad);
@@ -104,8 +100,8 @@ impl Check<'_> {
         // A pack that was there when rows were counted has all its rows counted.
         let stray = rows.unwrap_or(0).saturating_sub(state.rows);
         let is_odd = state.unindexed > 0 || state.rows_problem.is_some() || stray > 0;
-        if is_odd && !packs::is_live(self.database.readers(), &namespace, row.pack).await? {
-            // It was condemned meanwhile, and its chunks' rows went with that.
+        if is_odd && !packs::keeps_rows(self.database.readers(), row.row, self.begun_ms).await? {
+            // It was condemned meanwhile, and its chunks' rows went with that; or it was lost, and they go to whoever brings them.
             return Ok(());
         }
         self.report.unindexed_chunks += state.unindexed;

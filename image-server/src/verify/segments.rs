@@ -30,6 +30,14 @@ struct SegmentState {
     needs_lost: bool,
 }
 
+/// Places that a locator has wrong.
+#[derive(Default)]
+struct Misplaced {
+    chunks: u64,
+    /// Why some could not be looked at.
+    unlooked: Option<String>,
+}
+
 /// What is wrong with an object.
 struct Problem {
     text: String,
@@ -157,28 +165,33 @@ impl Check<'_> {
         locator: &Locator,
         state: &mut SegmentState,
     ) -> Result<(), VerifyError> {
-        let mut problems = 0u64;
+        let mut problems = Misplaced::default();
         let mut by_namespace: HashMap<&Namespace, Vec<(ChunkId, ChunkPlace, &PackRef)>> = HashMap::new();
         for (at, chunk) in segment.chunks().iter().enumerate() {
             match (chunk.is_zero(), locator.place(at)) {
                 (true, None) => {}
-                (true, Some(_)) | (false, None) => problems += 1,
+                (true, Some(_)) | (false, None) => problems.chunks += 1,
                 (false, Some(place)) => match locator.pack(&place) {
                     Some(pack) => {
                         by_namespace.entry(&pack.namespace).or_default().push((*chunk, place, pack))
                     }
-                    None => problems += 1,
+                    None => problems.chunks += 1,
                 },
             }
         }
         let mut connection = self.database.readers().acquire().await.map_err(failed("answer"))?;
         for (namespace, places) in by_namespace {
-            problems += self.places_in(&mut connection, row, namespace, &places).await?;
+            self.places_in(&mut connection, row, namespace, &places, &mut problems).await?;
             places.iter().for_each(|(_, place, pack)| self.look_up(pack, place, state));
         }
-        if problems > 0 {
-            let problem = format!("{problems} of its chunks do not lie where it says");
+        let Misplaced { chunks, unlooked } = problems;
+        if chunks > 0 {
+            let problem = format!("{chunks} of its chunks do not lie where it says");
             state.problems.push((Object::Locator(row.segment), problem.into()));
+        }
+        if let Some(reason) = unlooked {
+            let text = format!("whether its chunks lie where it says could not be looked at: {reason}");
+            state.problems.push((Object::Locator(row.segment), Problem { text, is_withheld: true }));
         }
         Ok(())
     }
@@ -220,20 +233,21 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// How many of these places are wrong.
+    /// Counts the places among these that are wrong.
     async fn places_in(
         &self,
         connection: &mut Connection,
         row: &SegmentRow,
         namespace: &Namespace,
         places: &[(ChunkId, ChunkPlace, &PackRef)],
-    ) -> Result<u64, VerifyError> {
+        misplaced: &mut Misplaced,
+    ) -> Result<(), VerifyError> {
         let Some(found) = namespaces::find(&mut *connection, namespace).await? else {
-            return Ok(places.len() as u64);
+            misplaced.chunks += places.len() as u64;
+            return Ok(());
         };
         let ids: Vec<[u8; ID_BYTES]> = places.iter().map(|(chunk, _, _)| *chunk.as_bytes()).collect();
         let known = chunks::locate(&mut *connection, &[found.id], &ids).await?;
-        let mut wrong = 0;
         for ((chunk, place, pack), known) in places.iter().zip(known) {
             let is_known = known.is_some_and(|known| {
                 (known.pack, known.pack_len) == (pack.pack, pack.pack_len)
@@ -241,11 +255,16 @@ impl Check<'_> {
                     && known.chunk_size == row.chunk_size
             });
             // The chunk's row may name another pack that holds it too: then this pack's own table decides.
-            if !is_known && !self.is_in_table(connection, namespace, pack, *chunk, place).await? {
-                wrong += 1;
+            if is_known {
+                continue;
+            }
+            match self.is_in_table(connection, namespace, pack, *chunk, place).await? {
+                Ok(true) => {}
+                Ok(false) => misplaced.chunks += 1,
+                Err(reason) => misplaced.unlooked = Some(reason),
             }
         }
-        Ok(wrong)
+        Ok(())
     }
 
     async fn is_in_table(
@@ -255,21 +274,22 @@ impl Check<'_> {
         pack: &PackRef,
         chunk: ChunkId,
         place: &ChunkPlace,
-    ) -> Result<bool, VerifyError> {
+    ) -> Result<Result<bool, String>, VerifyError> {
         if self.bad_packs.contains_key(&(namespace.clone(), pack.pack)) {
             // Told already, as the pack's own damage.
-            return Ok(true);
+            return Ok(Ok(true));
         }
         // On the connection at hand: segments that are checked at once, each waiting for a second one, wait for each other.
         if !packs::is_live(connection, namespace, pack.pack).await? {
-            return Ok(false);
+            return Ok(Ok(false));
         }
         let key = ObjectKey { namespace: namespace.clone(), object: Object::Pack(pack.pack) };
         match read_footer(&self.storage, &key.path(), u64::from(pack.pack_len)).await {
-            Ok(Ok(footer)) => Ok(footer.entries.iter().any(|entry| {
+            Ok(Ok(footer)) => Ok(Ok(footer.entries.iter().any(|entry| {
                 entry.chunk == chunk && entry.offset == place.offset && entry.frame_len == place.frame_len
-            })),
-            Ok(Err(_)) | Err(_) => Ok(false),
+            }))),
+            Ok(Err(_)) | Err(StorageError::NotFound { .. }) => Ok(Ok(false)),
+            Err(error) => Ok(Err(crate::cause::chain(&error))),
         }
     }
 }

@@ -50,7 +50,7 @@ fn what_a_server_has_lost_comes_back_when_it_is_published_and_synced_again() {
     assert!(synced["version"].is_null() && synced["lost"]["sent"].as_u64().unwrap() > 0, "{synced}");
     assert_eq!(synced["lost"]["left"], 0, "{synced}");
     let repaired = published.server.run(&["repair"], &[]).ok().stdout;
-    assert!(repaired.contains("nothing is lost"), "{repaired}");
+    assert!(repaired.contains("nothing that is needed is lost"), "{repaired}");
     published.server.verify();
     disks.assert_on_another_machine(&published);
 

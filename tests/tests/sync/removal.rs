@@ -199,16 +199,20 @@ fn a_desktop_that_was_removed_elsewhere_is_not_brought_back_by_a_machine_without
     );
     assert!(!laptop.desktop_directory("work").exists());
 
-    // One that is made anew under the name is taken up where nothing is lost by that.
+    // One that is made anew under the name is taken up where nothing is lost by that, whatever its number.
     laptop.create("work", "golden", Some("16M"));
-    disks = Disks::new(&published);
     laptop.mount("work").unmount();
-    let _ = other.satchel(["remove", "work", "--yes"]).ok();
-    other.create("work", "golden", Some("16M"));
-    disks.change_on(&other, 10, &mut Rng::new(98));
-    sync(&other);
-    let mount = laptop.mount("work");
-    disks.assert_in(&mount);
-    mount.unmount();
+    for (by, behind, writes) in [(&other, &laptop, 10), (&laptop, &other, 0)] {
+        let _ = by.satchel(["remove", "work", "--yes"]).ok();
+        by.create("work", "golden", Some("16M"));
+        disks = Disks::new(&published);
+        disks.change_on(by, writes, &mut Rng::new(98));
+        sync(by);
+        let mut mount = behind.mount("work");
+        disks.assert_in(&mount);
+        assert!(!mount.process().stderr().contains("backup"), "{}", mount.process().stderr());
+        mount.unmount();
+        assert_eq!(by.satchel(["--json", "desktops"]).ok().json().as_array().map(Vec::len), Some(1));
+    }
     published.server.verify();
 }

@@ -87,6 +87,8 @@ fn cases(fixture: &Fixture) -> Vec<Case> {
         add(method, "/v1/images/{image}/versions", "/v1/images/debian/versions".to_owned(), b"", "", ALL);
         add(method, "/v1/desktops", "/v1/desktops".to_owned(), b"", "", ALL);
         add(method, "/v1/desktops/{desktop}", "/v1/desktops/work".to_owned(), b"", "", ALICE);
+        // Nothing was removed; whose it is shows in the tests of removal.
+        add(method, "/v1/removed/{version}", format!("/v1/removed/{}", desktop.version), b"", "", NOBODY);
         add(
             method,
             "/v1/desktops/{desktop}/versions",

@@ -66,6 +66,15 @@ async fn what_is_removed_is_the_version_that_was_looked_at_and_nobody_elses() {
     let gone = fixture.commit(VERSIONS, alice, &third, 6).await;
     gone.refused(409, "head_moved");
     assert_eq!(gone.json()["error"]["head"], Value::Null);
+    // So is who repeats a commit whose answer was lost: it would fold its work onto what is gone.
+    let again = fixture.commit(VERSIONS, alice, &second, 5).await;
+    again.refused(409, "head_moved");
+    assert_eq!(again.json()["error"]["head"], Value::Null);
+    let begun = Manifest { note: Some("begun anew".to_owned()), ..fixture.desktop.manifest.clone() };
+    fixture.commit(VERSIONS, alice, &begun, 5).await.done(201);
+    let again = fixture.commit(VERSIONS, alice, &second, 5).await;
+    again.refused(409, "head_moved");
+    assert_eq!(again.json()["error"]["head"]["note"], "begun anew");
 }
 
 #[tokio::test]

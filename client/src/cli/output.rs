@@ -77,7 +77,8 @@ fn paint(text: &str, code: &str) -> String {
 
 /// A count with its word, in the plural where it is not one: `1 version`, `2 versions`.
 pub(crate) fn count(number: u64, word: &str) -> String {
-    match (number, word.strip_suffix('y')) {
+    let stem = word.strip_suffix('y').filter(|stem| !stem.ends_with(['a', 'e', 'o', 'u']));
+    match (number, stem) {
         (1, _) => format!("1 {word}"),
         (_, Some(stem)) => format!("{number} {stem}ies"),
         (_, None) => format!("{number} {word}s"),
@@ -125,9 +126,10 @@ mod tests {
 
     #[test]
     fn one_is_no_plural() {
-        let said = [(1, "version"), (0, "file"), (2, "chunk"), (1, "directory"), (3, "directory")];
+        let said =
+            [(1, "version"), (0, "file"), (2, "chunk"), (1, "directory"), (3, "directory"), (9, "day")];
         let said = said.map(|(number, word)| count(number, word));
-        assert_eq!(said, ["1 version", "0 files", "2 chunks", "1 directory", "3 directories"]);
+        assert_eq!(said, ["1 version", "0 files", "2 chunks", "1 directory", "3 directories", "9 days"]);
     }
 
     #[test]

@@ -136,7 +136,7 @@ fn said(pinned: &Pinned) -> String {
             true => format!(
                 ", for work without a network, until `satchel sync {desktop}` or `satchel pin {desktop} --unpin`"
             ),
-            false => format!(" until `satchel sync {desktop}` has sent what is on this machine only"),
+            false => format!(" until `satchel sync {desktop}` leaves nothing unsynced"),
         };
         text.push_str(&format!(
             "\nthis machine keeps the right to write it{until}: on others it is in use here meanwhile"

@@ -534,7 +534,8 @@ impl Cache {
             wanted.iter().filter(|id| index.by_id.contains_key(*id)).count() as u64
         };
         let taken_bytes = self.data.metadata().map_or(u64::MAX, |found| found.blocks() * 512);
-        let left_bytes = fstatvfs(&self.data).map_or(u64::MAX, |disk| {
+        let told = fstatvfs(&self.data).ok().filter(|disk| disk.f_blocks > 0);
+        let left_bytes = told.map_or(u64::MAX, |disk| {
             disk.f_bavail.saturating_mul(disk.f_frsize).saturating_sub(bytes_kept_free(&disk))
         });
         Room {

@@ -161,7 +161,7 @@ fn keep_users_unused(state: &StateDir, fork: &Name) -> Result<Vec<Unused>, Remov
     let mut kept = Vec::new();
     for desktop in state.desktops()?.into_iter().filter(|desktop| desktop != fork) {
         let in_it = |source| RemoveError::WorkOf { fork: fork.clone(), desktop: desktop.clone(), source };
-        let failed = |source| in_it(InUseError::Files { desktop: desktop.clone(), source });
+        let failed = |source| InUseError::Files { desktop: desktop.clone(), source };
         if is_in(fork, &state.desktop_path(&desktop)).map_err(failed)? {
             kept.push(keep_unused(state, &desktop).map_err(in_it)?);
         }

@@ -16,7 +16,7 @@ use crate::cache::CacheError;
 use crate::desktop::{DesktopError, DesktopStore, OpenDesktop, Version};
 use crate::fetch::OnMissing;
 use crate::lease::{self, Asked, Claim, LeaseRecord};
-use crate::remote::{LeaseInfo, LeaseWish, Remote, RemoteError};
+use crate::remote::{DesktopInfo, LeaseInfo, LeaseWish, Remote, RemoteError};
 use crate::source::{SourceAddress, SourceListError};
 use crate::state::{StateDir, StateError, make_private_dir};
 use crate::versions::VersionError;
@@ -270,20 +270,6 @@ impl Session {
         desktop: &Name,
         options: &SessionOptions,
     ) -> Result<Self, SessionError> {
-        let directory = state.desktop_path(desktop);
-        let was_held = is_lease_held(&directory);
-        let opened = Self::claim_and_open(state, desktop, options).await;
-        if opened.is_err() && !was_held && is_lease_held(&directory) {
-            give_back_lease(state, desktop, (options.now_ms)()).await;
-        }
-        opened
-    }
-
-    async fn claim_and_open(
-        state: &StateDir,
-        desktop: &Name,
-        options: &SessionOptions,
-    ) -> Result<Self, SessionError> {
         let (login, remote) = state.remote()?;
         let directory = state.desktop_path(desktop);
         let opening = Opening { login: &login, remote: &remote, desktop, directory: &directory };
@@ -318,19 +304,46 @@ impl Session {
                 "the mirrors the server names were not noted"
             );
         }
+        let holder = Holder { key: state.machine_key()?.public(), machine: options.machine.clone() };
+        // As long as the lock is held, the lease is nobody else's on this machine.
+        let was_held = is_lease_held(&directory);
+        let opened = Self::open_locked(&opening, &holder, found, options).await;
+        if opened.is_err() && !was_held && is_lease_held(&directory) {
+            give_back_lease(&opening, &holder, (options.now_ms)()).await;
+        }
+        let (desktop, notices) = opened?;
+        Ok(Self {
+            desktop,
+            subject: opening.subject(),
+            notices,
+            offline: options.offline,
+            holder,
+            ask_every: ASK_EVERY,
+            _lock: lock,
+            remote,
+        })
+    }
+
+    /// Takes the lease, and puts the desktop's disks together.
+    async fn open_locked(
+        opening: &Opening<'_>,
+        holder: &Holder,
+        found: Result<Option<DesktopInfo>, RemoteError>,
+        options: &SessionOptions,
+    ) -> Result<(OpenDesktop, Vec<Notice>), SessionError> {
         let info = found.as_ref().ok().cloned().flatten();
         let mut notices = Vec::new();
-        let holder = Holder { key: state.machine_key()?.public(), machine: options.machine.clone() };
-        let ahead = opening.fetch_ahead(info.as_ref(), &holder);
-        let claim = opening.claim(options, &holder, found, &mut notices);
+        let ahead = opening.fetch_ahead(info.as_ref(), holder);
+        let claim = opening.claim(options, holder, found, &mut notices);
         let ((found, is_read_only), ahead) = tokio::try_join!(claim, ahead.map(Ok))?;
         let stood_on = opening.stands_on();
-        let store = opening.bring_up_to_date(found, ahead, options, &holder, &mut notices).await?;
+        let store = opening.bring_up_to_date(found, ahead, options, holder, &mut notices).await?;
         let head = store.record().head;
         let is_held = || LeaseRecord::load(store.volume()).is_some_and(|record| record.is_held);
         if !is_read_only && stood_on.is_some_and(|version| version != head) && is_held() {
             // It has moved since it asked; if this is not heard, the next renewal says so.
-            let told = lease::ask(&remote, desktop, &holder.wish(head, false, None)).await;
+            let wish = holder.wish(head, false, None);
+            let told = lease::ask(opening.remote, opening.desktop, &wish).await;
             tracing::debug!(heard = told.is_ok(), "the server was told what this machine stands on");
         }
         let runtime = Handle::current();
@@ -350,16 +363,7 @@ impl Session {
         };
         let is_head_lost = notices.iter().any(is_lost);
         let desktop = opening.assemble(store, options, &runtime, is_read_only, is_head_lost)?;
-        Ok(Self {
-            desktop,
-            subject,
-            remote,
-            notices,
-            offline: options.offline,
-            holder,
-            ask_every: ASK_EVERY,
-            _lock: lock,
-        })
+        Ok((desktop, notices))
     }
 
     /// The session with the desktop's disks put together anew, after it moved to another version.
@@ -486,9 +490,9 @@ fn is_lease_held(directory: &Path) -> bool {
 }
 
 /// Gives the lease of a desktop back that could not be opened, when it is certain that nothing is here that the server does not have.
-async fn give_back_lease(state: &StateDir, desktop: &Name, now_ms: u64) {
-    let (Ok((_, remote)), Ok(key)) = (state.remote(), state.machine_key()) else { return };
-    let Ok(volume) = DirVolume::open(&state.desktop_path(desktop)) else { return };
+/// The caller holds the desktop's lock.
+async fn give_back_lease(opening: &Opening<'_>, holder: &Holder, now_ms: u64) {
+    let Ok(volume) = DirVolume::open(opening.directory) else { return };
     let volume = Arc::new(volume);
     let has_work = match DesktopStore::read_only(Arc::clone(&volume) as Arc<_>) {
         Err(DesktopError::NotHere) => Ok(false),
@@ -500,14 +504,16 @@ async fn give_back_lease(state: &StateDir, desktop: &Name, now_ms: u64) {
     if !matches!(has_work, Ok(false)) {
         return;
     }
-    match remote.release_lease(desktop, &key.public()).await {
-        Ok(()) => {
+    let giving = opening.remote.release_lease(opening.desktop, &holder.key);
+    match tokio::time::timeout(REFRESH_TIMEOUT, giving).await {
+        Ok(Ok(())) => {
             if let Some(record) = LeaseRecord::load(&*volume) {
                 record.given_back(now_ms).note(&*volume);
             }
         }
         // It runs out by itself.
-        Err(error) => tracing::info!(%error, "the lease was not given back"),
+        Ok(Err(error)) => tracing::info!(%error, "the lease was not given back"),
+        Err(_) => tracing::info!("the lease was not given back in time"),
     }
 }
 

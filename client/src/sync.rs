@@ -154,12 +154,12 @@ impl Syncer {
         let waiting = desktop.store.uncommitted_note()?;
         if let Some(pending) = desktop.store.record().pending {
             let resumed = self.resume(desktop, pending, &mut report).await;
-            unless_of_nothing(resumed, note.as_deref())?;
+            unless_of_nothing(desktop, resumed, note.as_deref())?;
         }
         // Left frozen by a sync that did not finish; then what came after it.
         if desktop.store.record().generations.len() > 1 {
             let committed = self.commit_frozen(desktop, &mut report).await;
-            unless_of_nothing(committed, note.as_deref())?;
+            unless_of_nothing(desktop, committed, note.as_deref())?;
         }
         // Asked for once more, because it could not be sent: by now it was.
         let is_made = note.is_some() && note == waiting && !desktop.has_changes();
@@ -429,10 +429,10 @@ impl Syncer {
                 Err(CommitError::Remote(error)) => return Err(error.into()),
             };
             if first_reason.is_none()
-                && refused != ForkReason::Gone
                 && version.manifest.note.is_some()
                 && version.manifest.disks == head.manifest.disks
                 && !desktop.is_head_lost()
+                && self.is_gone_on_from(head, &refused).await?
             {
                 fold(desktop, head, &[], Pending { manifest: head.id, through_generation }).await?;
                 return Err(SyncError::NothingToFork { reason: refused });
@@ -444,6 +444,17 @@ impl Syncer {
             };
             candidate = forked(&version, digits, &self.key)?;
             with_room(&desktop.cache, || desktop.store.set_pending(&candidate, through_generation))?;
+        }
+    }
+
+    /// Whether the desktop that work is refused for has the version below it in its history, and a state like that is none to keep.
+    async fn is_gone_on_from(&self, head: &Version, refused: &ForkReason) -> Result<bool, RemoteError> {
+        match refused {
+            ForkReason::LeaseHeld { .. } => Ok(true),
+            ForkReason::HeadMoved { sequence, .. } if *sequence > head.manifest.sequence => {
+                Ok(!self.upstream.is_removed(head.id).await?)
+            }
+            ForkReason::HeadMoved { .. } | ForkReason::Gone => Ok(false),
         }
     }
 
@@ -523,10 +534,15 @@ impl SyncError {
     }
 }
 
-/// A checkpoint of nothing that was kept for later is let go where another machine was first, unless somebody asks for one.
-fn unless_of_nothing(synced: Result<(), SyncError>, note: Option<&str>) -> Result<(), SyncError> {
+/// A checkpoint of nothing that was kept for later is let go where another machine was first, unless somebody asks for one and there
+/// is nothing else to make it of.
+fn unless_of_nothing(
+    desktop: &OpenDesktop,
+    synced: Result<(), SyncError>,
+    note: Option<&str>,
+) -> Result<(), SyncError> {
     match synced {
-        Err(SyncError::NothingToFork { reason }) if note.is_none() => {
+        Err(SyncError::NothingToFork { reason }) if note.is_none() || desktop.has_changes() => {
             tracing::warn!(%reason, "a checkpoint of this machine that changes nothing is not made");
             Ok(())
         }

@@ -10,7 +10,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use rustix::fs::{FallocateFlags, fallocate};
+use rustix::fs::{FallocateFlags, fallocate, fstatvfs};
 
 /// Less than this is given up at once.
 const LEAST_BYTES: u64 = 64 << 10;
@@ -42,6 +42,13 @@ impl Reserve {
         if before.len() >= bytes && before.blocks() * 512 >= bytes {
             return Ok(());
         }
+        // Not to the last block and back: somebody may be writing there.
+        let lacking_bytes = bytes.saturating_sub(before.blocks() * 512);
+        let disk = fstatvfs(&file)?;
+        if disk.f_bavail.saturating_mul(disk.f_frsize) < lacking_bytes {
+            self.cut(&file, before.len());
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         let filled = fallocate(&file, FallocateFlags::empty(), 0, bytes).and_then(|()| {
             // A second time it may have been given up in part.
             rustix::fs::fsync(&file)
@@ -60,9 +67,9 @@ impl Reserve {
         let Ok(file) = OpenOptions::new().write(true).open(&self.path) else { return 0 };
         let Ok(before) = file.metadata().map(|found| found.len()) else { return 0 };
         let half = before / 2;
-        let left = if half < LEAST_BYTES { 0 } else { half };
-        self.cut(&file, left);
-        before - left
+        self.cut(&file, if half < LEAST_BYTES { 0 } else { half });
+        // What could not be cut is not given up, however often it is asked for.
+        file.metadata().map_or(0, |left| before.saturating_sub(left.len()))
     }
 
     fn cut(&self, file: &File, len: u64) {
@@ -96,6 +103,15 @@ mod tests {
             std::iter::from_fn(|| Some(reserve.give_up()).filter(|given| *given > 0)).collect();
         assert_eq!(given.iter().sum::<u64>(), 1 << 20);
         assert!(!reserve.path.exists());
+    }
+
+    #[test]
+    fn what_cannot_be_cut_is_not_given_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let reserve = Reserve::in_directory(dir.path());
+        // Of a length that no file system makes shorter.
+        std::os::unix::fs::symlink("/dev/full", &reserve.path).unwrap();
+        assert_eq!(reserve.give_up(), 0);
     }
 
     #[test]

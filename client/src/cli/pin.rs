@@ -134,7 +134,7 @@ fn said(pinned: &Pinned) -> String {
     if *keeps_lease {
         let until = match pinned.pinned {
             true => format!(
-                ", for work without a network, until `satchel sync {desktop}` or `satchel pin {desktop} --unpin`"
+                ", for work without a network, until `satchel sync {desktop}`, a start with one, or `satchel pin {desktop} --unpin`"
             ),
             false => format!(" until `satchel sync {desktop}` leaves nothing unsynced"),
         };

@@ -32,6 +32,9 @@ impl Tree {
     pub(super) async fn space(&self) -> Option<Space> {
         let directory = self.0.clone();
         let disk = blocking(move || Ok(rustix::fs::statvfs(&directory)?)).await.ok()?;
+        if disk.f_blocks == 0 {
+            return None;
+        }
         let block_bytes = disk.f_frsize.max(1);
         Some(Space { free_bytes: disk.f_bavail.saturating_mul(block_bytes), block_bytes })
     }

@@ -92,8 +92,13 @@ impl Opening<'_> {
                 };
                 Ok((Ok(Some(info)), false))
             }
-            Ok(Asked::HeldElsewhere(_)) if options.claim == Claim::IfFree => Ok((Ok(Some(info)), false)),
             Ok(Asked::HeldElsewhere(lease)) => {
+                if let Some(record) = LeaseRecord::load(&volume).filter(|record| record.is_held) {
+                    record.taken(lease.machine.clone(), now_ms).note(&volume);
+                }
+                if options.claim == Claim::IfFree {
+                    return Ok((Ok(Some(info)), false));
+                }
                 Err(SessionError::LeaseHeld { desktop: self.desktop.clone(), lease, now_ms })
             }
             Err(error) => {

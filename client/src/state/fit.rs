@@ -34,7 +34,8 @@ impl Drop for Probe {
 /// # Errors
 /// What the file system says to a new file.
 pub(super) fn lacks(directory: &Path) -> io::Result<Vec<&'static str>> {
-    let is_full = |error: &io::Error| error.kind() == io::ErrorKind::StorageFull;
+    let is_full =
+        |error: &io::Error| matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
     let mut lacks = Vec::new();
     let probe = Probe::new(directory, "file");
     let file = match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&probe.0) {

@@ -40,10 +40,6 @@ impl Syncer {
         let mut report = self.sync(desktop, note).await?;
         match self.send_what_is_lost(desktop).await {
             Ok(lost) => report.lost = lost,
-            // Nobody may have lost anything.
-            Err(SyncError::Remote(error)) => {
-                tracing::debug!(%error, "the server was not asked what it has lost")
-            }
             Err(error) => {
                 let error = &error as &dyn std::error::Error;
                 tracing::warn!(error, "what the server has lost of this desktop was not sent again");
@@ -70,7 +66,14 @@ impl Syncer {
         let asking = Self { patience: Patience { attempts: 1, ..self.patience }, ..self.clone() };
         let asked = tokio::time::timeout(ASK_TIMEOUT, asking.lost_segments(desktop, &head)).await;
         let Ok(lost) = asked else { return Ok(LostSegments::default()) };
-        let lost = lost?;
+        let lost = match lost {
+            Ok(lost) => lost,
+            // Nobody may have lost anything.
+            Err(error) => {
+                tracing::debug!(%error, "the server did not say what it has lost");
+                return Ok(LostSegments::default());
+            }
+        };
         // What was removed, and erased since, is not brought back.
         if lost.is_empty() || self.upstream.is_removed(head.head.id).await? {
             return Ok(LostSegments::default());

@@ -546,6 +546,10 @@ async fn a_checkpoint_of_nothing_is_refused_while_another_machine_has_the_deskto
     let report = syncer(&world.server).sync(world.desktop(), None).await.unwrap();
     assert!(report.version.is_none() && !world.desktop().has_work());
 
+    // One that was kept does not stand in the way of one of work that came after it.
+    world.server.lose_network_after(Some(0));
+    syncer(&world.server).sync(world.desktop(), checkpoint("kept")).await.unwrap_err();
+    world.server.lose_network_after(None);
     world.apply(&Op::Write { home: true, sector: 0, len: 1 }).await.unwrap();
     let report = syncer(&world.server).sync(world.desktop(), checkpoint("work")).await.unwrap();
     assert!(report.begins_fork());

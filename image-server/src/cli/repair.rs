@@ -64,7 +64,9 @@ fn lines(report: &Report) -> Vec<String> {
         ));
     }
     if report.still_lost_segments == 0 {
-        lines.push("nothing that is needed is lost".to_owned());
+        if report.unsure_segments == 0 {
+            lines.push("nothing that is needed is lost".to_owned());
+        }
         return lines;
     }
     lines.push(format!("lost: {} segments", report.still_lost_segments));

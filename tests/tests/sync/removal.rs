@@ -155,7 +155,7 @@ fn work_on_a_fork_that_was_removed_becomes_another_fork() {
     of_laptop.change(&mount, 10, &mut Rng::new(96));
     mount.unmount();
     let refused = laptop.satchel(["remove", &fork, "--yes"]).exited(1).stderr;
-    assert!(refused.contains("not synced") && refused.contains("hint: sync them first"), "{refused}");
+    assert!(refused.contains("not synced") && refused.contains("hint: `satchel adopt`"), "{refused}");
     let _ = other.satchel(["remove", &fork, "--yes"]).ok();
     assert!(unsynced_bytes(&laptop) > 0);
     let kept = sync(&laptop);
@@ -215,4 +215,26 @@ fn a_desktop_that_was_removed_elsewhere_is_not_brought_back_by_a_machine_without
         assert_eq!(by.satchel(["--json", "desktops"]).ok().json().as_array().map(Vec::len), Some(1));
     }
     published.server.verify();
+}
+
+#[test]
+fn a_checkpoint_of_a_desktop_that_was_removed_and_made_anew_is_kept_as_a_fork() {
+    require!(fuse);
+    let mut published = Publication::new(101, 4 << 20);
+    let (laptop, other) = (published.machine_with_desktop("laptop"), published.machine("other"));
+    let mut disks = Disks::new(&published);
+    disks.change_on(&laptop, 10, &mut Rng::new(101));
+    sync(&laptop);
+    published.server.stop();
+    let _ = laptop.satchel(["checkpoint", "work", "-m", "before"]).exited(1);
+    published.server.start_again();
+    let _ = other.satchel(["remove", "work", "--yes"]).ok();
+    other.create("work", "golden", Some("16M"));
+    let kept = sync(&laptop);
+    let fork = kept["fork"]["fork"].as_str().unwrap_or_else(|| panic!("no fork: {kept}")).to_owned();
+    let mount = other.mount(&fork);
+    disks.assert_in(&mount);
+    mount.unmount();
+    let history = other.history(&fork);
+    assert_eq!(history[0]["note"], "before", "{history}");
 }

@@ -84,6 +84,10 @@ impl Reserve {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd;
+
+    use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+
     use super::*;
 
     #[test]
@@ -109,8 +113,11 @@ mod tests {
     fn what_cannot_be_cut_is_not_given_up() {
         let dir = tempfile::tempdir().unwrap();
         let reserve = Reserve::in_directory(dir.path());
-        // Of a length that no file system makes shorter.
-        std::os::unix::fs::symlink("/dev/full", &reserve.path).unwrap();
+        let sealed = memfd_create("reserve", MemfdFlags::ALLOW_SEALING).unwrap();
+        ftruncate(&sealed, 1 << 20).unwrap();
+        fcntl_add_seals(&sealed, SealFlags::SHRINK).unwrap();
+        let path = format!("/proc/self/fd/{}", sealed.as_raw_fd());
+        std::os::unix::fs::symlink(path, &reserve.path).unwrap();
         assert_eq!(reserve.give_up(), 0);
     }
 

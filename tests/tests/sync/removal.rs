@@ -230,6 +230,12 @@ fn a_checkpoint_of_a_desktop_that_was_removed_and_made_anew_is_kept_as_a_fork() 
     published.server.start_again();
     let _ = other.satchel(["remove", "work", "--yes"]).ok();
     other.create("work", "golden", Some("16M"));
+    // As far as the one before, and further.
+    let mut anew = Disks::new(&published);
+    for seed in [102, 103] {
+        anew.change_on(&other, 5, &mut Rng::new(seed));
+        sync(&other);
+    }
     let kept = sync(&laptop);
     let fork = kept["fork"]["fork"].as_str().unwrap_or_else(|| panic!("no fork: {kept}")).to_owned();
     let mount = other.mount(&fork);

@@ -22,6 +22,7 @@ mod slot;
 
 pub use slot::SlotRef;
 
+use crate::volume::is_full;
 use record::{HEADER_BYTES, RECORD_BYTES, Record, encode_header};
 use reserve::Reserve;
 use slot::{Reading, Slot};
@@ -505,7 +506,6 @@ impl Cache {
     /// Sets disk space aside, until there are so many bytes of it: in place of what can be fetched again, if need be. Where there
     /// is no room for it, nor where the file system cannot, there is none.
     pub fn keep_reserve(&self, bytes: u64) {
-        let is_full = |error: &io::Error| error.kind() == io::ErrorKind::StorageFull;
         let kept = match self.reserve.fill_up(bytes) {
             Err(error) if is_full(&error) && self.give_back(bytes) > 0 => self.reserve.fill_up(bytes),
             kept => kept,

@@ -26,6 +26,7 @@ use futures_util::stream::{StreamExt, TryStreamExt};
 use self::tree::Tree;
 use crate::desktop::Version;
 use crate::source::{ChunkSource, FailureKind, Object, ObjectPath, SourceError, damaged, get_whole};
+use crate::volume::is_full;
 
 /// Objects fetched at once.
 const REQUESTS: usize = 4;
@@ -78,7 +79,7 @@ impl ExportError {
     pub fn is_want_of_room(&self) -> bool {
         match self {
             Self::NoRoom { .. } => true,
-            Self::Io { source, .. } => source.kind() == io::ErrorKind::StorageFull,
+            Self::Io { source, .. } => is_full(source),
             _ => false,
         }
     }

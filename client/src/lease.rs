@@ -16,6 +16,8 @@ use crate::volume::Volume;
 const FILE_NAME: &str = "lease.json";
 const VERSION: u32 = 1;
 const MAX_FILE_BYTES: usize = 4096;
+/// Of a machine's name that is written down: more than a server takes.
+const MAX_MACHINE_CHARS: usize = 256;
 /// How long before the end a person is warned, milliseconds; or a third of the whole, for short leases.
 const WARNING_MS: u64 = 24 * 3_600_000;
 
@@ -141,6 +143,8 @@ impl LeaseRecord {
 
     /// What holds after another machine was heard to have taken the lease at this time.
     pub fn taken(self, machine: String, now_ms: u64) -> Self {
+        // Whatever a server says, the file stays one that is read again.
+        let machine = machine.chars().take(MAX_MACHINE_CHARS).collect();
         Self { is_held: false, taken_by: Some(machine), heard_ms: now_ms, ..self.seen(now_ms) }
     }
 

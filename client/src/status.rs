@@ -239,14 +239,16 @@ impl DesktopStatus {
         Ok(Self { read_only: desktop.is_read_only(), profile, ..status })
     }
 
-    /// The status of a desktop that no process has open, from the files in its directory.
+    /// The status of a desktop that no process has open, from its files. What of it is here takes long to look up where much is, and is
+    /// looked for where its directory is given.
     ///
     /// # Errors
     /// [`DesktopError`].
-    pub fn of_files(volume: Arc<dyn Volume>, directory: &Path) -> Result<Self, DesktopError> {
+    pub fn of_files(volume: Arc<dyn Volume>, directory: Option<&Path>) -> Result<Self, DesktopError> {
         let store = DesktopStore::read_only(volume)?;
         let head = store.version(store.record().head)?;
-        let Below { shares, profile } = below(&store, &head, directory).unwrap_or_default();
+        let below = directory.and_then(|directory| below(&store, &head, directory));
+        let Below { shares, profile } = below.unwrap_or_default();
         let disks = head
             .manifest
             .disks

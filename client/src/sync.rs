@@ -34,6 +34,7 @@ use crate::upload::{
     LookedFor, Pace, Patience, ReadChunk, SegmentDone, SegmentWork, Upload, UploadError, UploadProgress,
 };
 use crate::upstream::{CommitError, Upstream};
+use crate::volume::is_full;
 use guest::Guest;
 pub use lost::LostSegments;
 
@@ -591,7 +592,7 @@ async fn make_durable(cache: &Arc<Cache>) -> Result<(), SyncError> {
     match tokio::task::spawn_blocking(move || syncing.sync()).await {
         Ok(Ok(())) => Ok(()),
         // The index finds no room: what it lacks is fetched again, and overlays that are kept would take more.
-        Ok(Err(error)) if error.kind() == std::io::ErrorKind::StorageFull => {
+        Ok(Err(error)) if is_full(&error) => {
             tracing::warn!(%error, "what was synced is not durable in the cache yet");
             Ok(())
         }

@@ -18,6 +18,11 @@ pub use simulated::{PowerCut, SimulatedVolume};
 /// What the names of files end with that are not yet in their place.
 pub(crate) const UNFINISHED: &str = ".new";
 
+/// Whether there was no space: on the disk, or for this user.
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
 /// A flat directory of files.
 pub trait Volume: Send + Sync + 'static {
     /// Makes a new file of zeros; its name is durable after [`Volume::sync_names`].

@@ -33,13 +33,27 @@ pub(super) struct StatusArgs {
 
 pub(crate) async fn run(context: &Context, desktop: &Name) -> anyhow::Result<()> {
     let state = context.state()?;
-    let Some(status) = find(&state, desktop).await? else { return not_here(&state, desktop).await };
+    let found = look(&state, desktop, Look::AtAll).await?;
+    let Some(status) = found else { return not_here(&state, desktop).await };
     context.printer.result(&status, text)?;
     Ok(())
 }
 
-/// The status of a desktop, told by the process that has it mounted, or else by its files; none where there are none here.
+/// How far it is looked, of a desktop that is not mounted.
+#[derive(Clone, Copy)]
+enum Look {
+    /// At what was written here.
+    AtChanges,
+    /// At what of it is here, too.
+    AtAll,
+}
+
+/// What was written to a desktop here, told by the process that has it mounted, or else by its files; none where there are none.
 pub(crate) async fn find(state: &StateDir, desktop: &Name) -> anyhow::Result<Option<DesktopStatus>> {
+    look(state, desktop, Look::AtChanges).await
+}
+
+async fn look(state: &StateDir, desktop: &Name, look: Look) -> anyhow::Result<Option<DesktopStatus>> {
     let directory = state.desktop_path(desktop);
     match Connection::open(&directory).await {
         Ok(mut connection) => {
@@ -50,7 +64,8 @@ pub(crate) async fn find(state: &StateDir, desktop: &Name) -> anyhow::Result<Opt
                 Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
                 volume => volume?,
             };
-            match DesktopStatus::of_files(Arc::new(volume), &directory) {
+            let shares_in = matches!(look, Look::AtAll).then_some(directory.as_path());
+            match DesktopStatus::of_files(Arc::new(volume), shares_in) {
                 Err(DesktopError::NotHere) => Ok(None),
                 status => Ok(Some(status?)),
             }

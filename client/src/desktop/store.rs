@@ -15,7 +15,7 @@ use chunk_format::{
 
 use super::record::{DesktopRecord, FILE_NAME, KeptNote, Pending, VERSION, Version};
 use crate::overlay::{self, Overlay, OverlayError, OverlayIdentity};
-use crate::volume::{UNFINISHED, Volume};
+use crate::volume::{UNFINISHED, Volume, is_full};
 
 /// The longest record anyone reads, bytes.
 const MAX_RECORD_BYTES: usize = 1 << 20;
@@ -92,9 +92,7 @@ impl DesktopError {
     pub(crate) fn is_full(&self) -> bool {
         match self {
             Self::Overlay(OverlayError::Full { .. }) => true,
-            Self::Io { source, .. } => {
-                matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-            }
+            Self::Io { source, .. } => is_full(source),
             _ => false,
         }
     }

@@ -9,6 +9,7 @@ use chunk_format::Name;
 use rustix::fs::{FlockOperation, flock};
 
 use super::SessionError;
+use crate::volume::is_full;
 
 /// The lock of a desktop's directory. The kernel lets go of it when the process ends, however it ends.
 #[derive(Debug)]
@@ -49,7 +50,7 @@ impl DesktopLock {
             .and_then(|()| file.set_len(pid.len() as u64));
         match noted {
             // The number is for a message, the lock holds without it.
-            Err(error) if error.kind() == std::io::ErrorKind::StorageFull => {}
+            Err(error) if is_full(&error) => {}
             noted => noted.map_err(failed)?,
         }
         Ok(Self { _file: file })

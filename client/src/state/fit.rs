@@ -6,7 +6,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-use crate::volume::UNFINISHED;
+use crate::volume::{UNFINISHED, is_full};
 
 /// The length of a file that takes no space where files may have holes, bytes.
 const SPARSE_BYTES: u64 = 1 << 20;
@@ -34,8 +34,6 @@ impl Drop for Probe {
 /// # Errors
 /// What the file system says to a new file.
 pub(super) fn lacks(directory: &Path) -> io::Result<Vec<&'static str>> {
-    let is_full =
-        |error: &io::Error| matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
     let mut lacks = Vec::new();
     let probe = Probe::new(directory, "file");
     let file = match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&probe.0) {

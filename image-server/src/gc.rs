@@ -36,7 +36,7 @@ use crate::storage::{Leftovers, Object, ObjectKey, Opening, Patience, Storage, S
 
 /// The shortest pause between two batches. SQLite's other writers look for the lock every 100 ms at the latest, in no order:
 /// one that takes it again at once keeps them all out.
-const MIN_PAUSE: Duration = Duration::from_millis(100);
+pub(crate) const MIN_PAUSE: Duration = Duration::from_millis(100);
 /// In a bucket, a part of what is handled in one transaction elsewhere, one over this number.
 const REMOTE_PART: u32 = 8;
 
@@ -320,7 +320,7 @@ impl Run {
 }
 
 /// How long others have the write lock after it was held for this long: half of the time at least.
-fn pause_after(held: Duration) -> Duration {
+pub(crate) fn pause_after(held: Duration) -> Duration {
     held.max(MIN_PAUSE)
 }
 

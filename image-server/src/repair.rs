@@ -14,6 +14,7 @@ mod tests;
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
+use std::time::Instant;
 
 use chunk_format::{FrameDecoder, Namespace, Segment};
 use serde::Serialize;
@@ -23,13 +24,14 @@ use crate::database::namespaces::{self, NamespaceId};
 use crate::database::packs::{self, PackRow, PackRowId};
 use crate::database::segments::{self, Known, SegmentRow, SegmentRowId};
 use crate::database::{Database, DatabaseError, commit};
+use crate::gc::{MIN_PAUSE, pause_after};
 use crate::identity;
 use crate::layout::{DataDir, LayoutError};
 use crate::limits::MAX_SEGMENT_FRAME_BYTES;
 use crate::locating::{LocateError, Located, locate};
 use crate::pack_check::read_footer;
 use crate::storage::{Object, ObjectKey, Opening, Patience, Storage, StorageError};
-use crate::verify::{self, Checked, Finding, Progress, VerifyError};
+use crate::verify::{self, Checked, Finding, Part, Progress, VerifyError};
 
 /// Why a repair was not made, or not to its end. What was noted before stays noted, and the next one goes on.
 #[derive(Debug, thiserror::Error)]
@@ -96,7 +98,8 @@ pub async fn repair(root: &Path, progress: &dyn Progress) -> Result<Report, Repa
         // Once more: a volume that was unmounted meanwhile has lost nothing.
         let storage = Storage::of(&dir, &identity, opening).await?;
         let names = namespaces::list(database.readers()).await?.into_iter().collect();
-        let run = Run { database: database.clone(), storage, names, since_ms, report: Report::default() };
+        let database = database.clone();
+        let run = Run { database, storage, names, since_ms, progress, report: Report::default() };
         run.repair(checked).await
     };
     let repaired = repaired.await;
@@ -104,16 +107,17 @@ pub async fn repair(root: &Path, progress: &dyn Progress) -> Result<Report, Repa
     repaired
 }
 
-struct Run {
+struct Run<'a> {
     database: Database,
     storage: Storage,
     names: HashMap<NamespaceId, Namespace>,
     /// When the check began.
     since_ms: i64,
+    progress: &'a dyn Progress,
     report: Report,
 }
 
-impl Run {
+impl Run<'_> {
     async fn repair(mut self, checked: Checked) -> Result<Report, RepairError> {
         self.note_lost(&checked).await?;
         self.take_up_packs(&checked).await?;
@@ -168,7 +172,16 @@ impl Run {
     async fn take_up_segments(&mut self, checked: &Checked) -> Result<(), RepairError> {
         let mut bad: HashMap<SegmentRowId, &verify::BadSegment> =
             checked.segments.iter().map(|segment| (segment.row, segment)).collect();
-        for row in segments::list_lost(self.database.readers()).await? {
+        let lost = segments::list_lost(self.database.readers()).await?;
+        self.progress.begin(Part::Lost, lost.len() as u64);
+        let mut turn = Instant::now();
+        for row in lost {
+            // Others write half of the time: whoever begins one transaction after the other keeps them all out.
+            if turn.elapsed() >= MIN_PAUSE {
+                tokio::time::sleep(pause_after(turn.elapsed())).await;
+                turn = Instant::now();
+            }
+            self.progress.advance(1);
             let bad = bad.remove(&row.row);
             if bad.is_none() && self.take_up_segment(&row).await? {
                 self.report.whole_segments += 1;

@@ -125,6 +125,8 @@ pub enum Part {
     Profiles,
     /// Looking for files without rows; steps are files, of an unknown number.
     Files,
+    /// Of a repair: what becomes of segments that are lost; steps are segments.
+    Lost,
 }
 
 /// Where a finding stands in the report.

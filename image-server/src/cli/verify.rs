@@ -105,6 +105,7 @@ fn name(part: Part) -> &'static str {
         Part::Versions => "versions",
         Part::Profiles => "boot profiles",
         Part::Files => "files",
+        Part::Lost => "what is lost",
     }
 }
 
@@ -112,7 +113,7 @@ impl Progress for Told {
     fn begin(&self, part: Part, total: u64) {
         let steps = match part {
             Part::Packs => Steps::Bytes,
-            Part::Segments | Part::Versions | Part::Profiles => Steps::Counted,
+            Part::Segments | Part::Versions | Part::Profiles | Part::Lost => Steps::Counted,
             Part::Files => Steps::Unknown,
         };
         self.0.begin(name(part), steps, total);

@@ -294,7 +294,8 @@ async fn stand(connection: &mut Connection, commit: &Commit) -> Result<Standing,
     let subject = &commit.manifest.subject;
     let namespace = subject.namespace();
     let known = versions::find(&mut *connection, &namespace, commit.id).await?;
-    let is_removed = removal::of_version(&mut *connection, &namespace, commit.id).await?.is_some();
+    let is_removed =
+        known.is_some() && removal::of_version(&mut *connection, &namespace, commit.id).await?.is_some();
     // One that was pruned since, or removed with its desktop, is not there to be folded onto: its machine finds that the head has
     // moved, and forks.
     if let Some(version) = known.filter(|version| version.pruned_ms.is_none() && !is_removed) {

@@ -35,7 +35,7 @@ pub(crate) const OWN: std::ops::Range<u64> = 100..110;
 const BOOT_STREAM: &[u8] = b"a boot stream";
 
 #[derive(Default)]
-pub(crate) struct Heard(Mutex<Vec<(Part, u64, u64)>>);
+pub(crate) struct Heard(pub(crate) Mutex<Vec<(Part, u64, u64)>>);
 
 impl Progress for Heard {
     fn begin(&self, part: Part, total: u64) {

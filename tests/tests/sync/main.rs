@@ -4,6 +4,7 @@ mod bucket;
 mod changes;
 mod discards;
 mod files;
+mod fleet;
 mod forks;
 mod history;
 mod kills;

@@ -3,15 +3,18 @@
 use std::path::{Path, PathBuf};
 
 use chunk_format::Firmware;
-use rustix::process::Signal;
 
 pub mod agent;
+pub(crate) mod child;
 pub mod console;
 pub mod kvm;
+pub mod network;
 pub mod qemu;
 pub mod qmp;
 pub mod running;
 pub mod vmm_control;
+
+use network::NetworkNews;
 
 /// Which engine is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +28,7 @@ pub enum Engine {
 }
 
 /// Something a machine did by itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MachineEvent {
     /// A disk could not answer; the machine waits to be told to go on.
     DiskStopped {
@@ -36,8 +39,8 @@ pub enum MachineEvent {
     },
     /// The guest's kernel has panicked.
     Panicked,
-    /// What carries its network has ended; the machine goes on without.
-    NetworkEnded,
+    /// Something happened to its network.
+    Network(NetworkNews),
     /// It is off. Its process is gone as soon as what it reads is answered.
     Off {
         /// The guest switched it off, and nobody else.
@@ -69,6 +72,8 @@ pub struct Machine {
     pub firmware: Firmware,
     /// Where its firmware may keep settings.
     pub settings: PathBuf,
+    /// Where its sockets may be: a directory of the desktop's own.
+    pub directory: PathBuf,
     /// Memory, MiB.
     pub memory_mib: u64,
     /// Processors.
@@ -171,49 +176,6 @@ pub fn check_kvm() -> Result<(), EngineError> {
         }
         Err(_) => Err(EngineError::NoKvm { reason: "there is no /dev/kvm" }),
     }
-}
-
-/// Lets a process to be started end when this one does, however this one ends: a machine without its supervisor, or
-/// a mount without its machine, is of no use to anyone. It is told so as a host that shuts down tells everyone.
-pub(crate) fn die_with_parent(command: &mut tokio::process::Command) -> &mut tokio::process::Command {
-    end_with_parent(command, Signal::TERM)
-}
-
-/// The same for a program that would end at once when the session or the host does, which tells every process: its guest is
-/// being shut down then, and until that is over it has to go on. Only the end of this process ends it.
-fn die_only_with_parent(command: &mut tokio::process::Command) -> &mut tokio::process::Command {
-    keep_signals_off(end_with_parent(command, Signal::KILL))
-}
-
-#[expect(unsafe_code, reason = "only the process itself can ask for this, between fork and exec")]
-fn end_with_parent(command: &mut tokio::process::Command, signal: Signal) -> &mut tokio::process::Command {
-    let ask =
-        move || rustix::process::set_parent_process_death_signal(Some(signal)).map_err(std::io::Error::from);
-    // SAFETY: between fork and exec only async-signal-safe calls are allowed; `prctl` is one, and nothing is
-    // allocated or locked.
-    unsafe { command.pre_exec(ask) }
-}
-
-/// Blocks SIGTERM and SIGHUP for a program to be started, which stay so unless it says otherwise.
-#[expect(unsafe_code, reason = "only the process itself can block its signals, between fork and exec")]
-fn keep_signals_off(command: &mut tokio::process::Command) -> &mut tokio::process::Command {
-    let block = || {
-        // SAFETY: a signal set is plain integers, for which zeros are a value.
-        let mut signals: libc::sigset_t = unsafe { std::mem::zeroed() };
-        // SAFETY: these read and write the set they are given, which is ours, and the mask of this thread.
-        let status = unsafe {
-            libc::sigemptyset(&raw mut signals);
-            libc::sigaddset(&raw mut signals, libc::SIGTERM);
-            libc::sigaddset(&raw mut signals, libc::SIGHUP);
-            libc::pthread_sigmask(libc::SIG_BLOCK, &raw const signals, std::ptr::null_mut())
-        };
-        match status {
-            0 => Ok(()),
-            error => Err(std::io::Error::from_raw_os_error(error)),
-        }
-    };
-    // SAFETY: between fork and exec only async-signal-safe calls are allowed; these are, and nothing is allocated or locked.
-    unsafe { command.pre_exec(block) }
 }
 
 /// Where a program is, by the search path.

@@ -19,10 +19,12 @@ use tokio::time::Instant;
 
 use crate::control::{Connection, ControlError, Reply, Request};
 use crate::desktop::{DesktopError, DesktopStore};
+use crate::engine::child::die_with_parent;
 use crate::engine::console::{self, ConsoleOutput, Key, RawTerminal};
+use crate::engine::network::NetworkNews;
 use crate::engine::qmp::Qmp;
 use crate::engine::running::{Ended, Running, Starter};
-use crate::engine::{Display, Engine, EngineError, Machine, MachineEvent, die_with_parent};
+use crate::engine::{Display, Engine, EngineError, Machine, MachineEvent};
 use crate::remote::NamedVersion;
 use crate::signals::{EndSignal, EndSignals};
 use crate::starts;
@@ -185,8 +187,8 @@ pub enum Event {
     },
     /// The guest's kernel has panicked.
     Panicked,
-    /// What carries the machine's network has ended before the machine.
-    NetworkEnded,
+    /// Something happened to the machine's network.
+    Network(NetworkNews),
     /// The machine is off.
     Off,
     /// How far the sync is.
@@ -245,6 +247,7 @@ async fn run_machine(
         home: mount.has_home.then_some(home),
         firmware,
         settings: request.desktop_directory.join("uefi-settings.fd"),
+        directory: request.desktop_directory.clone(),
         memory_mib: request.memory_mib,
         cpus: request.cpus,
         display: request.display,
@@ -508,7 +511,7 @@ impl<E: Fn(Event)> Supervisor<'_, E> {
                 }
             }
             MachineEvent::Panicked => (self.events)(Event::Panicked),
-            MachineEvent::NetworkEnded => (self.events)(Event::NetworkEnded),
+            MachineEvent::Network(news) => (self.events)(Event::Network(news)),
             MachineEvent::Off { by_guest } if self.left_behind_at.is_none() => {
                 let ended = match by_guest {
                     true => Ended::Off,
@@ -660,7 +663,8 @@ impl Mount {
             .split_first()
             .ok_or_else(|| RunError::NotMounted { desktop: request.desktop.clone() })?;
         let mut command = Command::new(program);
-        let mut process = die_with_parent(&mut command)
+        die_with_parent(command.as_std_mut());
+        let mut process = command
             .args(arguments)
             .arg(&directory)
             .stdin(Stdio::null())

@@ -8,6 +8,7 @@ use anyhow::{Context as _, bail};
 use chunk_format::Name;
 use clap::{Args, ValueEnum};
 use satchel_client::control::Reply;
+use satchel_client::engine::network::NetworkNews;
 use satchel_client::engine::{Display, Engine, console};
 use satchel_client::run::{self, Event, RunError, RunRequest};
 use satchel_client::session;
@@ -215,9 +216,7 @@ impl Screen {
                 printer.warning("a disk could not answer: the machine is paused and tried again now and then");
             }
             Event::Panicked => printer.warning("the machine's kernel has panicked"),
-            Event::NetworkEnded => printer.warning(
-                "passt has ended: the machine goes on without a network. Its disks are well; it has one again when it is shut down and run again",
-            ),
+            Event::Network(news) => self.network(&news),
             Event::Off => printer.message("the machine is off"),
             Event::Syncing(reply) => self.progress(&reply),
             Event::Synced(report) => {
@@ -231,6 +230,26 @@ impl Screen {
                 self.reporter.take();
                 self.failed.replace(Some(reason));
             }
+        }
+    }
+
+    fn network(&self, news: &NetworkNews) {
+        let printer = self.printer;
+        match news {
+            NetworkNews::Ended { said } => {
+                printer.warning(&format!("the machine's network was interrupted: passt ended ({said}) and is started again"));
+            }
+            NetworkNews::Absent => {
+                printer.message("this computer has no network at present: the machine gets one as soon as there is one");
+            }
+            NetworkNews::Back => printer.message("the machine has a network now"),
+            NetworkNews::Moved => {
+                printer.message("this computer is on another network: the machine is connected to it anew");
+            }
+            NetworkNews::NoNames => printer.warning(
+                "the machine can look up no names: the name server in /etc/resolv.conf answers this computer alone, and no other \
+                 is known. Name one there that others reach, or one in the guest",
+            ),
         }
     }
 

@@ -8,10 +8,13 @@ use std::process::Stdio;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use tokio::process::{Child, Command};
+use tokio::sync::mpsc::UnboundedSender;
 
 use super::agent;
+use super::child::{die_with_parent, give};
+use super::network::Network;
 use super::vmm_control::VmmControl;
-use super::{EngineError, Machine, die_only_with_parent, die_with_parent, find_program, is_executable};
+use super::{EngineError, Machine, MachineEvent, find_program, is_executable};
 
 const PROGRAM: &str = "satchel-vmm";
 const PASST: &str = "passt";
@@ -31,8 +34,8 @@ pub const MAX_CPUS: u32 = 16;
 pub struct Running {
     /// Its process.
     pub process: Child,
-    /// What carries its network; it ends with the machine.
-    pub network: Child,
+    /// What carries its network.
+    pub network: Network,
     /// Where it is spoken to.
     pub control: VmmControl,
     /// Our end of the guest agent's port.
@@ -84,7 +87,8 @@ impl SerialLine {
     }
 }
 
-/// Starts the machine on its mounted disks. It gets them open: its process can open nothing by itself.
+/// Starts the machine on its mounted disks. It gets them open: its process can open nothing by itself. What becomes of its network is
+/// told to `events`.
 ///
 /// # Errors
 /// [`EngineError`].
@@ -92,20 +96,12 @@ pub async fn start(
     programs: &Programs,
     machine: &Machine,
     line: &SerialLine,
+    events: UnboundedSender<MachineEvent>,
 ) -> Result<Running, EngineError> {
     let (control, vmm_control) = connection()?;
-    let (passt_net, vmm_net) = connection()?;
     let (our_agent, vmm_agent) = connection()?;
-    let mut network = Command::new(&programs.passt);
-    // The guest gets to the network, and not to what listens on this machine's loopback.
-    network.args(["--foreground", "--quiet", "--no-map-gw"]);
-    // Longer frames the guest's buffers do not take.
-    network.args(["--mtu", "1500"]);
-    network.args(["--fd", &passt_net.as_raw_fd().to_string()]);
-    network.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    give(&mut network, vec![passt_net]);
-    die_only_with_parent(network.process_group(0).kill_on_drop(true));
-    let network = network.spawn().map_err(|source| not_started(&programs.passt, source))?;
+    let (network, vmm_net) = Network::start(programs.passt.clone(), &machine.directory, events.clone())
+        .map_err(EngineError::Connection)?;
 
     let mut command = Command::new(&programs.vmm);
     command.arg("run");
@@ -128,14 +124,14 @@ pub async fn start(
     command.args(["--net", &format!("passt=fd={}", vmm_net.as_raw_fd())]);
     command.args(["--port", &format!("{}=fd={}", agent::PORT, vmm_agent.as_raw_fd())]);
     given.extend([serial, vmm_control, vmm_net, vmm_agent]);
-    give(&mut command, given);
+    give(command.as_std_mut(), given);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     // Its own process group: a Ctrl-C in the terminal is ours to handle.
-    die_with_parent(command.process_group(0).kill_on_drop(true));
+    die_with_parent(command.process_group(0).kill_on_drop(true).as_std_mut());
     let process = command.spawn().map_err(|source| not_started(&programs.vmm, source))?;
     // What was given away is closed here with the command: when the machine ends, its connections do.
     drop(command);
-    Ok(Running { process, network, control: VmmControl::open(control)?, agent: our_agent.into() })
+    Ok(Running { process, network, control: VmmControl::open(control, events)?, agent: our_agent.into() })
 }
 
 fn not_started(program: &Path, source: std::io::Error) -> EngineError {
@@ -146,18 +142,4 @@ fn not_started(program: &Path, source: std::io::Error) -> EngineError {
 fn connection() -> Result<(OwnedFd, OwnedFd), EngineError> {
     socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
         .map_err(|error| EngineError::Connection(error.into()))
-}
-
-/// Lets a command inherit descriptors under the numbers they have here.
-#[expect(unsafe_code, reason = "between fork and exec, only the process itself can keep them open")]
-fn give(command: &mut Command, descriptors: Vec<OwnedFd>) {
-    let keep = move || {
-        for descriptor in &descriptors {
-            rustix::io::fcntl_setfd(descriptor, rustix::io::FdFlags::empty())?;
-        }
-        Ok(())
-    };
-    // SAFETY: between fork and exec only async-signal-safe calls are allowed; `fcntl` is one, and nothing is allocated or
-    // locked.
-    unsafe { command.pre_exec(keep) };
 }

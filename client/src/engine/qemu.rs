@@ -10,7 +10,8 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use tokio::process::{Child, Command};
 
 use super::agent::PORT;
-use super::{Display, EngineError, Machine, die_only_with_parent, find_program, kvm_works};
+use super::child::die_only_with_parent;
+use super::{Display, EngineError, Machine, find_program, kvm_works};
 
 const PROGRAM: &str = "qemu-system-x86_64";
 const FIRMWARE_DIR: &str = "/usr/share/OVMF";
@@ -55,7 +56,7 @@ pub fn start(machine: &Machine) -> Result<Running, EngineError> {
     command.args(arguments(machine, accelerated, &ends)?);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     // Its own process group: a Ctrl-C in the terminal is ours to handle.
-    die_only_with_parent(command.process_group(0).kill_on_drop(true));
+    die_only_with_parent(command.process_group(0).kill_on_drop(true).as_std_mut());
     let process = command
         .spawn()
         .map_err(|source| EngineError::Start { program: program.display().to_string(), source })?;
@@ -222,6 +223,7 @@ mod tests {
             home: Some("/a,b/home.raw".into()),
             firmware: Firmware::Bios,
             settings: "/nowhere".into(),
+            directory: "/nowhere".into(),
             memory_mib: 512,
             cpus: 2,
             display: Display::None,

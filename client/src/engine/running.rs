@@ -8,16 +8,18 @@ use std::process::ExitStatus;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::io::{AsyncBufRead, AsyncBufReadExt, BufReader};
 use tokio::process::{Child, ChildStderr};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::agent::Agent;
 use super::kvm::{self, Programs, SerialLine};
+use super::network::Network;
 use super::qmp::{self, Qmp};
 use super::vmm_control::VmmControl;
 use super::{Display, Engine, EngineError, Machine, MachineEvent, check_kvm, qemu};
+use crate::said::printable;
 
 /// How many of its last lines are kept to tell why it ended, and how long each may be.
 const LAST_LINES: usize = 20;
@@ -26,8 +28,6 @@ const MAX_LINE_BYTES: usize = 1024;
 const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long it may take to tell a machine something. Whoever watches over it does nothing else meanwhile.
 const TELL_PATIENCE: Duration = Duration::from_secs(1);
-/// How long a machine may take to end after its network before it counts as one that goes on.
-const NETWORK_PATIENCE: Duration = Duration::from_secs(2);
 /// `SIGSYS`: a system call that its filter does not allow.
 const FILTERED_SIGNAL: i32 = 31;
 
@@ -67,8 +67,8 @@ enum Reins {
 #[derive(Debug)]
 pub struct Running {
     process: Child,
-    /// What watches over the network of our own machine, which ends with it.
-    network: Option<JoinHandle<()>>,
+    /// The network of our own machine.
+    network: Option<Network>,
     reins: Reins,
     last_lines: Arc<Mutex<VecDeque<String>>>,
     reading: Option<JoinHandle<()>>,
@@ -161,12 +161,12 @@ impl Starter {
                 Ok((running, Some(started.serial)))
             }
             Starter::Kvm { programs, line, serial } => {
-                let mut started = kvm::start(programs, machine, line).await?;
+                let (sender, events) = mpsc::unbounded_channel();
+                let mut started = kvm::start(programs, machine, line, sender).await?;
                 let (last_lines, reading) = keep_last_lines(started.process.stderr.take());
-                let (events, network) = with_network(started.control.take_events(), started.network);
                 let running = Running {
                     process: started.process,
-                    network: Some(network),
+                    network: Some(started.network),
                     reins: Reins::Kvm(started.control),
                     last_lines,
                     reading: Some(reading),
@@ -193,9 +193,7 @@ impl Running {
         if let Some(reading) = self.reading.take() {
             let _ = tokio::time::timeout(LAST_WORDS_TIMEOUT, reading).await;
         }
-        if let Some(network) = self.network.take() {
-            network.abort();
-        }
+        self.network = None;
         let program = if self.is_own { "the machine" } else { "QEMU" };
         let said = joined(&self.last_lines);
         let Ok(status) = status else { return Ended::Failed { program, said } };
@@ -256,33 +254,6 @@ impl Running {
     }
 }
 
-/// What a machine does by itself, and that what carries its network has ended before it.
-fn with_network(
-    mut said: mpsc::UnboundedReceiver<MachineEvent>,
-    mut network: Child,
-) -> (mpsc::UnboundedReceiver<MachineEvent>, JoinHandle<()>) {
-    let (sender, events) = mpsc::unbounded_channel();
-    // Ended or aborted, it takes the network's process along: that is killed when it is dropped.
-    let watching = tokio::spawn(async move {
-        let mut is_up = true;
-        loop {
-            let event = tokio::select! {
-                event = said.recv() => event,
-                _ = network.wait(), if is_up => {
-                    is_up = false;
-                    // The end of the machine takes it along too, and is told in other words.
-                    tokio::time::sleep(NETWORK_PATIENCE).await;
-                    Some(MachineEvent::NetworkEnded)
-                }
-            };
-            if event.is_none_or(|event| sender.send(event).is_err()) {
-                return;
-            }
-        }
-    });
-    (events, watching)
-}
-
 fn why(status: ExitStatus) -> String {
     match status.signal() {
         Some(FILTERED_SIGNAL) => {
@@ -300,13 +271,9 @@ fn keep_last_lines(stderr: Option<ChildStderr>) -> (Arc<Mutex<VecDeque<String>>>
     let reading = tokio::spawn(async move {
         let Some(stderr) = stderr else { return };
         let mut reader = BufReader::new(stderr);
-        let mut line = Vec::new();
-        while let Ok(read) = reader.read_until(b'\n', &mut line).await
-            && read > 0
-        {
-            line.truncate(MAX_LINE_BYTES);
-            let text = String::from_utf8_lossy(&line).trim().to_owned();
-            line.clear();
+        while let Ok(Some(line)) = next_line(&mut reader).await {
+            // What a guest has taken over is not to write on the terminal what it likes.
+            let text = printable(String::from_utf8_lossy(&line).trim());
             tracing::debug!(text, "the machine's process says");
             let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
             if kept.len() == LAST_LINES {
@@ -316,6 +283,28 @@ fn keep_last_lines(stderr: Option<ChildStderr>) -> (Arc<Mutex<VecDeque<String>>>
         }
     });
     (last_lines, reading)
+}
+
+/// The next line without its end, and of a long one the first [`MAX_LINE_BYTES`]; none at the end.
+async fn next_line(reader: &mut (impl AsyncBufRead + Unpin)) -> io::Result<Option<Vec<u8>>> {
+    let mut line = Vec::new();
+    let mut has_any = false;
+    loop {
+        let there = reader.fill_buf().await?;
+        let end = there.iter().position(|byte| *byte == b'\n');
+        let piece = &there[..end.unwrap_or(there.len())];
+        let room = MAX_LINE_BYTES - line.len();
+        line.extend_from_slice(&piece[..piece.len().min(room)]);
+        if there.is_empty() {
+            return Ok(has_any.then_some(line));
+        }
+        has_any = true;
+        let read = end.map_or(there.len(), |end| end + 1);
+        reader.consume(read);
+        if end.is_some() {
+            return Ok(Some(line));
+        }
+    }
 }
 
 fn joined(lines: &Mutex<VecDeque<String>>) -> String {
@@ -349,15 +338,14 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_network_that_ends_before_its_machine_is_told_of_once() {
-        let (sender, said) = mpsc::unbounded_channel();
-        let mut command = tokio::process::Command::new("true");
-        let network = command.kill_on_drop(true).spawn().unwrap();
-        let (mut events, _watching) = with_network(said, network);
-        assert_eq!(events.recv().await, Some(MachineEvent::NetworkEnded));
-        sender.send(MachineEvent::Panicked).unwrap();
-        assert_eq!(events.recv().await, Some(MachineEvent::Panicked));
-        drop(sender);
-        assert_eq!(events.recv().await, None);
+    async fn of_a_line_without_end_the_beginning_is_kept() {
+        let said = [&b"first\n\n"[..], &[b'x'; 3 << 20], b"\nlast"].concat();
+        let mut reader = BufReader::new(&said[..]);
+        let mut lines = Vec::new();
+        while let Some(line) = next_line(&mut reader).await.unwrap() {
+            assert!(line.capacity() <= 4 * MAX_LINE_BYTES, "{}", line.capacity());
+            lines.push(line);
+        }
+        assert_eq!(lines, [&b"first"[..], b"", &[b'x'; MAX_LINE_BYTES], b"last"]);
     }
 }

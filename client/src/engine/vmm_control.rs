@@ -19,7 +19,6 @@ const MAX_LINE_BYTES: u64 = 1 << 20;
 #[derive(Debug)]
 pub struct VmmControl {
     writer: OwnedWriteHalf,
-    events: Option<mpsc::UnboundedReceiver<MachineEvent>>,
 }
 
 /// What a machine says on its own.
@@ -38,23 +37,20 @@ struct Fault {
 }
 
 impl VmmControl {
-    /// Takes up the conversation.
+    /// Takes up the conversation; what the machine says on its own is told to `events`.
     ///
     /// # Errors
     /// `Connection`.
-    pub fn open(socket: OwnedFd) -> Result<VmmControl, EngineError> {
+    pub fn open(
+        socket: OwnedFd,
+        events: mpsc::UnboundedSender<MachineEvent>,
+    ) -> Result<VmmControl, EngineError> {
         let stream = std::os::unix::net::UnixStream::from(socket);
         stream.set_nonblocking(true).map_err(EngineError::Connection)?;
         let stream = UnixStream::from_std(stream).map_err(EngineError::Connection)?;
         let (reader, writer) = stream.into_split();
-        let (event_sender, events) = mpsc::unbounded_channel();
-        tokio::spawn(read_lines(BufReader::new(reader), event_sender));
-        Ok(VmmControl { writer, events: Some(events) })
-    }
-
-    /// What the machine says on its own; for the first who asks.
-    pub fn take_events(&mut self) -> mpsc::UnboundedReceiver<MachineEvent> {
-        self.events.take().unwrap_or_else(|| mpsc::unbounded_channel().1)
+        tokio::spawn(read_lines(BufReader::new(reader), events));
+        Ok(VmmControl { writer })
     }
 
     /// Tells the machine something. Its answer is not waited for: a machine that answers nothing holds nobody up.
@@ -112,8 +108,8 @@ mod tests {
     #[tokio::test]
     async fn answers_and_events_are_told_apart() {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
-        let mut control = VmmControl::open(ours.into()).unwrap();
-        let mut events = control.take_events();
+        let (sender, mut events) = mpsc::unbounded_channel();
+        let mut control = VmmControl::open(ours.into(), sender).unwrap();
         theirs.set_nonblocking(true).unwrap();
         let mut machine = UnixStream::from_std(theirs).unwrap();
         let said = concat!(

@@ -248,6 +248,7 @@ impl Recorder<'_> {
             home: own_home.or_else(|| blank_home.map(Path::to_owned)),
             firmware: golden.manifest.boot.firmware,
             settings: directory.join("uefi-settings.fd"),
+            directory: directory.to_owned(),
             memory_mib: self.memory_mib,
             cpus: self.cpus,
             display: self.display,

@@ -45,7 +45,7 @@ pub struct DiskConfig {
 
 /// What carries the frames of the machine's network.
 pub enum NetBackend {
-    /// passt, by its stream socket.
+    /// passt, by its stream socket; or by one that listens, where one after the other is connected.
     Passt(OwnedFd),
     /// A TAP device.
     Tap(OwnedFd),

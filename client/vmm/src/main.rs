@@ -58,7 +58,8 @@ struct RunArgs {
     /// The serial line: stdio, none, or fd=N of a connected socket
     #[arg(long, default_value = "stdio", value_name = "LINE")]
     serial: SerialArg,
-    /// The network: passt=fd=N of passt's socket, tap=fd=N, with mac=XX:XX:XX:XX:XX:XX after a comma to choose the address
+    /// The network: passt=fd=N of passt's socket, or of one that listens, to which one passt after the other may be connected;
+    /// tap=fd=N; with mac=XX:XX:XX:XX:XX:XX after a comma to choose the address
     #[arg(long, value_name = "NETWORK")]
     net: Option<NetArg>,
     /// A port the guest sees by its name, such as org.qemu.guest_agent.0: NAME=SOCKET, a path or fd=N

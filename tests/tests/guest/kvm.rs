@@ -6,7 +6,10 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::time::Duration;
 
-use satchel_tests::{Access, Client, RunOptions, Signal, TestServer, Turn, images, lab, require, skip, wait};
+use rustix::process::{Signal as KillSignal, kill_process};
+use satchel_tests::{
+    Access, Client, RunOptions, Signal, TestServer, Turn, child, images, lab, require, skip, wait,
+};
 use serde::{Deserialize, Serialize};
 
 use super::BOOT_LIMIT;
@@ -154,7 +157,20 @@ fn follow(task: &Task) -> String {
         );
         let said = guest.run(&fetch);
         assert_eq!(said.lines().collect::<Vec<_>>(), ["1", GREETING]);
+        // What carries the network ends: it is started again, and the guest sees its cable pulled out and put back.
+        let passt = child(running.process().id(), "passt").expect("the run has one");
+        kill_process(passt, KillSignal::KILL).expect("it is there");
+        let said = running.guest().run(&format!(
+            "for i in $(seq 60); do grep -q 1 /sys/class/net/e*/carrier_up_count && grep -q 1 /sys/class/net/e*/carrier && break; sleep 1; done; {fetch}"
+        ));
+        assert_eq!(said.lines().collect::<Vec<_>>(), ["1", GREETING]);
+        let warning = running.process().stderr();
+        assert!(
+            warning.contains("the machine's network was interrupted: passt ended (signal: 9"),
+            "{warning}"
+        );
     }
+    let guest = running.guest();
     // Written out by nobody: the guest does that when its agent, on a port of the machine's console, is told to hold still.
     guest.run("echo from the laptop >/home/user/letter");
     let held = wait::until("the guest holds still for a checkpoint", BOOT_LIMIT, || {

@@ -77,11 +77,25 @@ struct Machine {
     worked: bool,
     /// Whether all of it was read here, so that it can be read without a server.
     whole: bool,
+    /// The version it stood on then.
+    opened: String,
+    /// Whether the server may have lost what it stands on.
+    is_set_back: bool,
 }
 
 impl Machine {
     fn satchel(&self, arguments: &[&str]) -> Output {
         self.client.satchel([&["--json"], arguments].concat())
+    }
+
+    fn head(&self) -> String {
+        let status = self.satchel(&["status", "work"]).ok().json();
+        status["head"]["id"].as_str().expect("an id").to_owned()
+    }
+
+    /// A command may have moved it to another version, of which only its name is here.
+    fn may_have_moved(&mut self) {
+        self.whole = self.whole && (self.open.is_some() || self.head() == self.opened);
     }
 }
 
@@ -114,6 +128,8 @@ impl Fleet {
                 state,
                 worked: false,
                 whole: false,
+                opened: String::new(),
+                is_set_back: false,
             })
             .into();
         let mode = if seed.is_multiple_of(2) { "own" } else { "keep" };
@@ -155,6 +171,7 @@ impl Fleet {
             19 if is_open => {
                 Self::tell(&format!("{name}: killed"));
                 self.machines[at].open.take().expect("it is open").0.kill9();
+                self.machines[at].whole = false;
             }
             17..19 => self.roll_back(at),
             19..21 => self.adopt(at),
@@ -198,9 +215,9 @@ impl Fleet {
             machine.worked = false;
         }
         let status = machine.satchel(&["status", "work"]).ok().json();
-        let head = status["head"]["id"].as_str().expect("an id").to_owned();
+        machine.opened = status["head"]["id"].as_str().expect("an id").to_owned();
         if status["unsynced_bytes"] == 0 && status["discarded_bytes"].as_u64().unwrap_or(0) == 0 {
-            let held = *self.versions.entry(head).or_insert(state);
+            let held = *self.versions.entry(machine.opened.clone()).or_insert(state);
             assert_eq!(held, state, "machine {at}: not what its version holds\n{said}\n{status:#}");
         }
         machine.state = state;
@@ -233,7 +250,13 @@ impl Fleet {
         let done = self.machines[at].satchel(&["sync", "work"]);
         Self::tell(&format!("machine {at}: sync: {:?} {}{}", done.code, done.stdout, done.stderr));
         if self.is_away {
-            assert!(done.code == Some(1) || !self.machines[at].worked, "machine {at}: nothing can be synced");
+            assert!(matches!(done.code, Some(0 | 1)), "{}", done.stderr);
+            return;
+        }
+        let machine = &self.machines[at];
+        if machine.is_set_back && !machine.whole && done.code == Some(1) {
+            // It knew a version only by name; whoever wrote that has it.
+            assert!(done.stderr.contains("the server has lost "), "{}", done.stderr);
             return;
         }
         let report = done.ok().json();
@@ -248,7 +271,8 @@ impl Fleet {
         // A desktop in which nothing was done goes on with the newest version before it is synced.
         let is_its_own = machine.worked || machine.open.is_some();
         machine.worked = false;
-        machine.whole &= machine.open.is_some();
+        machine.may_have_moved();
+        machine.is_set_back = false;
         match version {
             Some(id) if is_its_own => {
                 let held = *self.versions.entry(id.to_owned()).or_insert(machine.state);
@@ -280,6 +304,7 @@ impl Fleet {
             None => syncing.kill(),
         }
         syncing.wait(PATIENCE);
+        // What a killed process had fetched last is fetched again.
         self.machines[at].whole = false;
         self.observe();
     }
@@ -294,7 +319,7 @@ impl Fleet {
         if syncing.wait(PATIENCE).success() {
             self.synced(at, None);
         }
-        self.machines[at].whole &= self.machines[at].open.is_some();
+        self.machines[at].may_have_moved();
         self.observe();
     }
 
@@ -309,6 +334,7 @@ impl Fleet {
         let number = chosen["sequence"].to_string();
         let done = self.machines[at].satchel(&["rollback", "work", &number]);
         Self::tell(&format!("machine {at}: rollback to {number}: {:?} {}", done.code, done.stderr));
+        self.machines[at].may_have_moved();
         if done.code == Some(0) {
             assert!(!self.machines[at].worked, "machine {at}: what was not synced is rolled back");
             let id = chosen["id"].as_str().expect("an id");
@@ -316,7 +342,6 @@ impl Fleet {
             {
                 self.versions.insert(new.to_owned(), state);
             }
-            self.machines[at].whole = false;
         } else {
             let _ = done.exited(1);
         }
@@ -341,7 +366,7 @@ impl Fleet {
         Self::tell(&format!("machine {at}: adopts {fork}: {:?} {}", done.code, done.stderr));
         assert!(matches!(done.code, Some(0 | 1)), "{}", done.stderr);
         assert!(done.code == Some(1) || !self.machines[at].worked, "what was not synced is replaced");
-        self.machines[at].whole &= self.machines[at].open.is_some();
+        self.machines[at].may_have_moved();
         self.observe();
     }
 
@@ -375,6 +400,8 @@ impl Fleet {
         disk.write_all_at(&bytes, offset).expect("the disk can be written");
         let hash = Sha256::digest(fs::read(&self.published.disk).expect("the disk can be read"));
         self.golden.insert(hash.into());
+        // On a version that a set back server does not know, a desktop can have none there.
+        self.backup = None;
         let done = self.published.publisher.publish(&self.published.disk, "golden");
         Self::tell(&format!("a golden version is published: {}", done.stderr));
     }
@@ -397,6 +424,7 @@ impl Fleet {
         self.owed.clear();
         for machine in &mut self.machines {
             machine.worked |= machine.whole;
+            machine.is_set_back = true;
         }
     }
 

@@ -1,6 +1,7 @@
 //! The machine's virtio devices, and the handles that whoever supervises it keeps of them.
 
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 
@@ -10,7 +11,7 @@ use crate::virtio::VirtioDevice;
 use crate::virtio::balloon::Balloon;
 use crate::virtio::blk::{Blk, BlkConfig, BlkMetrics};
 use crate::virtio::console::{Console, Port, Stdio};
-use crate::virtio::net::{Frames, LinkState, Net, Stream, Tap};
+use crate::virtio::net::{Exchange, Frames, LinkState, Net, Stream, Tap};
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::{Connector, Handle, Vsock};
 
@@ -38,9 +39,16 @@ pub(super) struct Devices {
 struct Nobody;
 
 impl Connector for Nobody {
-    fn connect(&mut self, _: u32) -> std::io::Result<std::os::fd::OwnedFd> {
+    fn connect(&mut self, _: u32) -> std::io::Result<OwnedFd> {
         Err(std::io::ErrorKind::ConnectionRefused.into())
     }
+}
+
+fn passt(socket: OwnedFd) -> std::io::Result<Box<dyn Frames>> {
+    Ok(match rustix::net::sockopt::socket_acceptconn(&socket)? {
+        true => Box::new(Exchange::new(socket.into())?),
+        false => Box::new(Stream::new(socket)),
+    })
 }
 
 impl Devices {
@@ -69,7 +77,7 @@ impl Devices {
         }
         if let Some(net) = net {
             let frames: Box<dyn Frames> = match net.backend {
-                NetBackend::Passt(socket) => Box::new(Stream::new(socket)),
+                NetBackend::Passt(socket) => passt(socket).map_err(cannot("use the network's socket"))?,
                 NetBackend::Tap(tap) => Box::new(Tap::new(tap).map_err(cannot("use the TAP device"))?),
             };
             let device = Net::new(net.mac, None, frames);

@@ -1,7 +1,7 @@
 //! The network device (section 5.1): frames of the guest, to and from a program that was given to it as a descriptor.
 //!
 //! It offers an address, the state of its link and perhaps an MTU; no checksums, no segments, no merged buffers, no control
-//! queue. When the other side is gone the link is down, and stays down.
+//! queue. When the other side is gone the link is down, until another one comes where one can.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,13 +11,15 @@ use virtio_bindings::virtio_net::{VIRTIO_NET_F_MAC, VIRTIO_NET_F_MTU, VIRTIO_NET
 
 use super::{ActivateError, Activation, Role, VirtioDevice, Worker, read_config_bytes};
 
+mod exchange;
 mod frames;
 mod header;
 mod passt;
 mod pump;
 mod tap;
 
-pub use frames::{Frames, LONGEST_FRAME, LinkLost, SHORTEST_FRAME};
+pub use exchange::Exchange;
+pub use frames::{Frames, LONGEST_FRAME, LinkLost, Return, SHORTEST_FRAME};
 pub use passt::Stream;
 pub use tap::Tap;
 
@@ -47,6 +49,10 @@ impl LinkState {
     fn take_down(&self) -> bool {
         self.0.swap(false, Ordering::AcqRel)
     }
+
+    fn bring_up(&self) {
+        self.0.store(true, Ordering::Release);
+    }
 }
 
 /// A network device.
@@ -66,7 +72,7 @@ impl Net {
         Net {
             mac,
             mtu: mtu.map(|mtu| mtu.max(LEAST_MTU)),
-            link: LinkState(Arc::new(AtomicBool::new(true))),
+            link: LinkState(Arc::new(AtomicBool::new(frames.is_connected()))),
             frames: Arc::new(Mutex::new(frames)),
             worker: None,
         }

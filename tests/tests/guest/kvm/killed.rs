@@ -173,7 +173,7 @@ fn strike(laptop: &Client, part: Part, flushed: u64, rng: &mut Rng) -> u64 {
     kill_process(part.process(&mut running), Sent::KILL).expect("it is there");
     let flushed = match part {
         Part::Passt => {
-            let warning = "passt has ended: the machine goes on without a network";
+            let warning = "the machine's network was interrupted: passt ended (signal: 9 (SIGKILL))";
             wait::until("the run says so", BOOT_LIMIT, || {
                 running.process().stderr().contains(warning).then_some(())
             });

@@ -8,7 +8,7 @@ pub const SHORTEST_FRAME: usize = 14;
 /// Bytes of the longest frame: the longest IP packet, its Ethernet header and one byte that makes the size even.
 pub const LONGEST_FRAME: usize = 65_550;
 
-/// Why there is no link any more. It does not come back.
+/// Why there is no link any more.
 #[derive(Debug, thiserror::Error)]
 pub enum LinkLost {
     /// The other side is gone.
@@ -51,4 +51,25 @@ pub trait Frames: Send {
 
     /// What to wait for.
     fn descriptor(&self) -> BorrowedFd<'_>;
+
+    /// Whether there is another side at present.
+    fn is_connected(&self) -> bool {
+        true
+    }
+
+    /// Takes another side in place of the one that was lost, if one has come. Where none ever comes, [`Return::Never`].
+    fn reconnect(&mut self) -> Return {
+        Return::Never
+    }
+}
+
+/// What becomes of a link that was lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Return {
+    /// There is another side, with which frames begin anew.
+    Now,
+    /// When one comes, the descriptor will be readable.
+    Later,
+    /// It stays lost.
+    Never,
 }

@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use super::LinkState;
-use super::frames::{Frames, LONGEST_FRAME, LinkLost, SHORTEST_FRAME};
+use super::frames::{Frames, LONGEST_FRAME, LinkLost, Return, SHORTEST_FRAME};
 use super::header::{HEADER_BYTES, RECEIVED, frame_of};
 use crate::event::Event;
 use crate::virtio::segments::Segments;
@@ -55,7 +55,7 @@ impl Pump {
         }
     }
 
-    /// Takes the link down, which is said once and stays so. Each direction then looks again what to do.
+    /// Takes the link down, which is said once. Each direction then looks again what to do.
     fn lose_link(&self, lost: &LinkLost) -> Until {
         if self.link.take_down() {
             tracing::warn!(error = lost as &dyn Error, "the guest has no network any more");
@@ -123,7 +123,15 @@ impl Pump {
     /// Receives at most one round of the queue. Without a chain the frames stay where they are.
     fn receive_round(&mut self, frames: &mut dyn Frames) -> Result<Until, LinkLost> {
         if !self.link.is_up() {
-            return Ok(Until::Never);
+            match frames.reconnect() {
+                Return::Now => {
+                    tracing::info!("the guest has a network again");
+                    self.link.bring_up();
+                    self.interrupt.config_changed();
+                }
+                Return::Later => return Ok(Until::Peer),
+                Return::Never => return Ok(Until::Never),
+            }
         }
         self.rx.acknowledge();
         let mut pushed = false;

@@ -1,5 +1,6 @@
 use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
@@ -150,6 +151,72 @@ fn the_link_is_down_when_the_peer_is_gone_and_the_guest_is_told_once() {
     assert_eq!(driver.interrupt.config(), 1);
     net.reset();
     Driver::start(&mut net).ask(TX, &[&NO_HEADER, &[1; 60]], &[]);
+}
+
+/// A device whose other side may come again, and where it does.
+fn exchange() -> (Net, tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("network");
+    let frames = Exchange::new(UnixListener::bind(&path).unwrap()).unwrap();
+    (Net::new(MAC, Some(1500), Box::new(frames)), dir, path)
+}
+
+fn connect(path: &Path) -> UnixStream {
+    let peer = UnixStream::connect(path).unwrap();
+    peer.set_read_timeout(Some(PATIENCE)).unwrap();
+    peer
+}
+
+#[test]
+fn the_link_is_up_again_when_another_peer_has_come_and_frames_begin_anew() {
+    let (mut net, _dir, path) = exchange();
+    let link = net.link();
+    assert!(!link.is_up(), "nobody is there");
+    let mut driver = Driver::start(&mut net);
+    // What is sent to nobody is lost as on a wire.
+    driver.ask(TX, &[&NO_HEADER, &[1; 60]], &[]);
+    let mut peer = connect(&path);
+    wait_for("the link comes up", || link.is_up());
+    assert_eq!((status(&net), driver.interrupt.config()), (1, 1));
+    works(&mut driver, &mut peer);
+
+    // It goes in the middle of a frame, and has not read all of another.
+    peer.write_all(&[0, 0, 0, 90, 1, 2, 3]).unwrap();
+    let address = driver.buffer(60_012);
+    for _ in 0..100 {
+        driver.send_chain(TX, &[Descriptor { address, length: 60_012, flags: 0, next: 0 }]);
+    }
+    driver.ring(TX);
+    driver.used(TX);
+    // The next one is there before the first is gone, and waits for that.
+    let mut next = connect(&path);
+    drop(peer);
+    wait_for("all is taken, lost or sent", || {
+        next.set_nonblocking(true).unwrap();
+        while next.read(&mut [0; 65_536]).is_ok_and(|read| read > 0) {}
+        driver.try_used(TX).is_some() && driver.interrupt.config() == 3
+    });
+    std::thread::sleep(Duration::from_millis(20));
+    net.reset();
+    drop(next);
+    let mut driver = Driver::start(&mut net);
+    wait_for("the link goes down", || !link.is_up());
+    let mut third = connect(&path);
+    wait_for("the link comes up", || link.is_up());
+    works(&mut driver, &mut third);
+}
+
+#[test]
+fn who_connected_before_the_start_is_there_from_the_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("network");
+    let listener = UnixListener::bind(&path).unwrap();
+    let mut peer = connect(&path);
+    let mut net = Net::new(MAC, None, Box::new(Exchange::new(listener).unwrap()));
+    assert!(net.link().is_up());
+    let mut driver = Driver::start(&mut net);
+    works(&mut driver, &mut peer);
+    assert_eq!(driver.interrupt.config(), 0);
 }
 
 #[test]

@@ -65,7 +65,7 @@ pub enum MachineError {
     Start(#[from] start::StartError),
     /// The processor is not what was asked for.
     #[error(transparent)]
-    Cpu(#[from] cpuid::MissingFeatures),
+    Cpu(#[from] cpuid::CpuError),
     /// A number of processors that cannot be.
     #[error("a machine has 1 to 16 processors, not {processors}")]
     BadProcessors {

@@ -6,6 +6,8 @@
 use kvm_bindings::{CpuId, kvm_cpuid_entry2};
 use serde::{Deserialize, Serialize};
 
+mod topology;
+
 /// Which processor the guest sees.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -47,13 +49,23 @@ impl std::fmt::Display for CpuModel {
 #[error("no such processor model; there are host, x86-64-v2 and x86-64-v3")]
 pub struct UnknownCpuModel;
 
-/// The host cannot be what was asked for.
+/// Why there is no such processor.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("this processor is no {model}: it has no {missing}")]
-pub struct MissingFeatures {
-    model: CpuModel,
-    /// Features that lack, by name.
-    missing: String,
+pub enum CpuError {
+    /// The host cannot be what was asked for.
+    #[error("this processor is no {model}: it has no {missing}")]
+    MissingFeatures {
+        /// What was asked for.
+        model: CpuModel,
+        /// Features that lack, by name.
+        missing: String,
+    },
+    /// It would say more of itself than KVM takes.
+    #[error("{entries} entries of CPUID are more than KVM takes")]
+    TooManyEntries {
+        /// How many they are.
+        entries: usize,
+    },
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -143,9 +155,9 @@ pub struct Place {
 /// What a processor of the machine says of itself, from what KVM supports here.
 ///
 /// # Errors
-/// [`MissingFeatures`] when the host is less than the model.
-pub fn for_processor(supported: &CpuId, model: CpuModel, place: Place) -> Result<CpuId, MissingFeatures> {
-    let mut cpuid = supported.clone();
+/// `MissingFeatures` when the host is less than the model; `TooManyEntries`.
+pub fn for_processor(supported: &CpuId, model: CpuModel, place: Place) -> Result<CpuId, CpuError> {
+    let mut entries = supported.as_slice().to_vec();
     let level = match model {
         CpuModel::Host => None,
         CpuModel::X86_64V2 => Some(2),
@@ -153,18 +165,19 @@ pub fn for_processor(supported: &CpuId, model: CpuModel, place: Place) -> Result
     };
     if let Some(level) = level {
         check_level(supported, model, level)?;
-        for entry in cpuid.as_mut_slice() {
+        for entry in &mut entries {
             limit(entry, level);
         }
     }
-    for entry in cpuid.as_mut_slice() {
-        place_in_topology(entry, place);
+    topology::place_in(&mut entries, place);
+    for entry in &mut entries {
+        tell_of_the_hypervisor(entry);
         hide_what_does_not_travel(entry);
     }
-    Ok(cpuid)
+    CpuId::from_entries(&entries).map_err(|_| CpuError::TooManyEntries { entries: entries.len() })
 }
 
-fn check_level(supported: &CpuId, model: CpuModel, level: u8) -> Result<(), MissingFeatures> {
+fn check_level(supported: &CpuId, model: CpuModel, level: u8) -> Result<(), CpuError> {
     let has = |feature: &Feature| {
         let entry = supported
             .as_slice()
@@ -179,7 +192,7 @@ fn check_level(supported: &CpuId, model: CpuModel, level: u8) -> Result<(), Miss
         .collect();
     match missing.is_empty() {
         true => Ok(()),
-        false => Err(MissingFeatures { model, missing: missing.join(", ") }),
+        false => Err(CpuError::MissingFeatures { model, missing: missing.join(", ") }),
     }
 }
 
@@ -232,42 +245,11 @@ fn limit(entry: &mut kvm_cpuid_entry2, level: u8) {
     entry.edx &= masks[3];
 }
 
-/// One core a processor, one thread a core, all in one package.
-fn place_in_topology(entry: &mut kvm_cpuid_entry2, place: Place) {
-    let (id, of) = (u32::from(place.id), u32::from(place.of));
-    match entry.function {
-        1 => {
-            entry.ebx = entry.ebx & 0xffff | of << 16 | id << 24;
-            // Under a hypervisor; the bit for several logical processors in a package.
-            entry.ecx |= 1 << 31;
-            entry.edx = entry.edx & !(1 << 28) | u32::from(of > 1) << 28;
-        }
-        // Caches: shared by nobody but the last one, which all share.
-        4 if entry.eax & 0x1f != 0 => {
-            let sharing = if entry.eax >> 5 & 7 >= 3 { of - 1 } else { 0 };
-            entry.eax = entry.eax & 0x3fff | sharing << 14 | (of - 1) << 26;
-        }
-        // Extended topology: sub-leaf 0 is the thread, 1 the core.
-        0xb | 0x1f => {
-            let shift = of.next_power_of_two().trailing_zeros();
-            (entry.eax, entry.ebx, entry.ecx) = match entry.index {
-                0 => (0, 1, 1 << 8),
-                1 => (shift, of, 1 | 2 << 8),
-                index => (0, 0, index & 0xff),
-            };
-            entry.edx = id;
-        }
-        // AMD: number of cores, and the width of the core's part of the APIC id.
-        0x8000_0008 => {
-            let shift = of.next_power_of_two().trailing_zeros();
-            entry.ecx = if entry.ecx == 0 { 0 } else { shift << 12 | (of - 1) };
-        }
-        0x8000_001e => {
-            entry.eax = id;
-            entry.ebx = id;
-            entry.ecx = 0;
-        }
-        _ => {}
+/// Has the guest look for what KVM offers to guests.
+fn tell_of_the_hypervisor(entry: &mut kvm_cpuid_entry2) {
+    const HYPERVISOR: u32 = 1 << 31;
+    if entry.function == 1 {
+        entry.ecx |= HYPERVISOR;
     }
 }
 
@@ -301,10 +283,10 @@ mod tests {
             ..Default::default()
         };
         CpuId::from_entries(&[
+            entry(0, 0, [0x1f, 0, 0, 0]),
             entry(1, 0, [u32::MAX; 4]),
             entry(7, 0, [u32::MAX; 4]),
             entry(0xb, 0, [0; 4]),
-            entry(0xb, 1, [0; 4]),
             entry(0xd, 0, [u32::MAX; 4]),
             entry(0xd, 2, [u32::MAX; 4]),
             entry(0xd, 5, [u32::MAX; 4]),
@@ -319,13 +301,14 @@ mod tests {
     }
 
     #[test]
-    fn a_processor_knows_its_place() {
-        let cpuid = for_processor(&host(), CpuModel::Host, Place { id: 2, of: 3 }).unwrap();
-        assert_eq!(find(&cpuid, 1, 0).ebx >> 16, 2 << 8 | 3);
-        let threads = find(&cpuid, 0xb, 0);
-        assert_eq!((threads.eax, threads.ebx, threads.edx), (0, 1, 2));
-        let cores = find(&cpuid, 0xb, 1);
-        assert_eq!((cores.eax, cores.ebx, cores.ecx), (2, 3, 0x201));
+    fn a_processor_of_any_model_knows_its_place() {
+        for model in [CpuModel::Host, CpuModel::X86_64V2, CpuModel::X86_64V3] {
+            let cpuid = for_processor(&host(), model, Place { id: 2, of: 3 }).unwrap();
+            assert_eq!(find(&cpuid, 1, 0).ebx >> 16, 2 << 8 | 3);
+            assert_eq!(find(&cpuid, 0xb, 0).edx, 2);
+            assert_eq!(find(&cpuid, 0xb, 1).ebx, 3);
+            assert_eq!(find(&cpuid, 0x1f, 1).ebx, 3);
+        }
     }
 
     #[test]

@@ -46,6 +46,8 @@ pub(crate) enum Command {
     Fault = 8,
     /// Turns off interrupts, and halts for ever.
     Stop = 9,
+    /// Leaf, sub-leaf: says EAX, EBX, ECX and EDX of CPUID, 64 bits each.
+    Identify = 10,
 }
 
 global_asm!(
@@ -101,6 +103,8 @@ command:
     je fault
     cmp ebx, 9
     je stop
+    cmp ebx, 10
+    je identify
 done:
     mov al, {done}
     call send
@@ -175,6 +179,24 @@ stop:
     cli
     hlt
     jmp stop
+
+identify:
+    mov eax, edi
+    mov ecx, esi
+    cpuid
+    push rdx
+    push rcx
+    push rbx
+    push rax
+    mov rdi, rsp
+    mov esi, 4 * 8
+2:  mov al, byte ptr [rdi]
+    call send
+    inc rdi
+    dec esi
+    jnz 2b
+    add rsp, 4 * 8
+    jmp done
 
     // A byte of the serial line into AL. Clobbers DX.
 receive:

@@ -151,6 +151,15 @@ impl Guest {
         self.unheard += 1;
     }
 
+    /// What the processor says of itself: EAX, EBX, ECX and EDX of a sub-leaf of CPUID.
+    pub(crate) fn identify(&mut self, leaf: u32, sub_leaf: u32) -> [u32; 4] {
+        self.order(Command::Identify, leaf.into(), sub_leaf);
+        let mut bytes = [0; 32];
+        self.hear(&mut bytes);
+        self.unheard += 1;
+        std::array::from_fn(|at| u32::from_le_bytes([0, 1, 2, 3].map(|byte| bytes[at * 8 + byte])))
+    }
+
     /// How often an interrupt came.
     pub(crate) fn interrupts(&mut self, gsi: u32) -> u32 {
         self.load(counter(gsi))

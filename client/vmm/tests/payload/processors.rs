@@ -33,6 +33,24 @@ fn the_first_processor_wakes_the_others_and_each_has_its_number() {
     assert_eq!(guest.load(AWAKE) & 0xffff, u32::from(PROCESSORS) - 1);
 }
 
+#[test]
+fn a_processor_sees_itself_as_one_of_the_cores_of_one_package() {
+    const EXTENDED_TOPOLOGY: u32 = 0xb;
+    let Some(kvm) = kvm() else { return };
+    let mut guest = Guest::start(&kvm, 3, Vec::new());
+    let [highest, ..] = guest.identify(0, 0);
+    if highest < EXTENDED_TOPOLOGY {
+        say("this machine's processor has no leaf of extended topology");
+        return;
+    }
+    assert_eq!(guest.identify(EXTENDED_TOPOLOGY, 0), [0, 1, 0x100, 0], "threads of a core");
+    assert_eq!(guest.identify(EXTENDED_TOPOLOGY, 1), [2, 3, 0x201, 0], "cores of a package");
+    let [_, _, no_level, id] = guest.identify(EXTENDED_TOPOLOGY, 2);
+    assert_eq!((no_level & 0xff00, id), (0, 0), "nothing is above");
+    let [_, processors, ..] = guest.identify(1, 0);
+    assert_eq!(processors >> 16, 3, "as the older leaf has it");
+}
+
 /// Reads what there is of a count, and checks that nothing is missing.
 fn drain(guest: &mut Guest, next: &mut u8) -> usize {
     let mut bytes = [0; 4096];

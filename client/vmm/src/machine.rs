@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{IoEventAddress, Kvm, VmFd};
 use serde::Serialize;
 
@@ -234,9 +234,7 @@ impl Machine {
         let ending =
             Arc::new(Ending { end: Mutex::default(), panicked: AtomicBool::new(false), news: config.news });
         processor::prepare_kicks().map_err(cannot("set up signals"))?;
-        let supported = kvm
-            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-            .map_err(kvm_cannot("tell what processors it supports"))?;
+        let supported = cpuid::supported(kvm).map_err(kvm_cannot("tell what processors it supports"))?;
         let mut machine = Machine {
             gate,
             processors: Vec::new(),

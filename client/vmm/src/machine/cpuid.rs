@@ -3,7 +3,8 @@
 //! A model is a ceiling: a guest gets what the model has and the host has too. The levels are those of the x86-64 psABI,
 //! section 3.1.1 (microarchitecture levels), with the features that KVM itself provides.
 
-use kvm_bindings::{CpuId, kvm_cpuid_entry2};
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
+use kvm_ioctls::{Cap, Kvm};
 use serde::{Deserialize, Serialize};
 
 mod topology;
@@ -152,7 +153,28 @@ pub struct Place {
     pub of: u8,
 }
 
-/// What a processor of the machine says of itself, from what KVM supports here.
+/// What KVM supports here for a machine that has it make the interrupt controllers.
+///
+/// # Errors
+/// What KVM says.
+pub fn supported(kvm: &Kvm) -> Result<CpuId, kvm_ioctls::Error> {
+    let mut supported = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?;
+    if kvm.check_extension(Cap::TscDeadlineTimer) {
+        add_deadline_timer(&mut supported);
+    }
+    Ok(supported)
+}
+
+/// Adds the timer that goes off at a count of the time stamp counter, which some versions of Linux tell of as a capability
+/// alone, for it depends on the local APICs being KVM's (KVM_GET_SUPPORTED_CPUID in Documentation/virt/kvm/api.rst).
+fn add_deadline_timer(supported: &mut CpuId) {
+    const TSC_DEADLINE: u32 = 1 << 24;
+    for entry in supported.as_mut_slice().iter_mut().filter(|entry| entry.function == 1) {
+        entry.ecx |= TSC_DEADLINE;
+    }
+}
+
+/// What a processor of the machine says of itself, from what is [`supported`].
 ///
 /// # Errors
 /// `MissingFeatures` when the host is less than the model; `TooManyEntries`.
@@ -308,6 +330,23 @@ mod tests {
             assert_eq!(find(&cpuid, 0xb, 0).edx, 2);
             assert_eq!(find(&cpuid, 0xb, 1).ebx, 3);
             assert_eq!(find(&cpuid, 0x1f, 1).ebx, 3);
+        }
+    }
+
+    #[test]
+    fn every_model_has_the_deadline_timer_where_only_a_capability_tells_of_it() {
+        const DEADLINE_TIMER: u32 = 1 << 24;
+        let mut host = host();
+        host.as_mut_slice().iter_mut().for_each(|entry| entry.ecx &= !DEADLINE_TIMER);
+        for model in [CpuModel::Host, CpuModel::X86_64V2, CpuModel::X86_64V3] {
+            let has_timer = |host: &CpuId| {
+                let cpuid = for_processor(host, model, Place { id: 0, of: 1 }).unwrap();
+                find(&cpuid, 1, 0).ecx & DEADLINE_TIMER != 0
+            };
+            assert!(!has_timer(&host), "{model}: neither tells of it");
+            let mut told = host.clone();
+            add_deadline_timer(&mut told);
+            assert!(has_timer(&told), "{model}");
         }
     }
 

@@ -3,6 +3,7 @@
 use std::io::Read;
 use std::time::Duration;
 
+use kvm_ioctls::Cap;
 use satchel_vmm::machine::layout;
 
 use crate::code::{self, AWAKE, AWAKE_IDS, Command, DONE, WAKE_PAGE};
@@ -49,6 +50,14 @@ fn a_processor_sees_itself_as_one_of_the_cores_of_one_package() {
     assert_eq!((no_level & 0xff00, id), (0, 0), "nothing is above");
     let [_, processors, ..] = guest.identify(1, 0);
     assert_eq!(processors >> 16, 3, "as the older leaf has it");
+}
+
+#[test]
+fn a_processor_has_the_deadline_timer_where_kvm_has_it() {
+    let Some(kvm) = kvm() else { return };
+    let mut guest = Guest::start(&kvm, 1, Vec::new());
+    let [_, _, features, _] = guest.identify(1, 0);
+    assert_eq!(features >> 24 & 1 == 1, kvm.check_extension(Cap::TscDeadlineTimer));
 }
 
 /// Reads what there is of a count, and checks that nothing is missing.

@@ -10,76 +10,69 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
-use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+use vm_memory::{
+    Address, GuestAddress, GuestMemoryError, GuestMemoryRegion, GuestMemoryRegionBytes,
+    GuestRegionCollection, MemoryRegionAddress, VolatileSlice,
+};
 
 /// A large page of x86-64.
 const LARGE_PAGE_BYTES: usize = 2 << 20;
 
+/// Regions of the guest's memory, in the order of their addresses.
+pub(crate) type Regions = GuestRegionCollection<Region>;
+
 /// The guest's memory. Clones share it; the last one that goes gives it back.
 #[derive(Clone, Debug)]
-pub struct GuestMemory(Arc<Mapped>);
-
-#[derive(Debug)]
-struct Mapped {
-    /// Before `mappings`: some of its regions lie there.
-    regions: GuestMemoryMmap<()>,
-    _mappings: Vec<Mapping>,
-}
+pub struct GuestMemory(Arc<Regions>);
 
 impl GuestMemory {
     /// Memory at these places of the guest, each of so many bytes. It takes up none of the host's until it is touched.
     ///
     /// # Errors
-    /// The kernel gives no such mapping, or the ranges overlap.
+    /// The kernel gives no such mapping, or the ranges are empty, not in order, or overlap.
     pub fn anonymous(ranges: &[(GuestAddress, usize)]) -> io::Result<GuestMemory> {
-        let mut mappings = Vec::new();
-        let mut regions = Vec::new();
-        for &(start, bytes) in ranges {
-            let mapping = Mapping::new(bytes, start)?;
-            regions.push(mapping.region(start)?);
-            mappings.push(mapping);
-        }
-        let regions = GuestMemoryMmap::from_regions(regions).map_err(io::Error::other)?;
-        Ok(GuestMemory(Arc::new(Mapped { regions, _mappings: mappings })))
-    }
-}
-
-impl From<GuestMemoryMmap<()>> for GuestMemory {
-    fn from(regions: GuestMemoryMmap<()>) -> GuestMemory {
-        GuestMemory(Arc::new(Mapped { regions, _mappings: Vec::new() }))
+        let regions = ranges.iter().map(|&(start, bytes)| Region::new(start, bytes));
+        let regions = regions.collect::<io::Result<_>>()?;
+        Ok(GuestMemory(Arc::new(Regions::from_regions(regions).map_err(io::Error::other)?)))
     }
 }
 
 impl Deref for GuestMemory {
-    type Target = GuestMemoryMmap<()>;
+    type Target = Regions;
 
-    fn deref(&self) -> &GuestMemoryMmap<()> {
-        &self.0.regions
+    fn deref(&self) -> &Regions {
+        &self.0
     }
 }
 
-/// Private memory of this process, and a large page more, within which the guest's begins at the right place.
+/// A range of the guest's memory: private memory of this process, and a large page more, within which the guest's begins at
+/// the right place. Whoever holds it, or a slice of it, holds the mapping.
 #[derive(Debug)]
-struct Mapping {
+pub struct Region {
+    start: GuestAddress,
     base: *mut c_void,
     mapped_bytes: usize,
-    /// The guest's.
+    /// Before the guest's.
     skipped_bytes: usize,
+    /// The guest's: at least one.
     bytes: usize,
 }
 
-// SAFETY: it is an address, which any thread may unmap; it is not used to reach the memory.
+// SAFETY: it is an address, which any thread may unmap; what lies there is reached by volatile accesses.
 #[expect(unsafe_code, reason = "a pointer that is the same in every thread")]
-unsafe impl Send for Mapping {}
-// SAFETY: as above; nothing changes by way of a shared reference.
+unsafe impl Send for Region {}
+// SAFETY: as above; a shared reference changes nothing but what lies there, which the guest may change at any time, too.
 #[expect(unsafe_code, reason = "a pointer that is the same in every thread")]
-unsafe impl Sync for Mapping {}
+unsafe impl Sync for Region {}
 
-impl Mapping {
-    fn new(bytes: usize, guest: GuestAddress) -> io::Result<Mapping> {
+impl Region {
+    fn new(start: GuestAddress, bytes: usize) -> io::Result<Region> {
         let too_large = || io::Error::from(io::ErrorKind::OutOfMemory);
+        if bytes == 0 || start.checked_add(bytes as u64).is_none() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
         let mapped_bytes = bytes.checked_add(LARGE_PAGE_BYTES).ok_or_else(too_large)?;
-        let guest = usize::try_from(guest.0).map_err(|_| too_large())?;
+        let guest = usize::try_from(start.0).map_err(|_| too_large())?;
         // SAFETY: a new mapping at an address of the kernel's choice touches nothing that is there.
         #[expect(unsafe_code, reason = "memory comes from the kernel")]
         let base = unsafe {
@@ -88,39 +81,64 @@ impl Mapping {
             mmap_anonymous(std::ptr::null_mut(), mapped_bytes, protection, flags)?
         };
         let skipped_bytes = guest.wrapping_sub(base.addr()) % LARGE_PAGE_BYTES;
-        let mapping = Mapping { base, mapped_bytes, skipped_bytes, bytes };
+        let region = Region { start, base, mapped_bytes, skipped_bytes, bytes };
         // SAFETY: the range lies within the mapping, which is new, and no content changes.
         #[expect(unsafe_code, reason = "the kernel is advised by address")]
-        let advised = unsafe { madvise(mapping.address().cast(), bytes, Advice::LinuxHugepage) };
+        let advised = unsafe { madvise(region.address().cast(), bytes, Advice::LinuxHugepage) };
         if let Err(error) = advised {
             // A kernel without them; the guest is slower.
             tracing::debug!(%error, "the guest's memory has no large pages");
         }
-        Ok(mapping)
+        Ok(region)
     }
 
     fn address(&self) -> *mut u8 {
         self.base.cast::<u8>().wrapping_add(self.skipped_bytes)
     }
 
-    /// The guest's memory as a region, which is not to outlive this.
-    fn region(&self, start: GuestAddress) -> io::Result<GuestRegionMmap<()>> {
-        let (protection, flags) = (
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-        );
-        // SAFETY: `skipped_bytes` is less than a large page, so that these bytes lie in the mapping. Both go with the same
-        // `Mapped`, the region first, and nobody takes a region out of it (`remove_region`, which clippy.toml forbids).
-        #[expect(unsafe_code, reason = "memory is given to the library by address")]
-        let region = unsafe { MmapRegion::build_raw(self.address(), self.bytes, protection, flags) };
-        let region = region.map_err(io::Error::other)?;
-        GuestRegionMmap::new(region, start).ok_or_else(|| io::ErrorKind::InvalidInput.into())
+    /// Where so many bytes of it begin; none when not all of them are the guest's.
+    fn address_of(&self, offset: MemoryRegionAddress, bytes: usize) -> Option<*mut u8> {
+        let offset = usize::try_from(offset.0).ok()?;
+        let end = offset.checked_add(bytes)?;
+        (end <= self.bytes).then(|| self.address().wrapping_add(offset))
     }
 }
 
-impl Drop for Mapping {
+impl GuestMemoryRegion for Region {
+    type B = ();
+
+    fn len(&self) -> u64 {
+        self.bytes as u64
+    }
+
+    fn start_addr(&self) -> GuestAddress {
+        self.start
+    }
+
+    fn bitmap(&self) {}
+
+    fn get_host_address(&self, offset: MemoryRegionAddress) -> Result<*mut u8, GuestMemoryError> {
+        self.address_of(offset, 1).ok_or(GuestMemoryError::InvalidBackendAddress)
+    }
+
+    fn get_slice(
+        &self,
+        offset: MemoryRegionAddress,
+        bytes: usize,
+    ) -> Result<VolatileSlice<'_>, GuestMemoryError> {
+        let address = self.address_of(offset, bytes).ok_or(GuestMemoryError::InvalidBackendAddress)?;
+        // SAFETY: `skipped_bytes` is less than a large page, so that these bytes lie in the mapping, which is there as long as
+        // `self`, and so the slice, is. No reference points to them: volatile accesses are all there are.
+        #[expect(unsafe_code, reason = "memory is given to the library by address")]
+        Ok(unsafe { VolatileSlice::new(address, bytes) })
+    }
+}
+
+impl GuestMemoryRegionBytes for Region {}
+
+impl Drop for Region {
     fn drop(&mut self) {
-        // SAFETY: the mapping is this one's own, and whoever could reach it is gone: regions are dropped before.
+        // SAFETY: the mapping is this one's own, and whoever could reach it is gone: slices borrow from this.
         #[expect(unsafe_code, reason = "memory goes back by address")]
         let unmapped = unsafe { munmap(self.base, self.mapped_bytes) };
         if let Err(error) = unmapped {
@@ -174,8 +192,36 @@ mod tests {
     }
 
     #[test]
-    fn ranges_that_overlap_are_refused() {
+    fn a_region_keeps_its_mapping_whoever_holds_it() {
+        let memory = GuestMemory::anonymous(&[(GuestAddress(0), BYTES)]).unwrap();
+        memory.write_obj(7_u8, GuestAddress(5)).unwrap();
+        let regions = (*memory).clone();
+        drop(memory);
+        assert_eq!(regions.read_obj::<u8>(GuestAddress(5)).unwrap(), 7);
+    }
+
+    #[test]
+    fn ranges_that_overlap_or_cannot_be_are_refused() {
         let ranges = [(GuestAddress(0), BYTES), (GuestAddress(4096), BYTES)];
         assert!(GuestMemory::anonymous(&ranges).is_err());
+        for (start, bytes) in [(0, 0), (u64::MAX - 4096, BYTES), (0, usize::MAX)] {
+            assert!(GuestMemory::anonymous(&[(GuestAddress(start), bytes)]).is_err(), "{start} {bytes}");
+        }
+    }
+
+    #[test]
+    fn a_slice_ends_where_the_region_does() {
+        let memory = GuestMemory::anonymous(&[(GuestAddress(4096), BYTES)]).unwrap();
+        let region = memory.iter().next().unwrap();
+        let slice =
+            |offset, bytes| region.get_slice(MemoryRegionAddress(offset), bytes).map(|slice| slice.len());
+        let bytes = BYTES as u64;
+        assert_eq!(slice(0, BYTES).unwrap(), BYTES);
+        assert_eq!(slice(bytes - 1, 1).unwrap(), 1);
+        for (offset, bytes) in [(0, BYTES + 1), (1, BYTES), (bytes, 1), (u64::MAX, 1), (1, usize::MAX)] {
+            assert!(slice(offset, bytes).is_err(), "{offset} {bytes}");
+        }
+        assert!(region.get_host_address(MemoryRegionAddress(bytes - 1)).is_ok());
+        assert!(region.get_host_address(MemoryRegionAddress(bytes)).is_err());
     }
 }

@@ -1,9 +1,10 @@
 //! What a chain is made of: segments that the device reads, then segments that it writes (Virtio 1.2, section 2.7.4.2), all
 //! of them checked before a byte is touched.
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::{BadChain, Chain, GuestMemory};
+use crate::guest_memory::Regions;
 
 /// The descriptors a chain may have, in the queue's table or in one of its own: as many as the kernel takes in one call.
 const MAX_DESCRIPTORS: usize = 1024;
@@ -221,13 +222,13 @@ impl Segments {
 
 /// Tells which segments lie in the guest's memory. Most lie in the same region as the one before.
 struct Checked<'a> {
-    memory: &'a GuestMemoryMmap<()>,
+    memory: &'a Regions,
     /// The region of the last segment, from its first byte to the one behind its last.
     region: (u64, u64),
 }
 
 impl<'a> Checked<'a> {
-    fn of(memory: &'a GuestMemoryMmap<()>) -> Checked<'a> {
+    fn of(memory: &'a Regions) -> Checked<'a> {
         Checked { memory, region: (0, 0) }
     }
 
@@ -368,8 +369,7 @@ mod tests {
     fn what_lies_in_memory_is_told_region_by_region() {
         let page = 0x1000;
         let ranges = [(0, page), (page as u64, page), (0x10_0000, page)];
-        let memory =
-            GuestMemoryMmap::<()>::from_ranges(&ranges.map(|(at, bytes)| (GuestAddress(at), bytes))).unwrap();
+        let memory = GuestMemory::anonymous(&ranges.map(|(at, bytes)| (GuestAddress(at), bytes))).unwrap();
         let mut checked = Checked::of(&memory);
         for (address, bytes, is_there) in [
             (0, 16, true),

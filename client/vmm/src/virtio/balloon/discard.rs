@@ -2,19 +2,17 @@
 
 use std::io;
 
-use rustix::fs::FallocateFlags;
 use rustix::mm::Advice;
-use vm_memory::{
-    GuestAddress, GuestMemoryBackend as _, GuestMemoryRegion as _, GuestRegionMmap, MemoryRegionAddress,
-};
+use vm_memory::{GuestAddress, GuestMemoryBackend as _, GuestMemoryRegion as _, MemoryRegionAddress};
 
 use super::PAGE_BYTES;
+use crate::guest_memory::Region;
 use crate::virtio::{BadChain, GuestMemory};
 
 /// Whole pages that lie in one region of the guest's memory.
 #[derive(Clone, Copy)]
 pub(super) struct Range<'a> {
-    region: &'a GuestRegionMmap<()>,
+    region: &'a Region,
     /// The first byte, counted from the region's.
     begin: u64,
     /// The byte after the last. It is no further than the region's.
@@ -71,14 +69,7 @@ fn merged(mut ranges: Vec<Range<'_>>) -> Vec<Range<'_>> {
     merged
 }
 
-fn discard_one(region: &GuestRegionMmap<()>, begin: u64, length: u64) -> io::Result<()> {
-    let shared_file = region.file_offset().filter(|_| region.flags() & libc::MAP_SHARED != 0);
-    if let Some(backing) = shared_file {
-        // Dropping the mapping would leave the pages in the file.
-        let offset = backing.start().checked_add(begin).ok_or(io::ErrorKind::InvalidInput)?;
-        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        return Ok(rustix::fs::fallocate(backing.file(), flags, offset, length)?);
-    }
+fn discard_one(region: &Region, begin: u64, length: u64) -> io::Result<()> {
     let host = region.get_host_address(MemoryRegionAddress(begin)).map_err(io::Error::other)?;
     let length = usize::try_from(length).map_err(io::Error::other)?;
     // SAFETY: the range lies in the region's mapping, which lives as long as `region`. No reference points into the guest's
@@ -92,10 +83,8 @@ fn discard_one(region: &GuestRegionMmap<()>, begin: u64, length: u64) -> io::Res
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::MetadataExt;
-
     use proptest::prelude::*;
-    use vm_memory::{Bytes, FileOffset, GuestMemoryMmap};
+    use vm_memory::Bytes;
 
     use super::*;
 
@@ -128,23 +117,6 @@ mod tests {
             let resolved = Range::resolve(&memory, GuestAddress(address), length);
             assert_eq!(resolved.map(|_| ()), Err(BadChain::Senseless));
         }
-    }
-
-    #[test]
-    fn pages_of_a_shared_file_leave_the_file() {
-        let file = tempfile::tempfile().unwrap();
-        file.set_len(REGION * 2).unwrap();
-        let length = usize::try_from(REGION).unwrap();
-        let backing = FileOffset::new(file.try_clone().unwrap(), REGION);
-        let ranges = [(GuestAddress(0), length, Some(backing))];
-        let memory = GuestMemory::from(GuestMemoryMmap::from_ranges_with_files(ranges).unwrap());
-        memory.write_slice(&vec![7; length], GuestAddress(0)).unwrap();
-        file.sync_all().unwrap();
-        let before = file.metadata().unwrap().blocks();
-        discard(vec![Range::resolve(&memory, GuestAddress(PAGE_BYTES), REGION - PAGE_BYTES).unwrap()]);
-        assert!(file.metadata().unwrap().blocks() < before);
-        assert_eq!(memory.read_obj::<u8>(GuestAddress(PAGE_BYTES - 1)).unwrap(), 7);
-        assert_eq!(memory.read_obj::<u8>(GuestAddress(PAGE_BYTES)).unwrap(), 0);
     }
 
     proptest! {

@@ -171,8 +171,7 @@ fn rules(thread: Thread) -> Result<Rules, seccompiler::BackendError> {
         Thread::Device(Role::Network | Role::Vsock) => {
             [SOCKETS, EVENTS].into_iter().for_each(&mut allow);
         }
-        Thread::Device(Role::Balloon) => allow(&[libc::SYS_fallocate]),
-        Thread::Device(Role::Random | Role::Serial) => {}
+        Thread::Device(Role::Balloon | Role::Random | Role::Serial) => {}
     }
     // Memory, but none that can be run.
     let not_to_run = SeccompRule::new(vec![masked(2, libc::PROT_EXEC.unsigned_abs().into(), 0)?])?;

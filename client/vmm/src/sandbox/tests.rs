@@ -48,6 +48,7 @@ fn trespass(thread: Thread, what: &str) {
                 let _ = rustix::process::kill_process(parent, rustix::process::Signal::CONT);
             }
             "disk" => drop(rustix::fs::fsync(io::stderr())),
+            "space" => drop(rustix::fs::fallocate(io::stderr(), rustix::fs::FallocateFlags::empty(), 0, 1)),
             "receive" => {
                 let _ = rustix::net::recv(io::stderr(), &mut [0_u8; 1], rustix::net::RecvFlags::empty());
             }
@@ -153,8 +154,10 @@ fn no_thread_opens_a_file_makes_a_socket_starts_a_program_or_signals_another() {
 #[test]
 fn each_thread_is_kept_from_the_work_of_others() {
     for thread in ["processor", "network", "random", "console", "balloon", "vsock", "serial"] {
-        let status = run(&format!("{thread} disk"));
-        assert!(was_ended_by_a_filter(status), "{thread}: {status}");
+        for what in ["disk", "space"] {
+            let status = run(&format!("{thread} {what}"));
+            assert!(was_ended_by_a_filter(status), "{thread} {what}: {status}");
+        }
     }
     assert!(run("block wait its turn").success());
     for thread in ["processor", "network", "random", "console", "balloon", "vsock", "serial"] {

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
-use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::os::unix::fs::FileExt;
 
 /// A disk that can be read at any byte.
 pub trait ReadDisk {
@@ -18,12 +18,9 @@ pub trait ReadDisk {
 
 impl ReadDisk for File {
     fn size_bytes(&self) -> u64 {
-        let Ok(metadata) = self.metadata() else { return 0 };
-        if metadata.file_type().is_block_device() {
-            // The place is shared with every copy of the descriptor, but nothing here reads from it.
-            return (&mut &*self).seek(SeekFrom::End(0)).unwrap_or(0);
-        }
-        metadata.len()
+        // Of a block device, only seeking tells the size. The place is shared with every copy of the descriptor, but nothing
+        // here reads from it.
+        (&mut &*self).seek(SeekFrom::End(0)).unwrap_or(0)
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {

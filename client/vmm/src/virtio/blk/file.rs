@@ -192,8 +192,10 @@ fn punch(file: &File, range: DiskRange) -> io::Result<()> {
     Ok(rustix::fs::fallocate(file, flags, range.offset, range.bytes)?)
 }
 
+/// Whether a range cannot be cut here. All ranges lie within the file, so that one that makes no sense to it is no whole number
+/// of its blocks: those of a block device may be longer than a sector (`blkdev_fallocate` of Linux).
 fn is_unsupported(error: &io::Error) -> bool {
-    [Errno::OPNOTSUPP, Errno::NOSYS, Errno::NODEV]
+    [Errno::OPNOTSUPP, Errno::NOSYS, Errno::NODEV, Errno::INVAL]
         .map(Errno::raw_os_error)
         .map(Some)
         .contains(&error.raw_os_error())
@@ -210,4 +212,59 @@ pub(super) fn fill(segments: &Segments, bytes: &[u8], memory: &GuestMemory) -> u
         rest = after;
     }
     (bytes.len() - rest.len()) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, apply_filter};
+
+    use super::*;
+
+    type Change = fn(&File, DiskRange) -> io::Result<()>;
+
+    const DISCARD: Change = discard;
+    const WRITE_ZEROES: Change = |file, range| write_zeroes(file, range, false, &AtomicBool::new(false));
+    const WRITE_ZEROES_OR_DISCARD: Change =
+        |file, range| write_zeroes(file, range, true, &AtomicBool::new(false));
+
+    /// Changes the second sector of three where `fallocate` fails so; the error, and what the sector holds then.
+    fn change(change: Change, fallocate: Errno) -> (Option<i32>, u8) {
+        let changed = move || {
+            let error = SeccompAction::Errno(fallocate.raw_os_error().unsigned_abs());
+            let calls = [(libc::SYS_fallocate, Vec::new())].into();
+            let filter = SeccompFilter::new(calls, SeccompAction::Allow, error, TargetArch::x86_64).unwrap();
+            let program: BpfProgram = filter.try_into().unwrap();
+            apply_filter(&program).unwrap();
+            let file = tempfile::tempfile().unwrap();
+            file.write_all_at(&[7; 1536], 0).unwrap();
+            let changed = change(&file, DiskRange { offset: 512, bytes: 512 });
+            let mut content = [0; 1536];
+            file.read_exact_at(&mut content, 0).unwrap();
+            assert_eq!((&content[..512], &content[1024..]), (&[7; 512][..], &[7; 512][..]));
+            assert!(content[512..1024].iter().all(|byte| *byte == content[512]));
+            (changed.err().and_then(|error| error.raw_os_error()), content[512])
+        };
+        // A filter is put on a thread for good.
+        std::thread::spawn(changed).join().unwrap()
+    }
+
+    #[test]
+    fn where_a_range_cannot_be_cut_zeros_are_written_and_nothing_is_discarded() {
+        for error in [Errno::OPNOTSUPP, Errno::NOSYS, Errno::NODEV, Errno::INVAL] {
+            assert_eq!(change(DISCARD, error), (None, 7), "{error}");
+            assert_eq!(change(WRITE_ZEROES, error), (None, 0), "{error}");
+            assert_eq!(change(WRITE_ZEROES_OR_DISCARD, error), (None, 0), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_fails_otherwise_is_told() {
+        for way in [DISCARD, WRITE_ZEROES, WRITE_ZEROES_OR_DISCARD] {
+            for error in [Errno::IO, Errno::NOSPC] {
+                assert_eq!(change(way, error), (Some(error.raw_os_error()), 7), "{error}");
+            }
+        }
+    }
 }

@@ -22,7 +22,7 @@ fuzz_target!(|bytes: &[u8]| {
     let ((mut typed, input), (shown, output), (mut client, peer)) = (pair(), pair(), pair());
     let stdio = Stdio { input: input.into(), output: output.into() };
     let port = Port { name: "port".to_owned(), peer: Peer::Connected(peer.into()) };
-    let mut device = Console::new(stdio, vec![port]).expect("a console");
+    let mut device = Console::new(Some(stdio), vec![port]).expect("a console");
     let mut driver = Driver::start(&mut device);
     open(&mut driver, 0);
     open(&mut driver, 1);

@@ -1,6 +1,5 @@
 //! The machine's virtio devices, and the handles that whoever supervises it keeps of them.
 
-use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
@@ -10,7 +9,7 @@ use crate::faults::Faults;
 use crate::virtio::VirtioDevice;
 use crate::virtio::balloon::Balloon;
 use crate::virtio::blk::{Blk, BlkConfig, BlkMetrics};
-use crate::virtio::console::{Console, Port, Stdio};
+use crate::virtio::console::{Console, Port};
 use crate::virtio::net::{Exchange, Frames, LinkState, Net, Stream, Tap};
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::{Connector, Handle, Vsock};
@@ -87,10 +86,7 @@ impl Devices {
         list.push(Box::new(Rng::new()));
         if !ports.is_empty() {
             // The console proper is the serial line; this one is there for its ports.
-            let null = || File::options().read(true).write(true).open("/dev/null");
-            let input = null().map_err(cannot("open /dev/null"))?.into();
-            let output = null().map_err(cannot("open /dev/null"))?.into();
-            list.push(Box::new(Console::new(Stdio { input, output }, ports)?));
+            list.push(Box::new(Console::new(None, ports)?));
         }
         if let Some(vsock) = vsock {
             vsock.listener.set_nonblocking(true).map_err(cannot("set up the socket for vsock"))?;

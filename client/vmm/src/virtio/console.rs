@@ -1,4 +1,4 @@
-//! The console (section 5.3): a terminal for the guest, and named ports beside it that carry streams.
+//! The console (section 5.3): a terminal for the guest, or none, and named ports beside it that carry streams.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -127,6 +127,7 @@ impl ConsoleHandle {
 /// A console with its ports.
 pub struct Console {
     terminal: Arc<Terminal>,
+    has_terminal: bool,
     /// The ports' names in order; that of port 0 is empty.
     names: Vec<String>,
     queue_sizes: Vec<u16>,
@@ -136,12 +137,13 @@ pub struct Console {
 }
 
 impl Console {
-    /// A console with a terminal at port 0 and these ports behind it. To be made before the process gives up opening files:
-    /// a terminal is opened once more, so that others who use it are not disturbed.
+    /// A console with a terminal at port 0 and these ports behind it; without a terminal the guest is told of the ports alone,
+    /// unless its driver knows port 0 only. To be made before the process gives up opening files: a terminal is opened once
+    /// more, so that others who use it are not disturbed.
     ///
     /// # Errors
     /// There are too many ports, a name is none, or a descriptor is not what it should be.
-    pub fn new(stdio: Stdio, ports: Vec<Port>) -> Result<Console, ConsoleError> {
+    pub fn new(stdio: Option<Stdio>, ports: Vec<Port>) -> Result<Console, ConsoleError> {
         let count = ports.len().saturating_add(1);
         if count > PORTS {
             return Err(ConsoleError::TooManyPorts { ports: count });
@@ -149,7 +151,11 @@ impl Console {
         let connect =
             |port, host: io::Result<Host>| host.map_err(|source| ConsoleError::Connect { port, source });
         let mut names = vec![String::new()];
-        let mut hosts = vec![connect(0, Host::stdio(stdio.input, stdio.output))?];
+        let has_terminal = stdio.is_some();
+        let mut hosts = vec![match stdio {
+            Some(Stdio { input, output }) => connect(0, Host::stdio(input, output))?,
+            None => Host::nobody(),
+        }];
         let mut queue_sizes = vec![PORT_QUEUE_SIZE, PORT_QUEUE_SIZE, CONTROL_QUEUE_SIZE, CONTROL_QUEUE_SIZE];
         for Port { name, peer } in ports {
             if name.is_empty() || name.len() > NAME_BYTES || name.contains('\0') {
@@ -165,7 +171,8 @@ impl Console {
         }
         let changed = Event::new().map_err(ConsoleError::Event)?;
         let terminal = Arc::new(Terminal { size: AtomicU32::new(0), changed });
-        Ok(Console { terminal, names, queue_sizes, hosts: Arc::new(Mutex::new(hosts)), worker: None })
+        let hosts = Arc::new(Mutex::new(hosts));
+        Ok(Console { terminal, has_terminal, names, queue_sizes, hosts, worker: None })
     }
 
     /// What tells it of its terminal.
@@ -184,7 +191,7 @@ impl Console {
             control = Some(Control {
                 receive: activation.take_queue(CONTROL)?,
                 transmit: activation.take_queue(CONTROL + 1)?,
-                conversation: Conversation::new(&self.names, sizes),
+                conversation: Conversation::new(&self.names, self.has_terminal, sizes),
                 starved: false,
             });
             let mut rest = activation.queues.drain(..).skip(usize::from(CONTROL) + 2);

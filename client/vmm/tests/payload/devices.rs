@@ -156,7 +156,7 @@ fn what_was_not_offered_is_not_agreed_to() {
 fn the_console_carries_what_is_typed_and_what_is_shown() {
     let Some(kvm) = kvm() else { return };
     let ((mut typed, input), (mut shown, output)) = (pair(), pair());
-    let console = Console::new(Stdio { input, output }, Vec::new()).unwrap();
+    let console = Console::new(Some(Stdio { input, output }), Vec::new()).unwrap();
     let mut guest = Guest::start(&kvm, 1, vec![Box::new(console)]);
     let guest = &mut guest;
     let mut driver = Driver::start(guest, 0, CONSOLE, 0);

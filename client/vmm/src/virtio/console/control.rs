@@ -22,6 +22,7 @@ pub(super) struct Size {
 /// What the guest knows of one port, and what it is still to be told.
 #[derive(Default)]
 struct Port {
+    is_there: bool,
     name: Vec<u8>,
     /// It is to be told that the port exists, is the console, has a name, has this size.
     add: bool,
@@ -36,7 +37,7 @@ struct Port {
     told_open: bool,
 }
 
-/// The conversation about all ports. Port 0 is the console.
+/// The conversation about all ports. Port 0 is the console, or is not there.
 pub(super) struct Conversation {
     ports: Vec<Port>,
     /// Both sides agreed on sizes.
@@ -65,10 +66,15 @@ impl Message {
 }
 
 impl Conversation {
-    /// A conversation that has not begun, about ports of these names.
-    pub(super) fn new(names: &[String], sizes: bool) -> Conversation {
-        let port = |name: &String| Port { name: name.clone().into_bytes(), ..Port::default() };
-        Conversation { ports: names.iter().map(port).collect(), sizes }
+    /// A conversation that has not begun, about ports of these names, the first of which is the console's. A guest has somebody
+    /// log in on every console it is told of: one that leads nowhere is kept from it.
+    pub(super) fn new(names: &[String], has_console: bool, sizes: bool) -> Conversation {
+        let port = |(id, name): (usize, &String)| Port {
+            is_there: id > 0 || has_console,
+            name: name.clone().into_bytes(),
+            ..Port::default()
+        };
+        Conversation { ports: names.iter().enumerate().map(port).collect(), sizes }
     }
 
     /// The guest said something. What makes no sense is ignored.
@@ -79,13 +85,14 @@ impl Conversation {
         let yes = u16::from_le_bytes([g, h]) == 1;
         if event == DEVICE_READY {
             if yes {
-                self.ports.iter_mut().for_each(|port| port.add = true);
+                self.ports.iter_mut().for_each(|port| port.add = port.is_there);
             } else {
                 tracing::debug!("the guest has no use for the console");
             }
             return;
         }
-        let Some(port) = usize::try_from(id).ok().and_then(|id| self.ports.get_mut(id)) else { return };
+        let port = usize::try_from(id).ok().and_then(|id| self.ports.get_mut(id));
+        let Some(port) = port.filter(|port| port.is_there) else { return };
         match event {
             PORT_READY => {
                 port.ready = yes;
@@ -186,7 +193,7 @@ mod tests {
     }
 
     fn two_ports() -> Conversation {
-        Conversation::new(&[String::new(), "agent".to_owned()], true)
+        Conversation::new(&[String::new(), "agent".to_owned()], true, true)
     }
 
     #[test]
@@ -206,6 +213,20 @@ mod tests {
         assert_eq!(all(&mut conversation, &[true, false]), [(1, PORT_NAME, 1)]);
         assert_eq!(all(&mut conversation, &[true, true]), [(1, PORT_OPEN, 1)]);
         assert_eq!(all(&mut conversation, &[true, false]), [(1, PORT_OPEN, 0)]);
+    }
+
+    #[test]
+    fn a_console_that_is_not_there_is_not_told_of() {
+        let mut conversation = Conversation::new(&[String::new(), "agent".to_owned()], false, true);
+        hear(&mut conversation, u32::MAX, DEVICE_READY, 1);
+        assert_eq!(all(&mut conversation, &[false, true]), [(1, DEVICE_ADD, 0)]);
+        hear(&mut conversation, 1, PORT_READY, 1);
+        assert_eq!(all(&mut conversation, &[false, true]), [(1, PORT_NAME, 1), (1, PORT_OPEN, 1)]);
+        hear(&mut conversation, 0, PORT_READY, 1);
+        hear(&mut conversation, 0, PORT_OPEN, 1);
+        conversation.resized();
+        assert_eq!(all(&mut conversation, &[false, true]), []);
+        assert!(!conversation.is_open(0));
     }
 
     #[test]

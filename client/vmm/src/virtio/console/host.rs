@@ -25,9 +25,14 @@ impl Host {
         Ok(Host { listener: None, input: Some(input), output: Some(output), always_open: true })
     }
 
+    /// Nobody, ever: what the guest writes is dropped.
+    pub(super) fn nobody() -> Host {
+        Host { listener: None, input: None, output: None, always_open: false }
+    }
+
     /// One stream socket, until its other end is closed.
     pub(super) fn stream(stream: OwnedFd) -> io::Result<Host> {
-        let mut host = Host { listener: None, input: None, output: None, always_open: false };
+        let mut host = Host::nobody();
         host.connect(stream)?;
         Ok(host)
     }
@@ -37,7 +42,7 @@ impl Host {
         // A client may be gone again before it is accepted.
         let flags = rustix::fs::fcntl_getfl(&listener)?;
         rustix::fs::fcntl_setfl(&listener, flags | OFlags::NONBLOCK)?;
-        Ok(Host { listener: Some(listener), input: None, output: None, always_open: false })
+        Ok(Host { listener: Some(listener), ..Host::nobody() })
     }
 
     fn connect(&mut self, stream: OwnedFd) -> io::Result<()> {

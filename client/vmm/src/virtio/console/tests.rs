@@ -37,7 +37,7 @@ fn console(ports: Vec<Port>) -> Setup {
     let (shown, output) = UnixStream::pair().unwrap();
     shown.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     let stdio = Stdio { input: input.into(), output: output.into() };
-    Setup { device: Console::new(stdio, ports).unwrap(), typed, shown }
+    Setup { device: Console::new(Some(stdio), ports).unwrap(), typed, shown }
 }
 
 fn agent(peer: Peer) -> Port {
@@ -411,6 +411,21 @@ impl Guest {
 }
 
 #[test]
+fn a_port_works_beside_no_terminal() {
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    let mut device = Console::new(None, vec![agent(Peer::Connected(theirs.into()))]).unwrap();
+    let mut guest = Guest::start(&mut device);
+    guest.say(u32::MAX, DEVICE_READY, 1);
+    guest.expect(1, DEVICE_ADD, 0);
+    guest.open_connected();
+    let answer = guest.driver.send(PORT_RECEIVE, &[], &[16]);
+    ours.write_all(b"ping").unwrap();
+    assert_eq!(guest.received(PORT_RECEIVE, answer), b"ping");
+    // A driver that writes there all the same goes on.
+    guest.driver.ask(TRANSMIT, &[b"is anybody there?"], &[]);
+}
+
+#[test]
 fn a_terminal_can_be_port_0() {
     let master = rustix::pty::openpt(rustix::pty::OpenptFlags::RDWR).unwrap();
     rustix::pty::grantpt(&master).unwrap();
@@ -418,7 +433,7 @@ fn a_terminal_can_be_port_0() {
     let path = rustix::pty::ptsname(&master, Vec::new()).unwrap();
     let terminal = std::fs::File::options().read(true).write(true).open(path.to_str().unwrap()).unwrap();
     let stdio = Stdio { input: terminal.try_clone().unwrap().into(), output: terminal.into() };
-    let mut device = Console::new(stdio, Vec::new()).unwrap();
+    let mut device = Console::new(Some(stdio), Vec::new()).unwrap();
     let mut guest = Guest::start(&mut device);
     guest.open(1);
     let answer = guest.driver.send(RECEIVE, &[], &[16]);
@@ -438,7 +453,7 @@ fn a_terminal_can_be_port_0() {
 fn names_and_numbers_of_ports_have_bounds() {
     let new = |ports: Vec<Port>| {
         let (input, output) = UnixStream::pair().unwrap();
-        Console::new(Stdio { input: input.into(), output: output.into() }, ports).map(|_| ())
+        Console::new(Some(Stdio { input: input.into(), output: output.into() }), ports).map(|_| ())
     };
     let port = |name: &str| Port {
         name: name.to_owned(),

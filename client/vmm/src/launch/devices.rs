@@ -14,9 +14,6 @@ use crate::virtio::net::{Exchange, Frames, LinkState, Net, Stream, Tap};
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::{Connector, Handle, Vsock};
 
-/// The most queues of a disk. All its threads serve all of them: more would cost descriptors, and bring little.
-const MAX_DISK_QUEUES: u16 = 4;
-
 /// What is kept of the devices while the machine runs.
 pub(super) struct Watched {
     /// Disks, by name.
@@ -67,7 +64,7 @@ impl Devices {
                 id: disk.id.clone(),
                 read_only: disk.read_only,
                 served: disk.served,
-                queues: queues.clamp(1, MAX_DISK_QUEUES),
+                queues,
                 faults: Arc::clone(faults),
             };
             let blk = Blk::new(config).map_err(cannot("learn the size of a disk"))?;

@@ -39,8 +39,8 @@ const SEGMENTS: u32 = 254;
 /// Bytes of one buffer. Together a driver can send no more than a request may have: it might not look whether it was answered.
 const SEGMENT_BYTES: u32 = 128 << 10;
 const _: () = assert!(SEGMENTS as u64 * SEGMENT_BYTES as u64 <= request::MAX_TRANSFER_BYTES);
-/// The most queues a disk has: one a processor, up to this.
-pub const MAX_QUEUES: u16 = 8;
+/// The most queues a disk has. All its threads serve all of them: more would cost descriptors, and bring little.
+pub const MAX_QUEUES: u16 = 4;
 /// The unit writes are best made in, as a power of two of sectors: 4 KiB.
 const PHYSICAL_BLOCK_EXPONENT: u8 = 3;
 
@@ -74,7 +74,7 @@ pub struct BlkConfig {
     /// Whether another process serves the file as `satchel mount` does: the kernel keeps nothing of it, what is not made last for
     /// want of space is still there, and is made last when that is asked for again (`docs/semantics.md`).
     pub served: bool,
-    /// How many queues it has, 1 to [`MAX_QUEUES`].
+    /// How many queues it is to have, one a processor; it has 1 to [`MAX_QUEUES`] of them.
     pub queues: u16,
     /// Who is told when the file fails.
     pub faults: Arc<Faults>,

@@ -88,6 +88,9 @@ fn a_disk_tells_its_size_and_what_it_can() {
     let mut queues = [0; 2];
     rig.blk.read_config(34, &mut queues);
     assert_eq!(queues, [2, 0]);
+    let most = Rig::with(false, 16);
+    most.blk.read_config(34, &mut queues);
+    assert_eq!((queues, most.blk.queue_sizes().len()), ([4, 0], 4));
     let mut past = [9; 8];
     rig.blk.read_config(58, &mut past);
     assert_eq!(past, [0; 8]);

@@ -4,13 +4,15 @@
 //! What was fetched is kept in `past/NAME` of the state directory for a week after its last use; who finds one in use
 //! takes the next. What this machine has written and not synced is in no version, and so not part of it.
 
+use std::fmt;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use chunk_format::{ChunkId, ChunkIndex, ChunkSize, DiskRole, Name, Subject};
+use chunk_format::{ChunkId, ChunkIndex, ChunkSize, DiskRole, FormatError, Name, Subject};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
@@ -22,7 +24,9 @@ use crate::image::DiskImage;
 use crate::remote::{Remote, RemoteError};
 use crate::source::HttpSource;
 use crate::state::{StateDir, StateError, make_private_dir};
-use crate::versions::{DesktopRef, VersionError, fetch_version, find_version};
+use crate::versions::{
+    DesktopRef, ImageRef, Select, VersionError, fetch_golden, fetch_version, find_version,
+};
 use crate::volume::DirVolume;
 
 /// Most bytes of fetched chunks that are kept.
@@ -49,6 +53,54 @@ pub enum PastError {
     MixedChunkSizes,
 }
 
+/// Which version is meant: `DESKTOP` or `DESKTOP@VERSION`, or of an image, `image:NAME`, `image:NAME:CHANNEL` or
+/// `image:NAME@VERSION`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PastRef {
+    /// A version of a desktop.
+    Desktop(DesktopRef),
+    /// A golden version.
+    Image(ImageRef),
+}
+
+/// What comes before the name of an image, where a desktop's is expected. No name has a colon.
+const IMAGE: &str = "image:";
+
+impl PastRef {
+    /// What it is a version of.
+    pub fn of(&self) -> String {
+        match self {
+            PastRef::Desktop(desktop) => desktop.desktop.to_string(),
+            PastRef::Image(image) => format!("{IMAGE}{}", image.image),
+        }
+    }
+}
+
+impl FromStr for PastRef {
+    type Err = FormatError;
+
+    fn from_str(text: &str) -> Result<Self, FormatError> {
+        match text.strip_prefix(IMAGE) {
+            Some(image) => image.parse().map(PastRef::Image),
+            None => text.parse().map(PastRef::Desktop),
+        }
+    }
+}
+
+impl fmt::Display for PastRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PastRef::Desktop(desktop) => desktop.fmt(f),
+            PastRef::Image(ImageRef { image, select: Select::Channel(channel) }) => {
+                write!(f, "{IMAGE}{image}:{channel}")
+            }
+            PastRef::Image(ImageRef { image, select: Select::Version(version) }) => {
+                write!(f, "{IMAGE}{image}@{version}")
+            }
+        }
+    }
+}
+
 /// A version and the golden one below it.
 #[derive(Clone, Debug)]
 pub struct PastVersion {
@@ -59,11 +111,21 @@ pub struct PastVersion {
 }
 
 impl PastVersion {
-    /// Finds the version of a desktop that is meant. Its newest is asked of the server, or else taken from this machine.
+    /// Finds the version that is meant. The newest of a desktop is asked of the server, or else taken from this machine.
     ///
     /// # Errors
     /// `Version`, `State`.
-    pub async fn find(state: &StateDir, wanted: &DesktopRef) -> Result<Self, PastError> {
+    pub async fn find(state: &StateDir, wanted: &PastRef) -> Result<Self, PastError> {
+        match wanted {
+            PastRef::Desktop(desktop) => Self::of_desktop(state, desktop).await,
+            PastRef::Image(image) => {
+                let (_, remote) = state.remote()?;
+                Ok(Self::of_image(fetch_golden(&remote, state, image).await?))
+            }
+        }
+    }
+
+    async fn of_desktop(state: &StateDir, wanted: &DesktopRef) -> Result<Self, PastError> {
         let (login, remote) = state.remote()?;
         let subject = Subject::Desktop { owner: login.user.clone(), desktop: wanted.desktop.clone() };
         let found = match &wanted.version {

@@ -3,14 +3,13 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use chunk_format::{ChunkSize, Name};
+use chunk_format::ChunkSize;
 use clap::Args;
 use satchel_client::files::browse::{self, Tree};
 use satchel_client::files::{DiskFiles, FilesError, Holds};
 use satchel_client::image::DiskImage;
-use satchel_client::past::{Past, PastDisk, PastVersion};
+use satchel_client::past::{Past, PastDisk, PastRef, PastVersion};
 use satchel_client::state::StateDir;
-use satchel_client::versions::DesktopRef;
 use serde::Serialize;
 
 use super::Context;
@@ -18,9 +17,9 @@ use super::mount::say;
 
 #[derive(Debug, Args)]
 pub(super) struct BrowseArgs {
-    /// The version: DESKTOP is its newest, without what was not synced yet
+    /// The version: DESKTOP is its newest, without what was not synced yet; image:NAME[:CHANNEL|@VERSION] is a golden one
     #[arg(value_name = "DESKTOP[@VERSION]")]
-    desktop: DesktopRef,
+    version: PastRef,
     /// An empty directory; the files appear in DIR/system and DIR/home
     dir: PathBuf,
 }
@@ -52,13 +51,13 @@ struct ShownFileSystem {
 pub(crate) async fn run(context: &Context, args: BrowseArgs) -> anyhow::Result<()> {
     let state = context.state()?;
     let directory = std::path::absolute(&args.dir)?;
-    let version = PastVersion::find(&state, &args.desktop).await?;
-    let past = open(&state, &args.desktop.desktop, &version)?;
+    let version = PastVersion::find(&state, &args.version).await?;
+    let past = open(&state, &args.version, &version)?;
     let disks = look_at(past.disks(&version)?).await?;
     let manifest = &version.version.manifest;
     let tree = Tree::new(&disks, manifest.created_ms);
     let browsed = Browsed {
-        desktop: args.desktop.desktop.to_string(),
+        desktop: args.version.of(),
         version: version.version.id.to_string(),
         sequence: manifest.sequence,
         mounted_at: directory.display().to_string(),
@@ -76,16 +75,23 @@ pub(crate) async fn run(context: &Context, args: BrowseArgs) -> anyhow::Result<(
             });
         });
     };
-    browse::serve(tree, &past, &directory, &format!("satchel:{}", args.desktop), events).await?;
+    browse::serve(
+        tree,
+        &past,
+        &directory,
+        &format!("satchel:{}@{}", browsed.desktop, browsed.sequence),
+        events,
+    )
+    .await?;
     Ok(())
 }
 
-/// Prepares to read versions of a desktop.
-pub(crate) fn open(state: &StateDir, desktop: &Name, version: &PastVersion) -> anyhow::Result<Past> {
+/// Prepares to read versions of a desktop or image.
+pub(crate) fn open(state: &StateDir, wanted: &PastRef, version: &PastVersion) -> anyhow::Result<Past> {
     let (_, remote) = state.remote()?;
     let disks = &version.version.manifest.disks;
     let chunk_size = disks.first().map_or(ChunkSize::DEFAULT, |disk| disk.chunk_size);
-    Ok(Past::open(state, remote, desktop.as_str(), chunk_size)?)
+    Ok(Past::open(state, remote, &wanted.of(), chunk_size)?)
 }
 
 /// Finds the file systems of a version's disks.

@@ -13,10 +13,9 @@ use satchel_client::fs::fuse::{self, MountOptions};
 use satchel_client::image::DiskImage;
 use satchel_client::lease::Claim;
 use satchel_client::mount::{clean_stale, unmount};
-use satchel_client::past::{LiveDisk, Past, PastVersion};
+use satchel_client::past::{LiveDisk, Past, PastRef, PastVersion};
 use satchel_client::session::Session;
 use satchel_client::state::{StateDir, make_private_dir};
-use satchel_client::versions::DesktopRef;
 use serde::Serialize;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
@@ -29,9 +28,9 @@ use super::{Context, browse, mount, progress, status};
 
 #[derive(Debug, Args)]
 pub(super) struct CopyArgs {
-    /// The file or directory, and the version it is copied out of
+    /// The file or directory, and the version it is copied out of; image:NAME[:CHANNEL|@VERSION]:PATH is one of a golden version
     #[arg(value_name = "DESKTOP[@VERSION]:PATH")]
-    from: FilePlace<DesktopRef>,
+    from: FilePlace<PastRef>,
     /// Where it goes: into a directory that is there, or under a new name
     #[arg(value_name = "DESKTOP:PATH")]
     to: FilePlace<Name>,
@@ -205,7 +204,7 @@ impl Source {
     /// Opens the version's disk and looks whether the file is there.
     async fn find(context: &Context, state: &StateDir, args: &CopyArgs) -> anyhow::Result<Self> {
         let version = PastVersion::find(state, &args.from.of).await?;
-        let past = browse::open(state, &args.from.of.desktop, &version)?;
+        let past = browse::open(state, &args.from.of, &version)?;
         let role = args.disk.role();
         let disk = past.disks(&version)?.into_iter().find(|disk| disk.role() == role);
         let disk: Arc<dyn DiskImage> =
@@ -220,7 +219,7 @@ impl Source {
         let fetched = || past.fetcher().stats().fetched_bytes;
         let found = progress::while_fetching("looking", fetched, finding).await?;
         let sequence = version.version.manifest.sequence;
-        let place = || format!("on the {role} disk of version {sequence} of {}", args.from.of.desktop);
+        let place = || format!("on the {role} disk of version {sequence} of {}", args.from.of.of());
         let (fs, notes) = found.map_err(|error| placed(error, place))?;
         notes.iter().for_each(|note| context.printer.message(note));
         Ok(Self { version, past, fs })

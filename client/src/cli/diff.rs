@@ -9,8 +9,7 @@ use clap::Args;
 use satchel_client::files::diff::{Change, DiskSide, Fate, compare_disks};
 use satchel_client::files::{DiskFiles, FilesError};
 use satchel_client::image::DiskImage;
-use satchel_client::past::{PastDisk, PastVersion};
-use satchel_client::versions::DesktopRef;
+use satchel_client::past::{PastDisk, PastRef, PastVersion};
 use serde::Serialize;
 
 use super::output::short;
@@ -20,12 +19,12 @@ use super::{Context, browse, progress, status};
 
 #[derive(Debug, Args)]
 pub(super) struct DiffArgs {
-    /// The first version
+    /// The first version; image:NAME[:CHANNEL|@VERSION] is a golden one
     #[arg(value_name = "DESKTOP[@VERSION]")]
-    before: DesktopRef,
-    /// The second version
+    before: PastRef,
+    /// The second version, likewise
     #[arg(value_name = "DESKTOP[@VERSION]")]
-    after: DesktopRef,
+    after: PastRef,
     /// Look at this disk only
     #[arg(long, value_enum)]
     disk: Option<DiskArg>,
@@ -47,9 +46,9 @@ struct Side {
 }
 
 impl Side {
-    fn new(desktop: &DesktopRef, past: &PastVersion) -> Self {
+    fn new(wanted: &PastRef, past: &PastVersion) -> Self {
         let (version, sequence) = (past.version.id.to_string(), past.version.manifest.sequence);
-        Self { desktop: desktop.desktop.to_string(), version, sequence }
+        Self { desktop: wanted.of(), version, sequence }
     }
 }
 
@@ -73,7 +72,7 @@ pub(crate) async fn run(context: &Context, args: DiffArgs) -> anyhow::Result<()>
     status::warn_of_unsynced(context, &state, &[&args.before, &args.after]).await;
     let before = PastVersion::find(&state, &args.before).await?;
     let after = PastVersion::find(&state, &args.after).await?;
-    let past = browse::open(&state, &args.before.desktop, &before)?;
+    let past = browse::open(&state, &args.before, &before)?;
     let (old, new) = (past.disks(&before)?, past.disks(&after)?);
     let wanted = args.disk.map(DiskArg::role);
     let mut reports = Vec::new();

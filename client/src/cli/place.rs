@@ -16,7 +16,10 @@ impl<T: FromStr<Err: std::fmt::Display>> FromStr for FilePlace<T> {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let parts = text.split_once(':').filter(|(_, path)| !path.is_empty());
+        // The name of an image has colons of its own, and no version has a slash.
+        let colon = text.find(":/").or_else(|| text.rfind(':'));
+        let parts =
+            colon.map(|colon| (&text[..colon], &text[colon + 1..])).filter(|(_, path)| !path.is_empty());
         let (of, path) = parts.ok_or_else(|| format!("`{text}` names no file: write DESKTOP:/PATH"))?;
         Ok(Self { of: of.parse().map_err(|error: T::Err| error.to_string())?, path: path.to_owned() })
     }

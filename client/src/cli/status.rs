@@ -9,6 +9,7 @@ use clap::Args;
 use satchel_client::control::{Connection, ControlError, Request};
 use satchel_client::desktop::DesktopError;
 use satchel_client::local::LocalShare;
+use satchel_client::past::PastRef;
 use satchel_client::renew::Heard;
 use satchel_client::state::StateDir;
 use satchel_client::status::{DesktopStatus, LiveStatus, VersionStatus};
@@ -75,8 +76,9 @@ async fn look(state: &StateDir, desktop: &Name, look: Look) -> anyhow::Result<Op
 }
 
 /// Warns of what was written to desktops on this machine and is in none of their versions, which alone are looked at.
-pub(crate) async fn warn_of_unsynced(context: &Context, state: &StateDir, looked_at: &[&DesktopRef]) {
-    for at in looked_at.iter().filter(|at| at.version.is_none()) {
+pub(crate) async fn warn_of_unsynced(context: &Context, state: &StateDir, looked_at: &[&PastRef]) {
+    for at in looked_at {
+        let PastRef::Desktop(at @ DesktopRef { version: None, .. }) = at else { continue };
         // What cannot be told here is no reason not to look at a version.
         let Ok(Some(status)) = find(state, &at.desktop).await else { continue };
         if status.unsynced_bytes > 0 {

@@ -308,3 +308,40 @@ fn publishing_tells_what_changed_and_keeps_to_a_budget() {
     story.make_disk();
     assert_eq!(story.publish(&["--no-summary"])["summary"], Value::Null);
 }
+
+#[test]
+fn golden_versions_are_looked_into_and_compared_with_each_other_and_with_desktops() {
+    require!(fuse);
+    let story = Story::new();
+    story.publish(&[]);
+    let laptop = Client::new("laptop");
+    laptop.login(&story.server.access("alice", "user"));
+    laptop.create("work", "golden", Some("16M"));
+    fs::write(story.tree.join("etc/hostname"), "golden two\n").expect("a file of the test can be made");
+    story.make_disk();
+    story.publish(&[]);
+
+    let difference = |before: &str, after: &str| {
+        let difference = laptop.satchel(["--json", "diff", before, after, "--disk", "system"]).ok().json();
+        let changes = difference["disks"][0]["changes"].as_array().expect("a list").clone();
+        let paths = changes.iter().map(|change| change["path"].as_str().expect("a path").to_owned());
+        (paths.collect::<Vec<_>>(), difference)
+    };
+    let (changed, told) = difference("image:golden@1", "image:golden");
+    assert_eq!(changed, ["/etc/hostname"], "{told}");
+    assert_eq!((&told["after"]["desktop"], &told["after"]["sequence"]), (&"image:golden".into(), &2.into()));
+    let (changed, told) = difference("work", "image:golden:stable");
+    assert_eq!(changed, ["/etc/hostname"], "{told}");
+
+    let browsed = browse(&story.publisher, "image:golden@2");
+    let hostname = fs::read_to_string(browsed.directory().join("system/etc/hostname"));
+    assert_eq!(hostname.expect("it is there"), "golden two\n");
+    browsed.unmount();
+    let words = ["--json", "copy", "--disk", "system", "image:golden@2:/etc/hostname", "work:/etc/hostname.new"];
+    let copied = laptop.satchel(words).ok().json();
+    assert_eq!((&copied["from"], &copied["files"]), (&"image:golden@2".into(), &1.into()), "{copied}");
+
+    let said = laptop.satchel(["diff", "image:silver", "work"]).exited(1).stderr;
+    assert!(said.contains("there is no image silver"), "{said}");
+    let _ = laptop.satchel(["browse", "image:", "/tmp"]).exited(2);
+}

@@ -31,6 +31,7 @@ mod reader;
 mod rollout;
 mod segment;
 mod signature;
+mod text;
 mod units;
 
 pub use boot_stream::{
@@ -43,8 +44,8 @@ pub use frame::{FrameDecoder, FrameEncoder, frame_len_max};
 pub use id::{ChunkId, ID_BYTES, ManifestId, PackId, ProfileId, SegmentId, StreamId, is_zero};
 pub use locator::{ChunkPlace, Locator, MAX_LOCATOR_BYTES, PackRef};
 pub use manifest::{
-    Architecture, Base, BootFacts, Disk, DiskRole, Features, Firmware, MAX_MANIFEST_BYTES, MAX_NOTE_BYTES,
-    Manifest, Subject, SystemMode,
+    Architecture, Base, BootFacts, Disk, DiskRole, Features, Firmware, MAX_MANIFEST_BYTES, Manifest, Subject,
+    SystemMode,
 };
 pub use namespace::{MAX_NAME_BYTES, Name, Namespace};
 pub use pack::{
@@ -55,4 +56,5 @@ pub use profile::{BootStream, MAX_PROFILE_BYTES, Profile, ProfileEntry};
 pub use rollout::{is_in_rollout, rollback_statement};
 pub use segment::{SEGMENT_BYTES, SEGMENT_CHUNKS, Segment};
 pub use signature::{MAX_SIGNATURE_BYTES, PublicKey, SecretKey, Signature};
+pub use text::{MAX_MACHINE_BYTES, MAX_NOTE_BYTES, check_note, misleads, presentable};
 pub use units::{ChunkIndex, ChunkSize, DiskSize, MAX_SEGMENTS_PER_DISK, SECTOR_BYTES, SegmentIndex};

@@ -7,6 +7,7 @@ use crate::error::FormatError;
 use crate::id::{ManifestId, SegmentId, preview};
 use crate::namespace::Name;
 use crate::signature::PublicKey;
+use crate::text::{check_machine, check_note};
 use crate::units::{ChunkSize, DiskSize, MAX_SEGMENTS_PER_DISK};
 
 mod features;
@@ -20,15 +21,12 @@ const WHAT: &str = "manifest";
 const FORMAT: &str = "satchel-manifest";
 const VERSION: u64 = 1;
 pub(crate) const MAX_DISKS: usize = 4;
-const MAX_MACHINE_BYTES: usize = 128;
 const MAX_SEGMENTS: usize = MAX_SEGMENTS_PER_DISK as usize;
 /// The largest number every JSON reader keeps exact.
 const MAX_EXACT: u64 = (1 << 53) - 1;
 
 /// The longest manifest anyone accepts, bytes: two disks of the most segments fit.
 pub const MAX_MANIFEST_BYTES: usize = 12 << 20;
-/// The longest note, bytes.
-pub const MAX_NOTE_BYTES: usize = 1000;
 
 /// The golden version a desktop's system disk stands on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -162,9 +160,9 @@ pub struct Manifest {
     /// When it was made, by the maker's clock, milliseconds since 1970 UTC, below 2^53. For people; nothing is decided by
     /// it.
     pub created_ms: u64,
-    /// The machine it was made on, for people; at most 128 bytes.
+    /// The machine it was made on, for people; at most [`crate::MAX_MACHINE_BYTES`].
     pub machine: String,
-    /// What its maker says of it; at most [`MAX_NOTE_BYTES`].
+    /// What its maker says of it; at most [`crate::MAX_NOTE_BYTES`].
     pub note: Option<String>,
     /// Its disks; the system disk first.
     pub disks: Vec<Disk>,
@@ -316,8 +314,8 @@ impl Manifest {
                 return Err(FormatError::field(WHAT, field, number, format!("at most {MAX_EXACT}")));
             }
         }
-        check_text("machine", &self.machine, MAX_MACHINE_BYTES)?;
-        check_text("note", self.note.as_deref().unwrap_or(""), MAX_NOTE_BYTES)?;
+        check_machine(&self.machine)?;
+        self.note.as_deref().map_or(Ok(()), check_note)?;
         if self.disks.is_empty() || self.disks.len() > MAX_DISKS {
             return Err(FormatError::field(WHAT, "disks", self.disks.len(), format!("1 to {MAX_DISKS}")));
         }
@@ -348,24 +346,6 @@ fn check_length(bytes: &[u8]) -> Result<(), FormatError> {
         return Err(FormatError::TooLong { what: WHAT, len_bytes, limit_bytes });
     }
     Ok(())
-}
-
-fn check_text(field: &'static str, text: &str, limit_bytes: usize) -> Result<(), FormatError> {
-    if text.len() > limit_bytes || text.chars().any(misleads) {
-        let expected = format!("at most {limit_bytes} bytes without control or direction characters");
-        return Err(FormatError::field(WHAT, field, preview(text), expected));
-    }
-    Ok(())
-}
-
-/// Whether a character could make a listing show something else than what is written: control characters, line and
-/// paragraph separators, marks that turn the direction of the text around.
-fn misleads(character: char) -> bool {
-    character.is_control()
-        || matches!(
-            character,
-            '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}'
-        )
 }
 
 #[cfg(test)]

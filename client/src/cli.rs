@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use chunk_format::{MAX_MACHINE_BYTES, misleads};
 use clap::{CommandFactory, Parser, Subcommand};
 use satchel_client::hint;
 use satchel_client::state::StateDir;
@@ -271,10 +272,18 @@ fn has_no_reader(error: &anyhow::Error) -> bool {
     error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
+/// Characters of this machine's name that histories show, of four bytes at most.
+const MAX_MACHINE_CHARS: usize = MAX_MACHINE_BYTES / 4;
+
 /// What to call this machine in histories.
 fn machine_name() -> String {
     let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let clean: String = name.chars().filter(|c| !c.is_control()).take(32).collect();
+    machine_named(&name)
+}
+
+/// A name of a machine as its versions bear it: one that they could not would keep the desktop from being synced.
+fn machine_named(name: &str) -> String {
+    let clean: String = name.chars().filter(|char| !misleads(*char)).take(MAX_MACHINE_CHARS).collect();
     if clean.is_empty() { "unnamed".to_owned() } else { clean }
 }
 
@@ -298,6 +307,17 @@ mod tests {
         assert!(has_no_reader(&anyhow::Error::new(broken())));
         let control = satchel_client::control::ControlError::Io(broken());
         assert!(!has_no_reader(&anyhow::Error::new(control)));
+    }
+
+    #[test]
+    fn machines_have_names_that_versions_bear() {
+        assert_eq!(machine_named("B\u{fc}ro-PC"), "B\u{fc}ro-PC");
+        assert_eq!(machine_named("lap\u{202e}top\n"), "laptop");
+        assert_eq!(machine_named("\t"), "unnamed");
+        for name in ["\u{1f469}".repeat(64), "\u{fffd}".repeat(64), "x".repeat(64)] {
+            assert_eq!(machine_named(&name).chars().count(), MAX_MACHINE_CHARS);
+            assert!(machine_named(&name).len() <= MAX_MACHINE_BYTES);
+        }
     }
 
     #[test]

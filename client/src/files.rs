@@ -7,7 +7,7 @@
 
 use std::io;
 
-use crate::said::misleads;
+use chunk_format::misleads;
 
 pub mod browse;
 pub mod copy;

@@ -1,19 +1,11 @@
 //! What a server, or another machine through it, says for people: nothing of it drives their terminals.
 
+use chunk_format::misleads;
 use serde::{Deserialize, Deserializer};
 
 /// A text as a terminal may show it: control characters, and marks that turn its direction around, are replaced.
 pub(crate) fn printable(text: &str) -> String {
     text.chars().map(|char| if misleads(char) { char::REPLACEMENT_CHARACTER } else { char }).collect()
-}
-
-/// Whether a terminal would do something else with a character than show it.
-pub(crate) fn misleads(character: char) -> bool {
-    character.is_control()
-        || matches!(
-            character,
-            '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}'
-        )
 }
 
 /// Reads a text of the server.

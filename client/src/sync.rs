@@ -17,7 +17,7 @@ use std::sync::atomic::Ordering;
 
 use chunk_format::{
     ChunkId, ChunkIndex, DiskRole, Features, FormatError, Manifest, ManifestId, Name, SecretKey, Segment,
-    SegmentId, SegmentIndex, Subject,
+    SegmentId, SegmentIndex, Subject, check_note,
 };
 use tokio::runtime::Handle;
 
@@ -151,6 +151,8 @@ impl Syncer {
         if desktop.is_read_only() {
             return Err(SyncError::ReadOnly);
         }
+        // Before it is in the record, which is durable.
+        note.as_deref().map_or(Ok(()), check_note)?;
         let mut report = SyncReport::default();
         let waiting = desktop.store.uncommitted_note()?;
         if let Some(pending) = desktop.store.record().pending {

@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use chunk_format::MAX_NOTE_BYTES;
+use chunk_format::{MAX_NOTE_BYTES, check_note, misleads};
 
 /// A number of bytes: `4096`, `512M`, `32G`, `1.5T`; powers of 1,024.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,13 +39,21 @@ impl FromStr for ByteSize {
     }
 }
 
-/// What is said of a version: something, and no more than a version holds.
+/// What is said of a version: something, in one line, and no more than a version holds.
 pub(crate) fn note(text: &str) -> Result<String, String> {
-    match text.len() {
-        _ if text.trim().is_empty() => Err("say something".to_owned()),
-        0..=MAX_NOTE_BYTES => Ok(text.to_owned()),
-        bytes => Err(format!("it has {bytes} bytes, and a version holds {MAX_NOTE_BYTES} at most")),
+    if text.trim().is_empty() {
+        return Err("say something".to_owned());
     }
+    if text.len() > MAX_NOTE_BYTES {
+        return Err(format!("it has {} bytes, and a version holds {MAX_NOTE_BYTES} at most", text.len()));
+    }
+    if let Some(character) = text.chars().find(|character| misleads(*character)) {
+        let number = u32::from(character);
+        return Err(format!(
+            "write one line of plain text: a version holds no tabs, line breaks or other characters that do not show, as U+{number:04X}"
+        ));
+    }
+    check_note(text).map(|()| text.to_owned()).map_err(|error| error.to_string())
 }
 
 /// A number of bytes a second that gets something done.
@@ -133,6 +141,16 @@ mod tests {
         for bad in ["", "G", "-1", "1.2345G", "1,5G", "99999999999T", "1X", "0x10", "1..2"] {
             assert!(bad.parse::<ByteSize>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn what_is_said_of_a_version_is_what_a_version_holds() {
+        assert_eq!(note("B\u{fc}ro, before"), Ok("B\u{fc}ro, before".to_owned()));
+        assert!(note(&"x".repeat(MAX_NOTE_BYTES)).is_ok());
+        for bad in ["", " \t", "a\tb", "before\nthe upgrade", "a\u{202e}b", &"x".repeat(MAX_NOTE_BYTES + 1)] {
+            assert!(note(bad).is_err(), "{bad:?}");
+        }
+        assert!(note("a\tb").is_err_and(|said| said.contains("U+0009")));
     }
 
     #[test]

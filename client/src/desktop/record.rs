@@ -1,8 +1,8 @@
 //! The record: the one small file that says what a desktop is made of. Every step of a freeze, a sync or a fold is
 //! one replacement of it.
 
-use chunk_format::{Manifest, ManifestId, Name, PublicKey, Signature};
-use serde::{Deserialize, Serialize};
+use chunk_format::{MAX_NOTE_BYTES, Manifest, ManifestId, Name, PublicKey, Signature, presentable};
+use serde::{Deserialize, Deserializer, Serialize};
 
 pub(super) const FILE_NAME: &str = "desktop.json";
 pub(super) const VERSION: u32 = 1;
@@ -79,10 +79,16 @@ pub struct Pending {
 /// A note of a version that is to be made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeptNote {
-    /// What it says.
+    /// What it says, as a version can bear it.
+    #[serde(deserialize_with = "note")]
     pub text: String,
     /// The newest generation that the version holds.
     pub through_generation: u64,
+}
+
+/// Reads a note. One that no version can bear would keep the desktop from ever being synced.
+fn note<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    Ok(presentable(&String::deserialize(deserializer)?, MAX_NOTE_BYTES))
 }
 
 /// A version with the bytes it was signed by.

@@ -6,7 +6,7 @@ mod lost;
 
 use chunk_format::{
     Architecture, Base as ManifestBase, BootFacts, ChunkSize, Disk as ManifestDisk, DiskRole, DiskSize,
-    Firmware, Name, Namespace, SegmentId, Subject, SystemMode,
+    Firmware, MAX_NOTE_BYTES, Name, Namespace, SegmentId, Subject, SystemMode,
 };
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
@@ -18,7 +18,7 @@ use crate::desktop::{DesktopStore, NewDesktop};
 use crate::fetch::{Fetcher, OnMissing, SegmentStore};
 use crate::profile::ProfileStore;
 use crate::upstream::MemoryServer;
-use crate::volume::{PowerCut, SimulatedVolume};
+use crate::volume::{PowerCut, SimulatedVolume, Volume};
 
 pub(super) const CHUNK: usize = 16 << 10;
 pub(super) const SECTOR: usize = 512;
@@ -556,6 +556,34 @@ async fn a_checkpoint_of_nothing_is_refused_while_another_machine_has_the_deskto
     let report = syncer(&world.server).sync(world.desktop(), checkpoint("work")).await.unwrap();
     assert!(report.begins_fork());
     assert_eq!(world.server.subjects().len(), 3);
+    world.desktop().fetcher.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_note_that_no_version_can_bear_keeps_no_desktop_from_being_synced() {
+    let mut world = World::new(vec![1], SystemMode::Own);
+    world.apply(&Op::Write { home: true, sector: 0, len: 1 }).await.unwrap();
+    for bad in ["before\nthe upgrade", "a\u{202e}b", &"x".repeat(MAX_NOTE_BYTES + 1)] {
+        let refused = syncer(&world.server).sync(world.desktop(), Some(bad.to_owned())).await.unwrap_err();
+        assert!(matches!(refused, SyncError::Format(FormatError::Field { field: "note", .. })), "{refused}");
+        assert_eq!(world.desktop().store().uncommitted_note().unwrap(), None, "nothing of it is kept");
+    }
+
+    // One that waits in a record all the same becomes one that a version can bear.
+    world.server.lose_network_after(Some(0));
+    syncer(&world.server).sync(world.desktop(), Some("kept".to_owned())).await.unwrap_err();
+    world.server.lose_network_after(None);
+    let record = world.volume.read("desktop.json", 1 << 20).unwrap();
+    let mut record: serde_json::Value = serde_json::from_slice(&record).unwrap();
+    record["pending"] = serde_json::Value::Null;
+    record["note"]["text"] = format!("before\nthe upgrade{}", "!".repeat(2 * MAX_NOTE_BYTES)).into();
+    world.volume.replace("desktop.json", &serde_json::to_vec(&record).unwrap()).unwrap();
+    world.open();
+    let report = syncer(&world.server).sync(world.desktop(), None).await.unwrap();
+    let note = report.version.unwrap().note.unwrap();
+    assert!(note.starts_with("before\u{fffd}the upgrade!"), "{note}");
+    assert_eq!(note.len(), MAX_NOTE_BYTES);
+    assert!(!world.desktop().has_work());
     world.desktop().fetcher.stop();
 }
 

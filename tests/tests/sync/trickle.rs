@@ -108,6 +108,12 @@ fn a_checkpoint_that_could_not_be_sent_keeps_its_state_and_its_note() {
     // What would say nothing, or more than a version holds, is none.
     let _ = checkpoint(" ").exited(2);
     let _ = checkpoint(&"x".repeat(1001)).exited(2);
+    for message in ["before\nthe upgrade", "a\tb", "a\u{202e}b"] {
+        let refused = checkpoint(message).exited(2).stderr;
+        assert!(refused.contains("one line of plain text"), "{refused}");
+        let _ = laptop.satchel(["sync", "work", "-m", message]).exited(2);
+    }
+    sync(&laptop);
 }
 
 #[test]

@@ -63,20 +63,32 @@ pub(crate) async fn run(context: &Context, args: CopyArgs) -> anyhow::Result<()>
     let open = OpenArgs::for_command(args.cache_size, OnMissingArg::Fail);
     // Its lock is held from here on: the desktop is not started meanwhile.
     let session = mount::open(context, &state, &args.to.of, &open, Claim::Write).await?;
-    if let Err(refused) = check_kept(&args, &session) {
-        session.desktop.close()?;
-        return Err(refused);
-    }
     let directory = state.desktop_path(&args.to.of).join("copy");
+    let outcome = copy_into(context, &args, source, &session, &directory).await;
+    mount::close(&session).await?;
     clear(&directory)?;
+    context.printer.result(&outcome?, said)?;
+    Ok(())
+}
+
+/// Copies into a desktop that is open.
+async fn copy_into(
+    context: &Context,
+    args: &CopyArgs,
+    source: Source,
+    session: &Session,
+    directory: &Path,
+) -> anyhow::Result<Report> {
+    check_kept(args, session)?;
+    clear(directory)?;
     let (points, staging) = (directory.join("disks"), directory.join("files"));
-    for path in [&directory, &points, &staging] {
+    for path in [directory, &points, &staging] {
         make_private_dir(path)?;
     }
     let stop = CancellationToken::new();
-    let copying = copy(&args, source, &session, &points, &staging, &stop);
+    let copying = copy(args, source, session, &points, &staging, &stop);
     tokio::pin!(copying);
-    let outcome = tokio::select! {
+    tokio::select! {
         outcome = &mut copying => outcome,
         _ = tokio::signal::ctrl_c() => {
             stop.cancel();
@@ -88,30 +100,28 @@ pub(crate) async fn run(context: &Context, args: CopyArgs) -> anyhow::Result<()>
                 )),
             }
         }
+    }
+}
+
+fn said(report: &Report) -> String {
+    let copied = &report.copied;
+    let skipped = match copied.skipped {
+        0 => String::new(),
+        count => format!("; {count} devices, pipes and sockets were left out"),
     };
-    session.desktop.close()?;
-    clear(&directory)?;
-    context.printer.result(&outcome?, |report| {
-        let copied = &report.copied;
-        let skipped = match copied.skipped {
-            0 => String::new(),
-            count => format!("; {count} devices, pipes and sockets were left out"),
-        };
-        format!(
-            "copied {} ({}), {} and {} of version {} into {} on the {} disk of {}{skipped}\n\
-             not synced yet: satchel sync {}",
-            count(copied.files, "file"),
-            ByteSize(copied.bytes),
-            count(copied.directories, "directory"),
-            count(copied.links, "link"),
-            report.from_sequence,
-            copied.path,
-            report.disk,
-            report.desktop,
-            report.desktop
-        )
-    })?;
-    Ok(())
+    format!(
+        "copied {} ({}), {} and {} of version {} into {} on the {} disk of {}{skipped}\n\
+         not synced yet: satchel sync {}",
+        count(copied.files, "file"),
+        ByteSize(copied.bytes),
+        count(copied.directories, "directory"),
+        count(copied.links, "link"),
+        report.from_sequence,
+        copied.path,
+        report.disk,
+        report.desktop,
+        report.desktop
+    )
 }
 
 /// Refuses what the next start would throw away.

@@ -273,6 +273,13 @@ pub(crate) async fn open(
     Ok(session)
 }
 
+/// Closes a desktop that a command had open for itself, and gives the lease back where nothing is left to sync.
+pub(super) async fn close(session: &Session) -> anyhow::Result<()> {
+    tokio::task::block_in_place(|| session.desktop.close())?;
+    session.release_lease(now_ms()).await;
+    Ok(())
+}
+
 /// Syncs work that belongs to another version than the desktop's newest, which makes it a fork or completes one, and
 /// opens the newest. What cannot be synced is opened as it is.
 async fn settle(

@@ -6,14 +6,13 @@ use chunk_format::{Name, SystemMode};
 use clap::Args;
 use satchel_client::lease::Claim;
 use satchel_client::renew::{ModeChanged, Renewer, Wanted};
-use satchel_client::session::Session;
 use satchel_client::sync::Syncer;
 use satchel_client::upload::UploadProgress;
 
 use super::create::ModeArg;
 use super::open::{OnMissingArg, OpenArgs};
 use super::progress::while_uploading;
-use super::{Context, mount, now_ms};
+use super::{Context, mount};
 
 #[derive(Debug, Args)]
 pub(super) struct RebaseArgs {
@@ -40,7 +39,7 @@ pub(crate) async fn run(context: &Context, args: RebaseArgs) -> anyhow::Result<(
     let renewer = Renewer { state: &state, syncer: &syncer, directory: &directory };
     if let Some(mode) = args.mode {
         let outcome = while_uploading(progress, renewer.set_mode(&session, mode.into())).await;
-        close(&session).await?;
+        mount::close(&session).await?;
         context.printer.result(&outcome?, |changed| say_changed(&args.desktop, changed))?;
         return Ok(());
     }
@@ -50,14 +49,8 @@ pub(crate) async fn run(context: &Context, args: RebaseArgs) -> anyhow::Result<(
         (None, false) => Wanted::Channel,
     };
     let outcome = while_uploading(progress, renewer.rebase(&session, &wanted)).await;
-    close(&session).await?;
+    mount::close(&session).await?;
     context.printer.result(&outcome?, |renewed| mount::say_renewed(&args.desktop, renewed))?;
-    Ok(())
-}
-
-async fn close(session: &Session) -> anyhow::Result<()> {
-    tokio::task::block_in_place(|| session.desktop.close())?;
-    session.release_lease(now_ms()).await;
     Ok(())
 }
 

@@ -17,7 +17,7 @@ use super::open::{OnMissingArg, OpenArgs};
 use super::output::{count, short};
 use super::progress::{UploadReporter, while_uploading};
 use super::quantity::{ByteSize, note};
-use super::{Context, mount, now_ms, status};
+use super::{Context, mount, status};
 
 #[derive(Debug, Args)]
 pub(super) struct SyncArgs {
@@ -137,8 +137,7 @@ async fn sync(context: &Context, args: &SyncArgs) -> anyhow::Result<SyncReport> 
             let progress = Arc::new(UploadProgress::default());
             let syncer = Syncer { progress: Arc::clone(&progress), ..mount::syncer(&state, &session)? };
             let report = while_uploading(progress, syncer.sync_whole(&session.desktop, note)).await?;
-            tokio::task::block_in_place(|| session.desktop.close())?;
-            session.release_lease(now_ms()).await;
+            mount::close(&session).await?;
             report
         }
         Err(error) => return Err(error.into()),

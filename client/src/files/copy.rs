@@ -302,8 +302,10 @@ impl Target<'_> {
         force: bool,
         scripts: &Path,
     ) -> Result<Copied, CopyError> {
-        // Before the journal is looked at: nothing that was written is lost, and the tree is as it will be.
-        let area = self.open()?.area().clone();
+        // As it is, the journal read along: what is refused leaves the disk untouched.
+        let fs = self.open()?;
+        self.place_free(&fs, staged, path, force)?;
+        let area = fs.area().clone();
         let mut device = OsString::from(self.device);
         if area.start > 0 {
             device.push(format!("?offset={}", area.start));
@@ -313,8 +315,8 @@ impl Target<'_> {
             return Err(CopyError::Tool { program: "e2fsck", said: checked.said });
         }
         let fs = self.open()?;
-        let (parent, name, place) = self.place(&fs, staged, path)?;
-        check_free(&fs, parent, &name, &staged.item, &place, force)?;
+        // What was put in order may lie elsewhere.
+        let (parent, name, place) = self.place_free(&fs, staged, path, force)?;
         // Whatever comes of it, the file system is put in order after.
         let outcome =
             self.write_levels((parent, vec![(name.clone(), &staged.item)]), scripts, &device, &place);
@@ -395,6 +397,19 @@ impl Target<'_> {
         let area = found.largest().map(|fs| fs.area().clone());
         let opened = area.map(|area| FileSystem::open(Arc::clone(&self.disk), area)).transpose()?.flatten();
         opened.ok_or_else(|| CopyError::NoFileSystem { role: self.role, of: self.of.clone() })
+    }
+
+    /// As [`place`](Self::place), where nothing is in the way.
+    fn place_free(
+        &self,
+        fs: &FileSystem,
+        staged: &Staged,
+        path: &[u8],
+        force: bool,
+    ) -> Result<(InodeNumber, Vec<u8>, String), CopyError> {
+        let (parent, name, place) = self.place(fs, staged, path)?;
+        check_free(fs, parent, &name, &staged.item, &place, force)?;
+        Ok((parent, name, place))
     }
 
     /// The directory that gets a new name, the name, and the path of both, safe to print.

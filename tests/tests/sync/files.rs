@@ -235,6 +235,14 @@ fn a_file_of_an_old_version_is_looked_at_compared_and_taken_back() {
     run("e2fsck", &["-f", "-n"], &mount.home());
     mount.unmount();
     let _ = laptop.sync("work");
+    // What is refused leaves the desktop as it was, and nobody waiting for it.
+    let nowhere = ["copy", "work@2:/user/letter", "work:/nowhere/letter"];
+    for refused in [&arguments[1..], &nowhere, &["copy", "work@2:/user", "work:/"]] {
+        let _ = laptop.satchel(refused).exited(1);
+        let status = laptop.status("work");
+        let left = (&status["unsynced_bytes"], &status["lease_held"]);
+        assert_eq!(left, (&0.into(), &false.into()), "{refused:?}: {status}");
+    }
     let disks = changes(&["work@2", "work", "--disk", "home"]);
     assert_eq!(told(&disks[0]), Vec::<String>::new(), "{disks:?}");
     let text = laptop.satchel(["diff", "work@3", "work"]).ok().stdout;

@@ -53,9 +53,12 @@ fn a_tree_is_copied_with_its_modes_owners_and_times() {
     let read = |path: &[u8]| fs.read_whole(&fs.resolve(path, true).unwrap(), 1 << 20).unwrap();
     assert_eq!(read(b"/home/d/a \"b\" c"), vec![7; 100_000]);
     assert_eq!(read(b"/home/old"), b"old");
-    // Again: only with force.
+    // Again: only with force, and what is refused writes nothing.
+    let before = fs::read(&disk).unwrap();
     let again = target.write(&staged, b"/home", false, scripts.path()).unwrap_err();
     assert!(matches!(again, CopyError::Exists { .. }), "{again}");
+    target.write(&staged, b"/nowhere/d", false, scripts.path()).unwrap_err();
+    assert!(fs::read(&disk).unwrap() == before, "the disk was written to");
     target.write(&staged, b"/home", true, scripts.path()).unwrap();
     assert!(stage(&source, b"/d", work.path(), ROOM).is_err(), "staged over what was staged");
 }

@@ -11,11 +11,13 @@
 //! control              the socket that process listens on
 //! ```
 
+mod attempt;
 mod open;
 mod record;
 mod room;
 mod store;
 
+pub use attempt::AttemptError;
 pub(crate) use open::layouts;
 pub use open::{OpenDesktop, Origins, PinError};
 pub use record::{DesktopRecord, KeptNote, Pending, Version};

@@ -155,7 +155,10 @@ fn hint_of(error: &(dyn Error + 'static)) -> Option<String> {
     } else if let Some(CopyError::NoTool { .. }) = error.downcast_ref() {
         "on Debian, `apt-get install e2fsprogs` has it"
     } else if let Some(CopyError::NoFileSystem { .. }) = error.downcast_ref() {
-        "a disk gets its file system at the desktop's first start; `satchel browse DESKTOP DIR` says what is there"
+        "only ext2, ext3 and ext4 are read and written, and a disk gets its file system at the desktop's first start; `satchel browse DESKTOP DIR` \
+         says what is there"
+    } else if let Some(CopyError::Full { .. }) = error.downcast_ref() {
+        "make room in it: run the desktop and delete something there, or copy less"
     } else if error.downcast_ref::<ExportError>().is_some_and(ExportError::is_want_of_room) {
         "free some space there, or use a larger disk; what is there is kept, and the same command goes on"
     } else if let Some(CacheError::InUse { .. }) = error.downcast_ref() {

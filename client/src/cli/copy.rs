@@ -45,6 +45,10 @@ pub(super) struct CopyArgs {
     cache_size: Option<ByteSize>,
 }
 
+/// In the directory of a copy: where the disks are mounted, and what is on its way.
+const POINTS: &str = "disks";
+const STAGING: &str = "files";
+
 #[derive(Serialize)]
 struct Report {
     from: String,
@@ -53,6 +57,13 @@ struct Report {
     disk: String,
     #[serde(flatten)]
     copied: Copied,
+}
+
+impl Report {
+    fn new(args: &CopyArgs, from_sequence: u64, copied: Copied) -> Self {
+        let (from, desktop) = (args.from.of.to_string(), args.to.of.to_string());
+        Self { from, from_sequence, desktop, disk: args.disk.role().to_string(), copied }
+    }
 }
 
 pub(crate) async fn run(context: &Context, args: CopyArgs) -> anyhow::Result<()> {
@@ -64,43 +75,56 @@ pub(crate) async fn run(context: &Context, args: CopyArgs) -> anyhow::Result<()>
     // Its lock is held from here on: the desktop is not started meanwhile.
     let session = mount::open(context, &state, &args.to.of, &open, Claim::Write).await?;
     let directory = state.desktop_path(&args.to.of).join("copy");
-    let outcome = copy_into(context, &args, source, &session, &directory).await;
+    let (session, outcome) = copy_into(&args, source, session, &directory).await?;
     mount::close(&session).await?;
-    clear(&directory)?;
+    let cleared = clear(&directory);
     context.printer.result(&outcome?, said)?;
-    Ok(())
+    cleared
 }
 
-/// Copies into a desktop that is open.
+/// Copies into a desktop that is open: all of it, or nothing.
 async fn copy_into(
-    context: &Context,
     args: &CopyArgs,
     source: Source,
-    session: &Session,
+    session: Session,
     directory: &Path,
-) -> anyhow::Result<Report> {
-    check_kept(args, session)?;
-    clear(directory)?;
-    let (points, staging) = (directory.join("disks"), directory.join("files"));
-    for path in [directory, &points, &staging] {
-        make_private_dir(path)?;
+) -> anyhow::Result<(Session, anyhow::Result<Report>)> {
+    if let Err(refused) = check_kept(args, &session).and_then(|()| make_directory(directory)) {
+        return Ok((session, Err(refused)));
     }
     let stop = CancellationToken::new();
-    let copying = copy(args, source, session, &points, &staging, &stop);
+    let copying = async {
+        let from_sequence = source.version.version.manifest.sequence;
+        let staged = match source.stage(args, &session, directory, &stop).await {
+            Ok(staged) => staged,
+            Err(error) => return Ok((session, Err(error))),
+        };
+        let session = session.attempt()?;
+        let copied = write(args, staged, &session, directory, &stop).await;
+        let session = session.attempted(copied.is_ok())?;
+        Ok((session, copied.map(|copied| Report::new(args, from_sequence, copied))))
+    };
     tokio::pin!(copying);
     tokio::select! {
         outcome = &mut copying => outcome,
         _ = tokio::signal::ctrl_c() => {
             stop.cancel();
-            context.printer.message("putting the file system in order; interrupt again to leave that to the next start");
             tokio::select! {
                 outcome = &mut copying => outcome,
-                _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!(
-                    "interrupted; the same command begins anew, and puts the file system in order first"
-                )),
+                _ = tokio::signal::ctrl_c() => {
+                    Err(anyhow::anyhow!("interrupted; nothing was copied, and the next opening of the desktop clears that away"))
+                }
             }
         }
     }
+}
+
+fn make_directory(directory: &Path) -> anyhow::Result<()> {
+    clear(directory)?;
+    for path in [directory, &directory.join(POINTS), &directory.join(STAGING)] {
+        make_private_dir(path)?;
+    }
+    Ok(())
 }
 
 fn said(report: &Report) -> String {
@@ -144,55 +168,47 @@ fn check_kept(args: &CopyArgs, session: &Session) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn copy(
+/// Writes what is staged to the desktop's disk, by way of a mount that only this is for.
+async fn write(
     args: &CopyArgs,
-    source: Source,
+    staged: Staged,
     session: &Session,
-    points: &Path,
-    staging: &Path,
+    directory: &Path,
     stop: &CancellationToken,
-) -> anyhow::Result<Report> {
+) -> anyhow::Result<Copied> {
     let role = args.disk.role();
-    let disk = session.desktop.disk(role).with_context(|| format!("{} has no {role} disk", args.to.of))?;
-    let live: Arc<dyn DiskImage> = Arc::new(LiveDisk { disk: Arc::clone(disk), runtime: Handle::current() });
-    let from_sequence = source.version.version.manifest.sequence;
-    let staged = tokio::select! {
-        staged = source.stage(args, staging, live.size_bytes()) => staged?,
-        () = stop.cancelled() => anyhow::bail!("interrupted; nothing was copied"),
-    };
+    let live = live_disk(args, session)?;
+    let points = directory.join(POINTS);
     let options = MountOptions { name: format!("satchel:{}", args.to.of), allow_other: false, threads: 4 };
     let fs = Arc::new(DesktopFs::new(session.desktop.disks()));
-    let fuse = fuse::mount(fs, Handle::current(), points, &options)
+    let fuse = fuse::mount(fs, Handle::current(), &points, &options)
         .with_context(|| format!("cannot mount on {}", points.display()))?;
     let serving = std::thread::Builder::new().name("fuse".to_owned()).spawn(move || fuse.run())?;
     let device = points.join(format!("{role}.raw"));
     let (of, path, force) = (args.to.of.to_string(), args.to.path.clone(), args.force);
-    let scripts = points.with_file_name("files");
-    let stop = stop.clone();
+    let (scripts, stop) = (directory.join(STAGING), stop.clone());
     let writing = tokio::task::spawn_blocking(move || {
         let target = Target { device: &device, disk: live, role, of, stop };
         target.write(&staged, path.as_bytes(), force, &scripts)
     });
     let fetched = || session.desktop.fetcher().stats().fetched_bytes;
     let copied = progress::while_fetching("writing", fetched, writing).await;
-    let point = points.to_owned();
     tokio::task::spawn_blocking(move || {
-        let unmounted = unmount(&point, false);
+        let unmounted = unmount(&points, false);
         // Who still has it open is gone with the mount.
-        let unmounted = unmounted.or_else(|_| unmount(&point, true));
+        let unmounted = unmounted.or_else(|_| unmount(&points, true));
         let _ = serving.join();
         unmounted
     })
     .await??;
-    Ok(Report {
-        from: args.from.of.to_string(),
-        from_sequence,
-        desktop: args.to.of.to_string(),
-        disk: role.to_string(),
-        copied: copied?.map_err(|error| {
-            placed(error, || format!("on the {role} disk of {} as it is here", args.to.of))
-        })?,
-    })
+    copied?.map_err(|error| placed(error, || format!("on the {role} disk of {} as it is here", args.to.of)))
+}
+
+/// The disk that is copied into, as it is here.
+fn live_disk(args: &CopyArgs, session: &Session) -> anyhow::Result<Arc<dyn DiskImage>> {
+    let role = args.disk.role();
+    let disk = session.desktop.disk(role).with_context(|| format!("{} has no {role} disk", args.to.of))?;
+    Ok(Arc::new(LiveDisk { disk: Arc::clone(disk), runtime: Handle::current() }))
 }
 
 /// Says where it is that something is not.
@@ -236,21 +252,39 @@ impl Source {
     }
 
     /// Fetches what is copied.
-    async fn stage(self, args: &CopyArgs, directory: &Path, room_bytes: u64) -> anyhow::Result<Staged> {
-        let (path, directory) = (args.from.path.clone(), directory.to_owned());
-        let fs = self.fs;
-        let staging =
-            tokio::task::spawn_blocking(move || stage(&fs, path.as_bytes(), &directory, room_bytes));
+    async fn stage(
+        self,
+        args: &CopyArgs,
+        session: &Session,
+        directory: &Path,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<Staged> {
+        let room_bytes = live_disk(args, session)?.size_bytes();
+        let (path, directory) = (args.from.path.clone(), directory.join(STAGING));
+        let (fs, stopped) = (self.fs, stop.clone());
+        let staging = tokio::task::spawn_blocking(move || {
+            stage(&fs, path.as_bytes(), &directory, room_bytes, &stopped)
+        });
         let fetched = || self.past.fetcher().stats().fetched_bytes;
-        let staged = progress::while_fetching("reading", fetched, staging).await??;
+        let staging = progress::while_fetching("reading", fetched, staging);
+        tokio::pin!(staging);
+        let staged = tokio::select! {
+            staged = &mut staging => staged?,
+            () = stop.cancelled() => {
+                // What it waits for does not come any more.
+                self.past.close();
+                let _ = staging.await;
+                Err(CopyError::Interrupted)
+            }
+        };
         self.past.close();
-        Ok(staged)
+        Ok(staged?)
     }
 }
 
 /// Removes what an earlier copy has left, be it a dead mount.
 fn clear(directory: &Path) -> anyhow::Result<()> {
-    let points = directory.join("disks");
+    let points = directory.join(POINTS);
     if points.exists() || clean_stale(&points)? {
         clean_stale(&points)?;
         let _ = unmount(&points, true);

@@ -319,7 +319,7 @@ impl DesktopStore {
 
     /// Throws away what was written while the desktop was opened to be looked at. The files go first, since the record takes
     /// space, which they may have taken: while it names them still, nothing reads them.
-    fn discard(&self) -> Result<(), DesktopError> {
+    pub(super) fn discard(&self) -> Result<(), DesktopError> {
         let mut record = self.lock();
         if record.discard_from.is_none() {
             return Ok(());
@@ -328,6 +328,13 @@ impl DesktopStore {
         next.forget_discarded();
         next.discard_from = None;
         self.remove_leftovers(&next);
+        self.replace_record(&mut record, next)
+    }
+
+    /// Keeps what was to be thrown away. It is durable.
+    pub(super) fn keep_discarded(&self) -> Result<(), DesktopError> {
+        let mut record = self.lock();
+        let next = DesktopRecord { discard_from: None, ..record.clone() };
         self.replace_record(&mut record, next)
     }
 

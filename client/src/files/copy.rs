@@ -2,8 +2,8 @@
 //!
 //! The bytes are staged on this machine first, so that nothing is touched before all of them are here. Then e2fsprogs
 //! writes to the desktop's disk: `e2fsck -p` replays the journal, `debugfs` writes, level by level of the tree, and
-//! `e2fsck` looks at the result. Before anything is written the file system says, durably, that it must be checked, so that a
-//! crash in the middle leaves one that the guest's own check, or the next copy, puts in order.
+//! `e2fsck` looks at the result. `debugfs` writes in no order and goes on after what fails: the disk is to be one whose writes are
+//! thrown away unless all went well.
 
 mod e2fsprogs;
 
@@ -29,6 +29,8 @@ const MAX_DEPTH: usize = 256;
 /// Files of one copy.
 const MAX_ITEMS: usize = 1 << 20;
 const STEP_BYTES: usize = 1 << 20;
+/// How `debugfs` says that there is no room: for bytes, for files, for names in a directory.
+const FULL: [&str; 3] = ["Could not allocate block", "Could not allocate inode", "No free space in"];
 
 /// Why files were not copied, or not all.
 #[derive(Debug, thiserror::Error)]
@@ -45,8 +47,16 @@ pub enum CopyError {
         of: String,
     },
     /// It was told to stop.
-    #[error("interrupted: not all of it was copied; the file system is in order")]
+    #[error("interrupted; nothing was copied")]
     Interrupted,
+    /// The file system that is copied into has no room.
+    #[error("the file system of the {role} disk has no room for {path}; nothing was copied")]
+    Full {
+        /// The disk.
+        role: DiskRole,
+        /// The path, safe to print.
+        path: String,
+    },
     /// Something is in the way.
     #[error("{path} is there already")]
     Exists {
@@ -87,7 +97,7 @@ pub enum CopyError {
         /// What it said, safe to print.
         said: String,
     },
-    /// A file is not in the desktop as it should be.
+    /// A file would not be in the desktop as it should be.
     #[error("{path} was not copied: {said}")]
     NotWritten {
         /// Its path, safe to print.
@@ -139,6 +149,7 @@ pub struct Staged {
 struct Stager<'a> {
     fs: &'a FileSystem,
     directory: &'a Path,
+    stop: &'a CancellationToken,
     copied: Copied,
     items: usize,
     seen: HashSet<InodeNumber>,
@@ -150,8 +161,14 @@ struct Stager<'a> {
 /// `room_bytes`, the size of the disk it is for, is refused.
 ///
 /// # Errors
-/// `Files`, `Uncopyable`, `Staging`.
-pub fn stage(fs: &FileSystem, path: &[u8], directory: &Path, room_bytes: u64) -> Result<Staged, CopyError> {
+/// `Files`, `Uncopyable`, `Staging`, `Interrupted`.
+pub fn stage(
+    fs: &FileSystem,
+    path: &[u8],
+    directory: &Path,
+    room_bytes: u64,
+    stop: &CancellationToken,
+) -> Result<Staged, CopyError> {
     let inode = fs.resolve(path, true)?;
     let refused = |reason| CopyError::Uncopyable { path: shown(path), reason };
     let name = path.split(|byte| *byte == b'/').rfind(|name| !name.is_empty()).unwrap_or(b"root").to_vec();
@@ -159,7 +176,7 @@ pub fn stage(fs: &FileSystem, path: &[u8], directory: &Path, room_bytes: u64) ->
         return Err(refused("its path does not end in a name"));
     }
     let (copied, seen) = (Copied::default(), HashSet::new());
-    let mut stager = Stager { fs, directory, copied, items: 0, seen, room_bytes };
+    let mut stager = Stager { fs, directory, stop, copied, items: 0, seen, room_bytes };
     let item = stager.take(name, inode, &mut path.to_vec(), 0)?;
     let item = item.ok_or_else(|| refused("it is neither a file nor a directory"))?;
     Ok(Staged { item, copied: stager.copied })
@@ -231,6 +248,10 @@ impl Stager<'_> {
         Ok(Some(Item { name, inode, content }))
     }
 
+    fn go_on(&self) -> Result<(), CopyError> {
+        if self.stop.is_cancelled() { Err(CopyError::Interrupted) } else { Ok(()) }
+    }
+
     /// Writes a file's bytes, without its holes.
     fn write(&mut self, inode: &Inode, staged: &Path, path: &[u8]) -> Result<(), CopyError> {
         let failed = |source| CopyError::Staging { path: staged.to_owned(), source };
@@ -238,7 +259,9 @@ impl Stager<'_> {
         file.set_len(inode.size_bytes).map_err(failed)?;
         let (mut at, mut buf) = (0, vec![0; STEP_BYTES]);
         let mut effort = Effort::of(&[self.fs]);
+        self.go_on()?;
         while at < inode.size_bytes {
+            self.go_on()?;
             if let Some(run) = self.fs.run_in_place(inode, at)?
                 && run.physical.is_none()
             {
@@ -276,7 +299,7 @@ pub struct Target<'a> {
     pub role: DiskRole,
     /// Whose it is, for messages.
     pub of: String,
-    /// Ends the writing where the file system can be put in order.
+    /// Ends the writing.
     pub stop: CancellationToken,
 }
 
@@ -294,7 +317,7 @@ impl Target<'_> {
     /// directory for the programs' instructions.
     ///
     /// # Errors
-    /// [`CopyError`]; the file system is in order all the same unless it is `Tool`.
+    /// [`CopyError`]. What was written until then is not in order, and to be thrown away.
     pub fn write(
         &self,
         staged: &Staged,
@@ -317,9 +340,7 @@ impl Target<'_> {
         let fs = self.open()?;
         // What was put in order may lie elsewhere.
         let (parent, name, place) = self.place_free(&fs, staged, path, force)?;
-        // Whatever comes of it, the file system is put in order after.
-        let outcome =
-            self.write_levels((parent, vec![(name.clone(), &staged.item)]), scripts, &device, &place);
+        self.write_levels((parent, vec![(name.clone(), &staged.item)]), scripts, &device, &place)?;
         // Not `-p` alone, which believes the file system when it says that it is in order.
         let mended = check(&["-f", "-p"], &device)?;
         let looked = check(&["-f", "-n"], &device)?;
@@ -329,7 +350,6 @@ impl Target<'_> {
                 said: format!("{}{}", mended.said, looked.said),
             });
         }
-        outcome?;
         let fs = self.open()?;
         verify(&fs, parent, &name, &staged.item)?;
         Ok(Copied { path: place, ..staged.copied.clone() })
@@ -343,7 +363,6 @@ impl Target<'_> {
         device: &OsString,
         place: &str,
     ) -> Result<(), CopyError> {
-        self.mark_unchecked(scripts, device)?;
         let mut level = vec![first];
         while !level.is_empty() {
             if self.stop.is_cancelled() {
@@ -359,14 +378,6 @@ impl Target<'_> {
             level = self.next_level(&level)?;
         }
         Ok(())
-    }
-
-    /// Has the file system say that it must be checked, durably, before anything is written: `debugfs` writes what it says of
-    /// itself last.
-    fn mark_unchecked(&self, scripts: &Path, device: &OsString) -> Result<(), CopyError> {
-        self.run(b"set_super_value state 0\n", scripts, device, &self.of)?;
-        let failed = |source| CopyError::Staging { path: self.device.to_owned(), source };
-        File::options().write(true).open(self.device).and_then(|disk| disk.sync_all()).map_err(failed)
     }
 
     /// What `debugfs` is to do of a step for a level.
@@ -388,6 +399,9 @@ impl Target<'_> {
         let done = edit(&commands, device)?;
         match done.code == Some(0) && done.said.is_empty() {
             true => Ok(()),
+            false if FULL.iter().any(|full| done.said.contains(full)) => {
+                Err(CopyError::Full { role: self.role, path: place.to_owned() })
+            }
             false => Err(CopyError::NotWritten { path: place.to_owned(), said: done.said }),
         }
     }

@@ -2,6 +2,7 @@
 //!
 //! Case count: `SATCHEL_MODEL_CASES`, default 500.
 
+mod attempts;
 mod lost;
 
 use chunk_format::{
@@ -61,6 +62,12 @@ enum Op {
     Evict {
         chunks: u64,
     },
+    /// Writes to home what is kept whole or not at all.
+    Attempt {
+        sector: usize,
+        len: usize,
+        end: attempts::End,
+    },
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -75,6 +82,8 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (0u64..12).prop_map(|syncs| Op::Crash { syncs }),
         1 => Just(Op::Kill),
         1 => (1u64..30).prop_map(|chunks| Op::Evict { chunks }),
+        1 => (0..SYSTEM_SECTORS, 1usize..100, attempts::end())
+            .prop_map(|(sector, len, end)| Op::Attempt { sector, len, end }),
     ]
 }
 
@@ -253,6 +262,7 @@ impl World {
             Op::Evict { chunks } => {
                 self.desktop().cache.give_back(chunks * CHUNK as u64);
             }
+            Op::Attempt { sector, len, end } => self.attempt(sector, len, end).await?,
         }
         Ok(())
     }
@@ -347,9 +357,16 @@ impl World {
             self.volume.cut_power_at(PowerCut::AtSync(self.volume.syncs() + syncs));
             let _ = syncer(&self.server).sync(self.desktop(), None).await;
         }
+        self.reboot();
+        self.take_stock(true).await
+    }
+
+    /// The power goes, unless it has gone, and comes again.
+    fn reboot(&mut self) {
         self.volume.cut_power();
-        self.desktop().fetcher.stop();
-        self.desktop = None;
+        if let Some(desktop) = self.desktop.take() {
+            desktop.fetcher.stop();
+        }
         let (choices, mut turn) = (self.choices.clone(), self.turn);
         let mut choose = |n: usize| {
             turn += 1;
@@ -358,7 +375,6 @@ impl World {
         self.volume = self.volume.after_reboot(PowerCut::Never, &mut choose);
         self.turn = turn;
         self.open();
-        self.take_stock(true).await
     }
 
     /// After a restart: each sector must hold a value it may hold, and holds that from now on.

@@ -345,11 +345,54 @@ fn golden_versions_are_looked_into_and_compared_with_each_other_and_with_desktop
     let hostname = fs::read_to_string(browsed.directory().join("system/etc/hostname"));
     assert_eq!(hostname.expect("it is there"), "golden two\n");
     browsed.unmount();
-    let words = ["--json", "copy", "--disk", "system", "image:golden@2:/etc/hostname", "work:/etc/hostname.new"];
+    let words =
+        ["--json", "copy", "--disk", "system", "image:golden@2:/etc/hostname", "work:/etc/hostname.new"];
     let copied = laptop.satchel(words).ok().json();
     assert_eq!((&copied["from"], &copied["files"]), (&"image:golden@2".into(), &1.into()), "{copied}");
 
     let said = laptop.satchel(["diff", "image:silver", "work"]).exited(1).stderr;
     assert!(said.contains("there is no image silver"), "{said}");
     let _ = laptop.satchel(["browse", "image:", "/tmp"]).exited(2);
+}
+
+#[test]
+fn a_copy_that_finds_no_room_or_is_killed_leaves_what_was_there() {
+    require!(fuse);
+    let story = Story::new();
+    story.publish(&[]);
+    let laptop = Client::new("laptop");
+    laptop.login(&story.server.access("alice", "user"));
+    laptop.create("work", "golden", Some("16M"));
+    let tree = laptop.new_directory();
+    fs::write(tree.join("letter"), noise(3 << 20, 5)).expect("a file of the test can be made");
+    let mount = laptop.mount("work");
+    format(&tree, &mount.home());
+    mount.unmount();
+    let _ = laptop.sync("work");
+    // Another letter, in no version yet, and no room for the old one.
+    fs::write(tree.join("letter"), "three hours of work").expect("a file of the test can be made");
+    fs::write(tree.join("much"), noise(11 << 20, 6)).expect("a file of the test can be made");
+    let mount = laptop.mount("work");
+    format(&tree, &mount.home());
+    let before = fs::read(mount.home()).expect("a mounted disk can be read");
+    mount.unmount();
+
+    let arguments = ["copy", "--force", "work@2:/letter", "work:/letter"];
+    let said = laptop.satchel(arguments).exited(1).stderr;
+    assert!(
+        said.contains("has no room for /letter; nothing was copied") && said.contains("hint: "),
+        "{said}"
+    );
+    for wait_ms in [100, 300, 500, 700] {
+        let mut copying = laptop.start(arguments);
+        std::thread::sleep(Duration::from_millis(wait_ms));
+        copying.kill();
+        copying.wait(Duration::from_secs(60));
+    }
+    // Also where a killed one has left a mount.
+    let mount = laptop.mount("work");
+    assert!(fs::read(mount.home()).expect("a mounted disk can be read") == before, "the home has changed");
+    mount.unmount();
+    let _ = laptop.satchel(["remove", "work", "--yes", "--force"]).ok();
+    assert!(!laptop.desktop_directory("work").exists());
 }

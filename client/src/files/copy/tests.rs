@@ -35,7 +35,7 @@ fn a_tree_is_copied_with_its_modes_owners_and_times() {
     from.debugfs("set_inode_field /d/link uid 77777\nset_inode_field /d/<2>/e/f mtime @1700000000\n");
     let source = from.open().unwrap().unwrap();
     let work = tempfile::tempdir().unwrap();
-    let staged = stage(&source, b"/d", work.path(), ROOM).unwrap();
+    let staged = stage(&source, b"/d", work.path(), ROOM, &CancellationToken::new()).unwrap();
     let disk = to.disk();
     let target = target(&to, &disk);
     let scripts = tempfile::tempdir().unwrap();
@@ -60,7 +60,10 @@ fn a_tree_is_copied_with_its_modes_owners_and_times() {
     target.write(&staged, b"/nowhere/d", false, scripts.path()).unwrap_err();
     assert!(fs::read(&disk).unwrap() == before, "the disk was written to");
     target.write(&staged, b"/home", true, scripts.path()).unwrap();
-    assert!(stage(&source, b"/d", work.path(), ROOM).is_err(), "staged over what was staged");
+    assert!(
+        stage(&source, b"/d", work.path(), ROOM, &CancellationToken::new()).is_err(),
+        "staged over what was staged"
+    );
 }
 
 #[test]
@@ -78,7 +81,7 @@ fn copied(from: &Made, path: &[u8]) -> Option<Result<(Made, Copied), CopyError>>
     let work = tempfile::tempdir().unwrap();
     let source = from.open().unwrap().unwrap();
     let disk = to.disk();
-    let copied = stage(&source, path, work.path(), ROOM)
+    let copied = stage(&source, path, work.path(), ROOM, &CancellationToken::new())
         .and_then(|staged| target(&to, &disk).write(&staged, b"/", false, work.path()));
     Some(copied.map(|copied| (to, copied)))
 }
@@ -168,12 +171,12 @@ fn a_disk_without_room_says_so() {
     }
     let source = from.open().unwrap().unwrap();
     let (work, disk) = (tempfile::tempdir().unwrap(), to.disk());
-    let error = stage(&source, b"/large", work.path(), 4 << 20).unwrap_err();
+    let error = stage(&source, b"/large", work.path(), 4 << 20, &CancellationToken::new()).unwrap_err();
     assert!(error.to_string().contains("no room"), "{error}");
     let work = tempfile::tempdir().unwrap();
-    let staged = stage(&source, b"/large", work.path(), ROOM).unwrap();
+    let staged = stage(&source, b"/large", work.path(), ROOM, &CancellationToken::new()).unwrap();
     let error = target(&to, &disk).write(&staged, b"/", false, work.path()).unwrap_err();
-    assert!(matches!(error, CopyError::NotWritten { .. }), "{error}");
+    assert!(matches!(error, CopyError::Full { .. }), "{error}");
 }
 
 #[test]
@@ -188,7 +191,7 @@ fn a_path_without_a_name_and_a_deep_tree_are_refused() {
 }
 
 #[test]
-fn a_copy_that_is_told_to_stop_leaves_a_file_system_in_order_and_what_was_there() {
+fn a_copy_that_is_told_to_stop_writes_nothing() {
     let from = Made::new();
     fs::write(from.tree().join("letter"), "new").unwrap();
     let to = Made::new();
@@ -198,7 +201,7 @@ fn a_copy_that_is_told_to_stop_leaves_a_file_system_in_order_and_what_was_there(
     }
     let source = from.open().unwrap().unwrap();
     let (work, disk) = (tempfile::tempdir().unwrap(), to.disk());
-    let staged = stage(&source, b"/letter", work.path(), ROOM).unwrap();
+    let staged = stage(&source, b"/letter", work.path(), ROOM, &CancellationToken::new()).unwrap();
     let target = target(&to, &disk);
     target.stop.cancel();
     let error = target.write(&staged, b"/letter", true, work.path()).unwrap_err();
@@ -209,24 +212,22 @@ fn a_copy_that_is_told_to_stop_leaves_a_file_system_in_order_and_what_was_there(
 }
 
 #[test]
-fn a_file_system_says_that_it_must_be_checked_before_anything_is_written() {
-    /// `s_state` in the superblock; 1 is "in order" (Linux, Documentation/filesystems/ext4/super.rst).
-    const STATE_AT: u64 = 1024 + 0x3a;
-    let made = Made::new();
-    if !made.make(16 << 20, &["-b", "1024"]) {
+fn what_is_told_to_stop_is_not_taken_out_and_where_there_is_no_room_is_said() {
+    let from = Made::new();
+    fs::write(from.tree().join("letter"), vec![7; 3 << 20]).unwrap();
+    let to = Made::new();
+    fs::write(to.tree().join("fill"), vec![1; 13 << 20]).unwrap();
+    if !from.make(16 << 20, &["-b", "1024"]) || !to.make(16 << 20, &["-b", "1024"]) {
         return;
     }
-    let (disk, scripts) = (made.disk(), tempfile::tempdir().unwrap());
-    let state = || {
-        let mut state = [0; 2];
-        File::open(&disk).unwrap().read_exact_at(&mut state, STATE_AT).unwrap();
-        u16::from_le_bytes(state)
-    };
-    assert_eq!(state(), 1);
-    let target = target(&made, &disk);
-    target.mark_unchecked(scripts.path(), &disk.clone().into_os_string()).unwrap();
-    assert_eq!(state(), 0);
-    // Also while what follows is written.
-    target.run(b"mkdir a\n", scripts.path(), &disk.clone().into_os_string(), "a").unwrap();
-    assert_eq!(state(), 0);
+    let source = from.open().unwrap().unwrap();
+    let (work, disk) = (tempfile::tempdir().unwrap(), to.disk());
+    let stop = CancellationToken::new();
+    let staged = stage(&source, b"/letter", work.path(), ROOM, &stop).unwrap();
+    let error = target(&to, &disk).write(&staged, b"/letter", false, work.path()).unwrap_err();
+    assert!(matches!(&error, CopyError::Full { role: DiskRole::Home, path } if path == "/letter"), "{error}");
+    stop.cancel();
+    let other = tempfile::tempdir().unwrap();
+    let error = stage(&source, b"/letter", other.path(), ROOM, &stop).unwrap_err();
+    assert!(matches!(error, CopyError::Interrupted), "{error}");
 }

@@ -366,8 +366,11 @@ fn of_version(error: &VersionError) -> Option<String> {
             "ask who publishes the image; if the change is right, remove the image from pins.json in the state \
              directory"
         }
-        VersionError::WentBack { .. } => {
-            "an older version may have known holes. If it is meant, name it: `--image NAME@VERSION`"
+        VersionError::WentBack { image, found, .. } => {
+            return Some(format!(
+                "an older version may have known holes. If it is meant, name it in place of the channel: `{image}@{found}`, or, for a \
+                 desktop that there is, `satchel rebase DESKTOP --to {found}`"
+            ));
         }
         VersionError::NoSuchImage { .. } => "see `satchel images`",
         VersionError::NoSuchDesktop { .. } => NO_DESKTOP,

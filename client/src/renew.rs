@@ -24,10 +24,10 @@ pub use heard::Heard;
 pub use watch::{Ready, watch};
 
 use crate::desktop::{DesktopError, OpenDesktop, Version, with_room};
-use crate::remote::{ImageInfo, NamedVersion, Placing, RemoteError, VersionInfo};
+use crate::remote::{ImageInfo, NamedVersion, Placing, RemoteError, Rollout, VersionInfo};
 use crate::session::{Notice, Session};
 use crate::starts::{self, Starts, StartsError};
-use crate::state::{Pin, StateDir, StateError};
+use crate::state::{Sighting, StateDir, StateError};
 use crate::sync::{SyncError, Syncer};
 use crate::upstream::CommitError;
 use crate::versions::{VersionError, check_not_back, check_publisher, fetch_version, find_version};
@@ -319,15 +319,18 @@ impl Renewer<'_> {
         check_publisher(info, pin.as_ref())?;
         let golden = fetch_version(&session.remote, &now.image(), to.id, &now.publisher).await?;
         let sequence = golden.manifest.sequence;
-        let seen = pin.map_or(0, |pin| pin.newest_sequence).max(now.golden.sequence);
         // Forward is forward, whatever other desktops of this machine have seen: a roll-out reaches them one by one.
-        if let Some(channel) = channel
-            && sequence < now.golden.sequence
-        {
-            check_not_back(info, channel, &golden, seen)?;
+        let is_back = sequence < now.golden.sequence;
+        if let Some(channel) = channel.filter(|_| is_back) {
+            let seen = pin.map(|pin| pin.seen_on(channel).newest).unwrap_or_default();
+            check_not_back(info, channel, &golden, seen.max(now.golden.sequence))?;
         }
-        let newest_sequence = seen.max(sequence);
-        self.state.set_pin(&info.image, Pin { publisher: now.publisher, newest_sequence })?;
+        let sighting = channel.map(|channel| {
+            let is_staged = |rollout: &Rollout| rollout.version.id == to.id && !rollout.is_done();
+            let for_all = !info.rollouts.get(channel).is_some_and(is_staged);
+            Sighting { channel, sequence, for_all, is_back }
+        });
+        self.state.note_seen(&info.image, now.publisher, sighting)?;
         Ok(golden)
     }
 

@@ -5,7 +5,7 @@
 //! token         the server token (0600)
 //! machine.key   signs this machine's desktop versions; made on first use (0600)
 //! publisher.key signs the images published from here; made on first use (0600)
-//! pins.json     for each image: its publisher's key and the newest version seen
+//! pins.json     for each image: its publisher's key and the newest versions seen, by channel
 //! lock          locked for a read and a write of a key or of pins.json
 //! adopting.FORK.json the end of an adoption that was not heard yet
 //! desktops/NAME one directory a desktop: see `desktop`
@@ -137,13 +137,60 @@ impl Login {
     }
 }
 
-/// What is known of an image: later versions must be signed with the same key and not be older.
+/// What is known of an image: later versions must be signed with the same key, and a channel may not lead back.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pin {
     /// The key its versions are signed with.
     pub publisher: PublicKey,
-    /// The sequence of the newest version seen.
-    pub newest_sequence: u64,
+    /// The newest version seen by a program that did not tell channels apart. On which channel that was is not known, so that
+    /// it counts for each that has no pin of its own.
+    #[serde(default)]
+    newest_sequence: u64,
+    /// What was seen of each channel: one that lags behind another does not lead back.
+    #[serde(default)]
+    channels: BTreeMap<Name, ChannelPin>,
+}
+
+/// What was seen of a channel, by number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChannelPin {
+    /// The newest version that it named, be it for some desktops only.
+    pub newest: u64,
+    /// The newest that it named for all of them, and that its publisher has not taken back since.
+    pub for_all: u64,
+}
+
+/// A version that a channel names, and that was judged.
+#[derive(Clone, Copy, Debug)]
+pub struct Sighting<'a> {
+    /// The channel.
+    pub channel: &'a Name,
+    /// The version's number.
+    pub sequence: u64,
+    /// Whether the channel names it for all desktops, or did before a move that does not reach all.
+    pub for_all: bool,
+    /// Whether the publisher has signed that the channel goes back to it.
+    pub is_back: bool,
+}
+
+impl Pin {
+    /// What was seen of a channel.
+    pub fn seen_on(&self, channel: &Name) -> ChannelPin {
+        let unknown = ChannelPin { newest: self.newest_sequence, for_all: self.newest_sequence };
+        self.channels.get(channel).copied().unwrap_or(unknown)
+    }
+
+    fn note(&mut self, sighting: Sighting<'_>) {
+        let Sighting { channel, sequence, for_all, is_back } = sighting;
+        let seen = self.seen_on(channel);
+        let newest = seen.newest.max(sequence);
+        let for_all = match (is_back, for_all) {
+            (true, _) => sequence,
+            (false, true) => seen.for_all.max(sequence),
+            (false, false) => seen.for_all,
+        };
+        self.channels.insert(channel.clone(), ChannelPin { newest, for_all });
+    }
 }
 
 #[derive(Default, Serialize, Deserialize)]
@@ -305,16 +352,29 @@ impl StateDir {
         Ok(self.pins()?.images.remove(image))
     }
 
-    /// Notes what is known of an image.
+    /// Notes an image's publisher, if none is known, and what was seen of a channel.
     ///
     /// # Errors
     /// `Io`, `Damaged`, `UnsupportedVersion`.
-    pub fn set_pin(&self, image: &Name, pin: Pin) -> Result<(), StateError> {
-        if self.pins()?.images.get(image) == Some(&pin) {
+    pub fn note_seen(
+        &self,
+        image: &Name,
+        publisher: PublicKey,
+        sighting: Option<Sighting<'_>>,
+    ) -> Result<(), StateError> {
+        let noted = |before: Option<Pin>| {
+            let unknown = Pin { publisher, newest_sequence: 0, channels: BTreeMap::new() };
+            let mut pin = before.unwrap_or(unknown);
+            sighting.into_iter().for_each(|sighting| pin.note(sighting));
+            pin
+        };
+        let before = self.pin(image)?;
+        if before.is_some() && before == Some(noted(before.clone())) {
             return Ok(());
         }
         let _lock = self.lock()?;
         let mut pins = self.pins()?;
+        let pin = noted(pins.images.remove(image));
         pins.images.insert(image.clone(), pin);
         self.write_json("pins.json", &pins)
     }
@@ -502,6 +562,40 @@ mod tests {
         make_private_dir(&state.desktop_path(&"work".parse().unwrap())).unwrap();
         state.store_login(&login(2), "t2").unwrap();
         assert!(matches!(state.store_login(&login(1), "t"), Err(StateError::OtherServer { .. })));
+    }
+
+    #[test]
+    fn what_was_seen_counts_by_channel_and_of_old_for_all_of_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open(dir.path()).unwrap();
+        let name = |text: &str| text.parse::<Name>().unwrap();
+        let (image, stable, beta) = (name("debian"), name("stable"), name("beta"));
+        let publisher = SecretKey::from_bytes(&[3; 32]).public();
+        let see = |channel, sequence, for_all, is_back| {
+            let sighting = Sighting { channel, sequence, for_all, is_back };
+            state.note_seen(&image, publisher, Some(sighting)).unwrap();
+        };
+        let seen = |channel| {
+            let ChannelPin { newest, for_all } = state.pin(&image).unwrap().unwrap().seen_on(channel);
+            (newest, for_all)
+        };
+        see(&beta, 5, true, false);
+        assert_eq!((seen(&beta), seen(&stable)), ((5, 5), (0, 0)));
+        see(&stable, 2, true, false);
+        see(&stable, 3, false, false);
+        assert_eq!(seen(&stable), (3, 2), "for some is not for all");
+        see(&stable, 1, true, false);
+        assert_eq!(seen(&stable), (3, 2), "nothing lowers it by itself");
+        see(&stable, 1, true, true);
+        assert_eq!((seen(&stable), seen(&beta)), ((3, 1), (5, 5)), "it was taken back");
+
+        let old = format!(
+            r#"{{"version":1,"images":{{"debian":{{"publisher":"{publisher}","newest_sequence":4}}}}}}"#
+        );
+        std::fs::write(dir.path().join("pins.json"), old).unwrap();
+        assert_eq!((seen(&beta), seen(&stable)), ((4, 4), (4, 4)));
+        see(&beta, 5, true, false);
+        assert_eq!((seen(&beta), seen(&stable)), ((5, 5), (4, 4)));
     }
 
     #[test]

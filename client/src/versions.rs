@@ -8,7 +8,7 @@ use chunk_format::{
 use crate::desktop::Version;
 use crate::remote::{ImageInfo, Listing, NamedVersion, Remote, RemoteError, Rollout, VersionInfo};
 use crate::source::{HttpSource, Object, ObjectPath, SourceError, get_whole};
-use crate::state::{Pin, StateDir, StateError};
+use crate::state::{Pin, Sighting, StateDir, StateError};
 
 /// Why a version is not used.
 #[derive(Debug, thiserror::Error)]
@@ -62,14 +62,16 @@ pub enum VersionError {
     },
     /// The server offers an older version than one seen before.
     #[error(
-        "the server offers version {found} of image {image}, older than version {seen}, which was seen before"
+        "the server offers version {found} of image {image}, older than version {seen}, which channel {channel} was seen to name before"
     )]
     WentBack {
         /// The image.
         image: Name,
+        /// The channel.
+        channel: Name,
         /// The version offered.
         found: u64,
-        /// The newest version seen.
+        /// The newest version seen of the channel.
         seen: u64,
     },
     /// There is no image of that name.
@@ -242,8 +244,9 @@ pub async fn fetch_golden(
     fetch_selected(remote, state, wanted, false).await
 }
 
-/// As [`fetch_golden`], for a new desktop: while a channel's move has not reached all desktops, the version before it, if
-/// nothing newer was seen on this machine. A desktop that is not made yet has no share in a roll-out.
+/// As [`fetch_golden`], for a new desktop: while a channel's move has not reached all desktops, the version before it. A desktop
+/// that is not made yet has no share in a roll-out. A version that the channel was seen to name for all is not given up so: nobody
+/// has signed how far a move reaches.
 ///
 /// # Errors
 /// [`VersionError`].
@@ -271,35 +274,35 @@ async fn fetch_selected(
     let pin = state.pin(image)?;
     check_publisher(&info, pin.as_ref())?;
     let subject = Subject::Image { image: image.clone() };
-    let seen = pin.map_or(0, |pin| pin.newest_sequence);
-    let id = match &wanted.select {
-        Select::Channel(channel)
-            if settled
-                && let Some(before) = info.rollouts.get(channel).and_then(Rollout::settled)
-                && before.sequence >= seen =>
-        {
-            before.id
+    let channel = match &wanted.select {
+        Select::Channel(channel) => channel,
+        // A version asked for by name may be any, and says nothing of a channel.
+        Select::Version(version) => {
+            let id = find_version(remote, &subject, version).await?.id;
+            let version = fetch_version(remote, &subject, id, &info.publisher).await?;
+            state.note_seen(image, info.publisher, None)?;
+            return Ok(version);
         }
-        Select::Channel(channel) => *info.channels.get(channel).ok_or_else(|| {
-            let known: Vec<&str> = info.channels.keys().map(Name::as_str).collect();
-            VersionError::NoSuch(format!(
-                "image {image} has no channel {channel}; it has: {}",
-                known.join(", ")
-            ))
-        })?,
-        Select::Version(version) => find_version(remote, &subject, version).await?.id,
+    };
+    let target = *info.channels.get(channel).ok_or_else(|| {
+        let known: Vec<&str> = info.channels.keys().map(Name::as_str).collect();
+        VersionError::NoSuch(format!("image {image} has no channel {channel}; it has: {}", known.join(", ")))
+    })?;
+    let rollout = info.rollouts.get(channel);
+    let seen = pin.map(|pin| pin.seen_on(channel)).unwrap_or_default();
+    let (id, seen, for_all) = match rollout.and_then(Rollout::settled).filter(|_| settled) {
+        Some(before) => (before.id, seen.for_all, true),
+        None => (target, seen.newest, rollout.is_none_or(Rollout::is_done)),
     };
     let version = fetch_version(remote, &subject, id, &info.publisher).await?;
-    // A version asked for by name may be any; a channel may not lead back in time.
-    if let Select::Channel(channel) = &wanted.select {
-        check_not_back(&info, channel, &version, seen)?;
-    }
-    let newest_sequence = seen.max(version.manifest.sequence);
-    state.set_pin(image, Pin { publisher: info.publisher, newest_sequence })?;
+    check_not_back(&info, channel, &version, seen)?;
+    let sequence = version.manifest.sequence;
+    let sighting = Sighting { channel, sequence, for_all, is_back: sequence < seen };
+    state.note_seen(image, info.publisher, Some(sighting))?;
     Ok(version)
 }
 
-/// Checks that a channel does not lead back in time without its publisher's word: an older version than the newest one seen is
+/// Checks that a channel does not lead back in time without its publisher's word: an older version than the newest one seen on it is
 /// taken only with a signed rollback that knows of that one.
 ///
 /// # Errors
@@ -323,7 +326,7 @@ pub fn check_not_back(
     if found >= seen || is_taken_back().unwrap_or(false) {
         return Ok(());
     }
-    Err(VersionError::WentBack { image: info.image.clone(), found, seen })
+    Err(VersionError::WentBack { image: info.image.clone(), channel: channel.clone(), found, seen })
 }
 
 /// Checks an image's publisher against the key pinned for it.

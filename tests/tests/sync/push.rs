@@ -216,9 +216,14 @@ fn a_channel_moves_for_some_and_back_for_all() {
     let words = ["channel", "golden", "stable", "--rollback"];
     let refused = published.publisher.satchel(words).exited(1);
     assert!(refused.stderr.contains("there is no move of channel stable to take back"), "{}", refused.stderr);
-    // For a machine that sees a newer version before it follows, the word is void until it is given anew.
+    // For a machine that has seen a newer version before it follows, the word is void until it is given anew.
     push(&published, 70, &["--channel", "testing"]);
-    let _ = laptop.satchel(["create", "ahead", "--image", "golden:testing", "--home", "16M"]).ok();
+    let pins = laptop.state().join("pins.json");
+    let read = std::fs::read(&pins).expect("a file can be read");
+    let mut seen: serde_json::Value = serde_json::from_slice(&read).expect("JSON");
+    seen["images"]["golden"]["newest_sequence"] = 3.into();
+    seen["images"]["golden"]["channels"] = serde_json::json!({});
+    std::fs::write(&pins, seen.to_string()).expect("a file can be written");
     visit(&laptop, "new", (&second, &home), nothing);
     let anew = channel(&published, &["stable", "1"]);
     assert_eq!((&anew["version"]["sequence"], &anew["rollback"]["newest"]), (&1.into(), &3.into()), "{anew}");
@@ -293,6 +298,83 @@ fn a_version_that_does_not_start_is_left_and_what_comes_next_is_taken_up() {
     let fourth = push(&published, 69, &[]);
     visit(&laptop, "work", (&fourth, &home), nothing);
     assert_eq!(notes(&laptop, "work")[0], "renewed to golden@4");
+}
+
+/// Starts a desktop; the golden version it is on then.
+#[track_caller]
+fn started(machine: &Client, desktop: &str) -> u64 {
+    machine.mount(desktop).unmount();
+    machine.status(desktop)["base"]["sequence"].as_u64().expect("a number")
+}
+
+/// The golden version that a desktop is made on.
+#[track_caller]
+fn made_on(machine: &Client, desktop: &str, image: &str) -> u64 {
+    let words = ["--json", "create", desktop, "--image", image, "--home", "16M", "--mode", "keep"];
+    machine.satchel(words).ok().json()["image_sequence"].as_u64().expect("a number")
+}
+
+#[test]
+fn each_channel_goes_back_by_its_own_publishers_word_alone() {
+    require!(fuse);
+    let mut published = Publication::new(88, IMAGE_BYTES);
+    let _ = push(&published, 89, &["--channel", "beta"]);
+    let laptop = published.machine("laptop");
+    assert_eq!(made_on(&laptop, "ahead", "golden:beta"), 2);
+    // The other channel lags behind, as ever.
+    assert_eq!(made_on(&laptop, "work", "golden"), 1);
+    let directory = laptop.new_directory();
+    let export = ["export", "golden:stable", directory.to_str().expect("UTF-8")];
+    let _ = laptop.satchel(export).ok();
+
+    let backup = published.server.back_up();
+    channel(&published, &["stable", "2"]);
+    assert_eq!(made_on(&laptop, "seen", "golden"), 2);
+    published.server.restore(&backup);
+    let create = ["create", "back", "--image", "golden", "--home", "16M"];
+    for words in [&create[..], &export] {
+        let refused = laptop.satchel(words).exited(1).stderr;
+        assert!(refused.contains("version 1 of image golden, older than version 2"), "{refused}");
+        assert!(refused.contains("`golden@1`") && !refused.contains("--image"), "{refused}");
+    }
+    // What was seen before channels were told apart counts for each that was not seen since.
+    let pins = laptop.state().join("pins.json");
+    let read = std::fs::read(&pins).expect("a file can be read");
+    let mut old: serde_json::Value = serde_json::from_slice(&read).expect("JSON");
+    old["images"]["golden"].as_object_mut().expect("an object").remove("channels");
+    old["images"]["golden"]["newest_sequence"] = 2.into();
+    std::fs::write(&pins, old.to_string()).expect("a file can be written");
+    let _ = laptop.satchel(create).exited(1);
+    assert_eq!(made_on(&laptop, "beta", "golden:beta"), 2);
+    let _ = laptop.satchel(create).exited(1);
+    assert_eq!(made_on(&laptop, "named", "golden@1"), 1);
+}
+
+#[test]
+fn a_version_that_reaches_no_desktop_reaches_no_new_one() {
+    require!(fuse);
+    let published = Publication::new(90, IMAGE_BYTES);
+    let laptop = published.machine("laptop");
+    let _ = push(&published, 91, &["--percent", "0"]);
+    // Seen by who named it, and by a desktop that the move reached.
+    assert_eq!(made_on(&laptop, "named", "golden@2"), 2);
+    assert_eq!(made_on(&laptop, "new", "golden"), 1);
+    let _ = push(&published, 92, &["--percent", "99"]);
+    let reached = (0..30).find(|number| {
+        let desktop = format!("desktop-{number}");
+        assert!(made_on(&laptop, &desktop, "golden") < 3);
+        started(&laptop, &desktop) == 3
+    });
+    assert!(reached.is_some());
+    channel(&published, &["stable", "--percent", "0"]);
+    assert!(made_on(&laptop, "newer", "golden") < 3);
+    // Taken from all it was for without the publisher's word, the one before it is had by its name alone.
+    channel(&published, &["stable", "--percent", "100"]);
+    assert_eq!(made_on(&laptop, "all", "golden"), 3);
+    channel(&published, &["stable", "--percent", "0"]);
+    let refused = laptop.satchel(["create", "none", "--image", "golden", "--home", "16M"]).exited(1).stderr;
+    assert!(refused.contains("older than version 3"), "{refused}");
+    published.server.verify();
 }
 
 /// Nothing can be committed on a version that the server does not know. What is on a home goes over to one that it knows.

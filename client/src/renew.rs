@@ -26,7 +26,7 @@ pub use watch::{Ready, watch};
 use crate::desktop::{DesktopError, OpenDesktop, Version, with_room};
 use crate::remote::{ImageInfo, NamedVersion, Placing, RemoteError, Rollout, VersionInfo};
 use crate::session::{Notice, Session};
-use crate::starts::{self, Starts, StartsError};
+use crate::starts::{self, Starts, unless_noted, while_held};
 use crate::state::{Sighting, StateDir, StateError};
 use crate::sync::{SyncError, Syncer};
 use crate::upstream::CommitError;
@@ -175,6 +175,22 @@ impl Now {
         })
     }
 
+    /// How the channel finds it, with what a person or bad starts say of what it names now.
+    fn standing(&self, starts: &Starts, directory: &Path, rollout: &Rollout) -> Standing {
+        let mut starts = starts.clone();
+        starts.hear(rollout);
+        unless_noted(starts::note_heard(directory, rollout));
+        let (skipped, held) = (starts.skipped(), starts.held());
+        Standing { desktop: self.desktop, base: self.golden, skipped, held }
+    }
+
+    /// What the channel names while a person wants the desktop on a golden version; none where the channel has no say, or names that
+    /// one.
+    fn held_on(&self, to: ManifestId, rollout: Option<&Rollout>) -> Option<NamedVersion> {
+        let named = rollout.map(|rollout| rollout.version)?;
+        (self.mode != SystemMode::Own && named.id != to).then_some(named)
+    }
+
     fn image(&self) -> Subject {
         Subject::Image { image: self.base.image.clone() }
     }
@@ -228,8 +244,7 @@ impl Renewer<'_> {
         let info = asked.map_err(|_| RenewError::NoAnswer)??;
         let Some(rollout) = info.rollouts.get(&channel) else { return Ok(None) };
         Heard::of(&info.image, &channel, rollout).store(self.directory);
-        let standing = Standing { desktop: now.desktop, base: now.golden, skipped: starts.skipped() };
-        match due(&standing, rollout) {
+        match due(&now.standing(starts, self.directory, rollout), rollout) {
             Some(to) => {
                 let golden = self.fetch_named(session, now, &info, Some(&channel), to).await?;
                 Ok(Some((golden, format!("renewed to {}@{}", info.image, to.sequence))))
@@ -249,7 +264,7 @@ impl Renewer<'_> {
         }
         let info = session.remote.image(&now.base.image).await?;
         let channel = now.base.channel.clone();
-        let rollout = channel.as_ref().and_then(|channel| info.rollouts.get(channel));
+        let rollout = self.hear(&now, &info);
         let (to, by_channel) = match (wanted, rollout) {
             (Wanted::Version(wanted), _) => {
                 let found = find_version(&session.remote, &now.image(), wanted).await?;
@@ -267,14 +282,32 @@ impl Renewer<'_> {
         }
         let golden = self.fetch_named(session, &now, &info, by_channel, to).await?;
         let note = format!("moved to {}@{}", info.image, to.sequence);
-        // Who says where it is to be means it for more than one start.
-        let named = rollout.map(|rollout| rollout.version).filter(|named| named.sequence > to.sequence);
-        let skipped = named.filter(|_| now.mode != SystemMode::Own);
-        let renewed = self.take_up(session, now, &golden, None, note, false).await?;
-        if let Some(skipped) = skipped {
-            unless_noted(starts::note_left(self.directory, skipped.id, false));
-        }
-        Ok(Renewed { skipped, ..renewed })
+        let held = now.held_on(to.id, rollout);
+        self.take_up_and_hold(session, now, &golden, None, note, held).await
+    }
+
+    /// What the desktop's channel names, noted down.
+    fn hear<'a>(&self, now: &Now, info: &'a ImageInfo) -> Option<&'a Rollout> {
+        let channel = now.base.channel.as_ref()?;
+        let rollout = info.rollouts.get(channel)?;
+        Heard::of(&info.image, channel, rollout).store(self.directory);
+        Some(rollout)
+    }
+
+    /// Takes up a golden version where a person says so, who means it for more than one start.
+    async fn take_up_and_hold(
+        &self,
+        session: &Session,
+        now: Now,
+        golden: &Version,
+        system: Option<Disk>,
+        note: String,
+        held: Option<NamedVersion>,
+    ) -> Result<Renewed, RenewError> {
+        let moving = self.take_up(session, now, golden, system, note, false);
+        let is_unheard = |error: &RenewError| matches!(error, RenewError::Commit(CommitError::Remote(_)));
+        let renewed = while_held(self.directory, held, moving, is_unheard).await?;
+        Ok(Renewed { skipped: held, ..renewed })
     }
 
     /// Gives a desktop another mode. One that is to renew its system disk begins with that of the golden version it stands on; in
@@ -357,6 +390,8 @@ impl Renewer<'_> {
     /// Goes back to the base and the system disk of the desktop's newest version that stood on another base.
     async fn undo(&self, session: &Session, now: Now) -> Result<Renewed, RenewError> {
         let subject = now.head.manifest.subject.clone();
+        let info = session.remote.image(&now.base.image).await?;
+        let rollout = self.hear(&now, &info);
         let mut before = Some(now.head.manifest.sequence);
         while let Some(below) = before {
             let page = session.remote.versions(&subject, PAGE, Some(below)).await?;
@@ -376,11 +411,9 @@ impl Renewer<'_> {
                 }
                 let golden =
                     fetch_version(&session.remote, &now.image(), base.version, &now.publisher).await?;
-                let left = now.golden.id;
                 let note = format!("back to {}@{}", base.image, golden.manifest.sequence);
-                // Before it is left: should the end not be heard, it is not taken up again at once.
-                unless_noted(starts::note_left(self.directory, left, false));
-                return self.take_up(session, now, &golden, Some(system.clone()), note, false).await;
+                let (system, held) = (Some(system.clone()), now.held_on(golden.id, rollout));
+                return self.take_up_and_hold(session, now, &golden, system, note, held).await;
             }
         }
         Err(RenewError::Nowhere("it was never renewed: there is nothing to go back to".to_owned()))
@@ -505,13 +538,6 @@ pub(crate) fn next_manifest(
         disks,
         boot: golden.manifest.boot,
         ..head.manifest.clone()
-    }
-}
-
-/// The desktop has moved: what is not noted of it now only makes the next decision a poorer one.
-fn unless_noted(noted: Result<(), StartsError>) {
-    if let Err(error) = noted {
-        tracing::warn!(error = &error as &dyn std::error::Error, "what became of starts was not noted");
     }
 }
 

@@ -3,12 +3,15 @@
 //! Nothing goes away: the head stays in the history, so that a roll-back can be rolled back. Nothing of the desktop need be
 //! on this machine, since no disk is read: the earlier version's segments are on the server.
 
-use chunk_format::{Base, BootFacts, Disk, DiskRole, Manifest, Name, Subject};
+use chunk_format::{Base, BootFacts, Disk, DiskRole, Manifest, Name, Subject, SystemMode};
+use serde::Serialize;
 
 use crate::desktop::Version;
-use crate::remote::{Remote, RemoteError};
+use crate::remote::{NamedVersion, Remote, RemoteError};
+use crate::starts::{note_held, unless_noted, while_held};
 use crate::state::{StateDir, StateError};
 use crate::succeed::{InUseError, SucceedError, commit_successor, keep_unused};
+use crate::upstream::CommitError;
 use crate::versions::{VersionError, fetch_version, find_version};
 
 /// Why a desktop was not rolled back. Nothing was changed.
@@ -79,6 +82,24 @@ pub struct RolledBack {
     pub to: u64,
     /// The new version; none when the head has these disks already.
     pub version: Option<Version>,
+    /// The golden version below the system disk, where the next start would find another without more being said.
+    pub golden: Option<GoldenBelow>,
+}
+
+/// The golden version that a desktop was put back on.
+#[derive(Clone, Debug, Serialize)]
+pub struct GoldenBelow {
+    /// The image.
+    pub image: Name,
+    /// The golden version's number.
+    pub sequence: u64,
+    /// How the desktop takes up new ones.
+    pub mode: SystemMode,
+    /// What its channel names in place of it.
+    pub named: Option<NamedVersion>,
+    /// Whether it stays on this machine as long as the channel names that; where nothing of the desktop is here, that is kept in mind
+    /// nowhere.
+    pub stays: bool,
 }
 
 impl Roller<'_> {
@@ -101,14 +122,30 @@ impl Roller<'_> {
         };
         let subject = Subject::Desktop { owner: self.owner.clone(), desktop: desktop.clone() };
         let earlier = find_version(&self.remote, &subject, wanted).await?;
+        let golden = earlier.golden.map(|golden| golden.sequence);
         let (head, earlier) = tokio::try_join!(
             fetch_version(&self.remote, &subject, info.head.id, &info.head.key),
             fetch_version(&self.remote, &subject, earlier.id, &earlier.key),
         )?;
         let to = earlier.manifest.sequence;
         let content = Content::of(&head.manifest, &earlier.manifest, part)?;
-        if content.is_that_of(&head.manifest) {
-            return Ok(RolledBack { to, version: None });
+        let is_as_it_was = content.is_that_of(&head.manifest);
+        let moves = is_as_it_was || content.base != head.manifest.base;
+        let is_told = part != Part::Home && head.manifest.mode() != SystemMode::Own && moves;
+        let mut golden = match content.base.as_ref().zip(golden).filter(|_| is_told) {
+            Some((base, sequence)) => Some(self.golden_below(base, sequence, head.manifest.mode()).await?),
+            None => None,
+        };
+        let directory = unused.stands_on.as_ref().map(|_| self.state.desktop_path(desktop));
+        if let (Some(golden), Some(_)) = (&mut golden, &directory) {
+            golden.stays = golden.named.is_some();
+        }
+        let hold = directory.zip(golden.as_ref().map(|golden| golden.named));
+        if is_as_it_was {
+            if let Some((directory, named)) = hold {
+                unless_noted(note_held(&directory, named));
+            }
+            return Ok(RolledBack { to, version: None, golden });
         }
         let change = Manifest {
             disks: content.disks,
@@ -119,9 +156,35 @@ impl Roller<'_> {
             ..head.manifest.clone()
         };
         let key = self.state.machine_key()?;
-        let version = commit_successor(&self.remote, &key, &self.machine, &head, change).await?;
+        let committing = commit_successor(&self.remote, &key, &self.machine, &head, change);
+        let version = match hold {
+            Some((directory, named)) => {
+                let is_unheard =
+                    |error: &SucceedError| matches!(error, SucceedError::Commit(CommitError::Remote(_)));
+                while_held(&directory, named, committing, is_unheard).await?
+            }
+            None => committing.await?,
+        };
         unused.note_standing(&self.remote, desktop, &key).await;
-        Ok(RolledBack { to, version: Some(version) })
+        Ok(RolledBack { to, version: Some(version), golden })
+    }
+
+    /// What becomes of a golden version below a desktop that follows a channel.
+    async fn golden_below(
+        &self,
+        base: &Base,
+        sequence: u64,
+        mode: SystemMode,
+    ) -> Result<GoldenBelow, RollbackError> {
+        let named = match &base.channel {
+            Some(channel) => {
+                let info = self.remote.image(&base.image).await?;
+                info.rollouts.get(channel).map(|rollout| rollout.version)
+            }
+            None => None,
+        };
+        let named = named.filter(|named| named.id != base.version);
+        Ok(GoldenBelow { image: base.image.clone(), sequence, mode, named, stays: false })
     }
 }
 

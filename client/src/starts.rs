@@ -1,4 +1,5 @@
-//! What became of a desktop's starts on this machine, by golden version: `starts.json` in the desktop's directory.
+//! What became of a desktop's starts on this machine, by golden version, and where a person wants it to stay: `starts.json` in its
+//! directory.
 //!
 //! A start is written down, durably, before its machine begins, and counts as bad until somebody calls it good: whatever ends
 //! a machine that does not come up, a power cut included, leaves a start that nobody called good. One that the person ended
@@ -11,7 +12,7 @@ use std::path::{Path, PathBuf};
 use chunk_format::ManifestId;
 use serde::{Deserialize, Serialize};
 
-use crate::remote::{NamedVersion, Outcome};
+use crate::remote::{NamedVersion, Outcome, Rollout};
 use crate::volume::{DirVolume, Volume};
 
 const FILE_NAME: &str = "starts.json";
@@ -78,20 +79,31 @@ pub struct Starts {
     version: u32,
     /// By golden version, the one that was started on last at the end.
     golden: Vec<GoldenStarts>,
-    /// A golden version that is not taken up as long as the channel names it.
+    /// A golden version that did not start, and is not taken up as long as the channel names it.
     skipped: Option<ManifestId>,
+    /// What the channel named when a person moved the desktop elsewhere: it stays there as long as the channel names that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    held: Option<NamedVersion>,
 }
 
 impl Default for Starts {
     fn default() -> Self {
-        Self { version: VERSION, golden: Vec::new(), skipped: None }
+        Self { version: VERSION, golden: Vec::new(), skipped: None, held: None }
     }
 }
 
 impl Starts {
     /// What is known. Nothing is, too, when the file cannot be read: it decides about nothing that is kept.
     pub fn load(directory: &Path) -> Self {
-        let found = DirVolume::open(directory).and_then(|volume| volume.read(FILE_NAME, MAX_BYTES));
+        Self::of(DirVolume::open(directory).and_then(|volume| volume.read(FILE_NAME, MAX_BYTES)))
+    }
+
+    /// As [`load`](Self::load), of a desktop's directory that is open.
+    pub fn load_from(volume: &dyn Volume) -> Self {
+        Self::of(volume.read(FILE_NAME, MAX_BYTES))
+    }
+
+    fn of(found: io::Result<Vec<u8>>) -> Self {
         let bytes = match found {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Self::default(),
@@ -121,9 +133,20 @@ impl Starts {
         self.golden.iter().rev().find(is_good).map(|starts| starts.golden)
     }
 
-    /// A golden version that is not taken up as long as the channel names it.
+    /// A golden version that did not start, and is not taken up as long as the channel names it.
     pub fn skipped(&self) -> Option<ManifestId> {
         self.skipped
+    }
+
+    /// What the channel named when a person moved the desktop elsewhere: it stays there as long as the channel names that.
+    pub fn held(&self) -> Option<NamedVersion> {
+        self.held
+    }
+
+    /// Forgets what held as long as the channel named what it does not name any more.
+    pub fn hear(&mut self, rollout: &Rollout) {
+        self.skipped = self.skipped.filter(|skipped| rollout.names(*skipped));
+        self.held = self.held.filter(|held| held.id == rollout.version.id);
     }
 
     /// What the server was not told yet; of the version that is running now only what is sure.
@@ -217,6 +240,51 @@ pub fn note_left(directory: &Path, golden: ManifestId, reverted: bool) -> Result
             entry.reverted |= reverted;
         }
     })
+}
+
+/// Notes what the channel names while a desktop stays elsewhere, as a person says; none when it stays nowhere.
+///
+/// # Errors
+/// [`StartsError`].
+pub fn note_held(directory: &Path, held: Option<NamedVersion>) -> Result<(), StartsError> {
+    change(directory, |starts| starts.held = held)
+}
+
+/// Notes where the channel was heard to point.
+///
+/// # Errors
+/// [`StartsError`].
+pub fn note_heard(directory: &Path, rollout: &Rollout) -> Result<(), StartsError> {
+    change(directory, |starts| starts.hear(rollout))
+}
+
+/// Moves a desktop where a person wants it, and notes what the channel names meanwhile. That is noted first: should the end of the
+/// move not be heard, it is not undone at once. What fails for certain leaves what held before.
+///
+/// # Errors
+/// Those of the move.
+pub async fn while_held<T, E>(
+    directory: &Path,
+    held: Option<NamedVersion>,
+    moving: impl Future<Output = Result<T, E>>,
+    is_unheard: impl FnOnce(&E) -> bool,
+) -> Result<T, E> {
+    let before = Starts::load(directory).held;
+    unless_noted(note_held(directory, held));
+    let moved = moving.await;
+    if let Err(error) = &moved
+        && !is_unheard(error)
+    {
+        unless_noted(note_held(directory, before));
+    }
+    moved
+}
+
+/// What is not noted only makes the next decision a poorer one.
+pub fn unless_noted(noted: Result<(), StartsError>) {
+    if let Err(error) = noted {
+        tracing::warn!(error = &error as &dyn std::error::Error, "what became of starts was not noted");
+    }
 }
 
 /// Notes what the server was told.
@@ -341,6 +409,43 @@ mod tests {
         // Moved to again, it has another chance.
         note_moved(dir.path(), version).unwrap();
         assert_eq!(Starts::load(dir.path()).on(version.id).unwrap().begun, 0);
+    }
+
+    #[test]
+    fn what_holds_is_forgotten_when_the_channel_names_another_version() {
+        let dir = tempfile::tempdir().unwrap();
+        let rollout = |target: u64, previous: Option<u64>, percent| Rollout {
+            version: golden(target),
+            previous: previous.map(golden),
+            percent,
+            paused: false,
+            moved_ms: 0,
+            rollback: None,
+        };
+        let starts = || Starts::load(dir.path());
+        note_held(dir.path(), Some(golden(3))).unwrap();
+        note_left(dir.path(), golden(2).id, true).unwrap();
+        // What a move does not reach yet is named as well.
+        note_heard(dir.path(), &rollout(3, Some(2), 10)).unwrap();
+        assert_eq!((starts().held(), starts().skipped()), (Some(golden(3)), Some(golden(2).id)));
+        note_heard(dir.path(), &rollout(3, Some(2), 100)).unwrap();
+        assert_eq!((starts().held(), starts().skipped()), (Some(golden(3)), None));
+        note_heard(dir.path(), &rollout(4, Some(3), 0)).unwrap();
+        assert_eq!(starts().held(), None);
+        // As files of before have it.
+        let old = format!(r#"{{"version":1,"golden":[],"skipped":"{}"}}"#, golden(2).id);
+        std::fs::write(dir.path().join(FILE_NAME), old).unwrap();
+        assert_eq!((starts().held(), starts().skipped()), (None, Some(golden(2).id)));
+    }
+
+    #[tokio::test]
+    async fn a_move_that_failed_holds_nothing_and_one_that_was_not_heard_of_does() {
+        let dir = tempfile::tempdir().unwrap();
+        for (moved, is_unheard, held) in [(Ok(()), false, 2), (Err(()), true, 2), (Err(()), false, 1)] {
+            note_held(dir.path(), Some(golden(1))).unwrap();
+            let done = while_held(dir.path(), Some(golden(2)), async { moved }, |()| is_unheard).await;
+            assert_eq!((done, Starts::load(dir.path()).held()), (moved, Some(golden(held))));
+        }
     }
 
     #[test]

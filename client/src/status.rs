@@ -17,8 +17,10 @@ use crate::local::{self, LocalShare, Shelf};
 use crate::overlay::{BLOCK_BYTES, BlockIndex, BlockState, Overlay};
 use crate::profile::ProfileStore;
 use crate::remote::Contact;
+use crate::remote::NamedVersion;
 use crate::renew::Heard;
 use crate::session::Session;
+use crate::starts::Starts;
 use crate::volume::Volume;
 
 /// A desktop as it is on this machine.
@@ -49,6 +51,10 @@ pub struct DesktopStatus {
     /// Where the channel was last heard to point.
     #[serde(default)]
     pub channel_version: Option<Heard>,
+    /// What the channel names, where that is not taken up here as long as it does: a person moved the desktop elsewhere, or it did
+    /// not start.
+    #[serde(default)]
+    pub passed_over: Option<NamedVersion>,
     /// Bytes written here that no committed version holds; none of what was discarded.
     pub unsynced_bytes: u64,
     /// Bytes discarded here where the version below has something.
@@ -295,12 +301,19 @@ impl DesktopStatus {
             Subject::Desktop { desktop, .. } if *desktop != record.desktop => Some(desktop.clone()),
             _ => None,
         };
-        let (system_mode, base) = (Some(head.mode()), head.base);
+        let (system_mode, base) = (Some(head.mode()), head.base.clone());
         let channel = base.as_ref().and_then(|base| base.channel.clone());
         let channel_version = Heard::load(store.volume()).filter(|heard| {
             let image = base.as_ref().map(|base| &base.image);
             (image, &channel) == (Some(&heard.image), &Some(heard.channel.clone()))
         });
+        let starts = Starts::load_from(store.volume());
+        let is_passed_over = |named: &NamedVersion| {
+            named.id != record.base
+                && head.mode() != SystemMode::Own
+                && (starts.skipped() == Some(named.id) || starts.held() == Some(*named))
+        };
+        let passed_over = channel_version.as_ref().map(|heard| heard.version).filter(is_passed_over);
         let lease = LeaseRecord::load(store.volume());
         Ok(Self {
             lease_held: lease.as_ref().is_some_and(|lease| lease.is_held),
@@ -309,6 +322,7 @@ impl DesktopStatus {
             system_mode,
             channel,
             channel_version,
+            passed_over,
             desktop: record.desktop.clone(),
             owner: record.owner.clone(),
             mounted_at,

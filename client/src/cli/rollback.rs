@@ -1,8 +1,9 @@
 //! `satchel rollback`
 
+use chunk_format::SystemMode;
 use chunk_format::{ManifestId, Name};
 use clap::Args;
-use satchel_client::rollback::{Part, Roller};
+use satchel_client::rollback::{GoldenBelow, Part, Roller};
 use serde::Serialize;
 
 use super::output::short;
@@ -29,6 +30,8 @@ struct RolledBack {
     to: u64,
     /// The version made for it; null when the newest has these disks already.
     version: Option<Made>,
+    /// The golden version below the system disk, where that was put back and follows a channel.
+    golden: Option<GoldenBelow>,
 }
 
 #[derive(Serialize)]
@@ -53,10 +56,11 @@ pub(crate) async fn run(context: &Context, args: RollbackArgs) -> anyhow::Result
         sequence: version.manifest.sequence,
         note: version.manifest.note,
     };
-    let result = RolledBack { desktop: args.desktop, to: done.to, version: done.version.map(made) };
+    let (to, version, golden) = (done.to, done.version.map(made), done.golden);
+    let result = RolledBack { desktop: args.desktop, to, version, golden };
     context.printer.result(&result, |result| {
         let (desktop, to) = (&result.desktop, result.to);
-        match &result.version {
+        let mut text = match &result.version {
             None => format!("{desktop} is as it was at version {to} already; nothing was changed"),
             Some(made) => format!(
                 "rolled {desktop} back to version {to}: that is now version {} ({}). To undo it: satchel rollback \
@@ -65,7 +69,33 @@ pub(crate) async fn run(context: &Context, args: RollbackArgs) -> anyhow::Result
                 short(&made.id),
                 made.sequence - 1
             ),
-        }
+        };
+        text.extend(result.golden.iter().flat_map(|golden| of_golden(desktop, golden)));
+        text
     })?;
     Ok(())
+}
+
+/// What becomes of the golden version below, in lines.
+fn of_golden(desktop: &Name, golden: &GoldenBelow) -> Vec<String> {
+    let GoldenBelow { image, sequence, mode, named, stays } = golden;
+    let mut lines = Vec::new();
+    if *mode == SystemMode::Renew {
+        lines.push(format!(
+            "\nits system disk is new at each start (mode renew): each begins with that of version {sequence} of {image}"
+        ));
+    }
+    lines.extend(named.map(|named| match stays {
+        true => format!(
+            "\non this machine it stays on version {sequence} of {image} until its channel names another version than {0}, and \
+             `satchel rebase {desktop}` takes that up",
+            named.sequence
+        ),
+        false => format!(
+            "\nthe next start takes up version {} of {image} again: nothing of {desktop} is on this machine, and so nothing to keep \
+             it back. Where it was run before, the same command keeps it on version {sequence}",
+            named.sequence
+        ),
+    }));
+    lines
 }

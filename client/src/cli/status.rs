@@ -194,7 +194,14 @@ fn text(status: &DesktopStatus) -> String {
         line("mode", mode.to_string());
     }
     if let Some(heard) = &status.channel_version {
-        let here = if heard.version.id == status.base.id { ", which it stands on" } else { "" };
+        let here = match status.passed_over {
+            Some(_) => format!(
+                ", which is not taken up here until it names another; `satchel rebase {}` takes it up",
+                status.desktop
+            ),
+            None if heard.version.id == status.base.id => ", which it stands on".to_owned(),
+            None => String::new(),
+        };
         let (image, channel, named) = (&heard.image, &heard.channel, heard.version.sequence);
         line("channel", format!("{image}:{channel} names version {named}{here}{}", how_far(heard)));
     }

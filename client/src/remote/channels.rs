@@ -49,6 +49,11 @@ impl Rollout {
         self.percent >= 100 && !self.paused
     }
 
+    /// Whether it names a version, be it for some desktops only.
+    pub fn names(&self, version: ManifestId) -> bool {
+        self.version.id == version || self.settled().is_some_and(|before| before.id == version)
+    }
+
     /// The version before a move that does not reach every desktop.
     pub fn settled(&self) -> Option<NamedVersion> {
         self.previous.filter(|_| !self.is_done())

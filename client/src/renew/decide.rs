@@ -13,6 +13,8 @@ pub struct Standing {
     pub base: NamedVersion,
     /// A golden version that is not taken up as long as the channel names it.
     pub skipped: Option<ManifestId>,
+    /// What the channel named when a person moved the desktop elsewhere: nothing is taken up as long as it does.
+    pub held: Option<NamedVersion>,
 }
 
 /// The golden version a desktop is to move to; none when it is to stay where it is.
@@ -20,9 +22,9 @@ pub struct Standing {
 /// A move that does not reach the desktop leads it to the version before the move at most, and never back. Back leads only a
 /// channel that its publisher has taken back.
 pub fn due(standing: &Standing, rollout: &Rollout) -> Option<NamedVersion> {
-    let Standing { desktop, base, skipped } = *standing;
+    let Standing { desktop, base, skipped, held } = *standing;
     let target = rollout.version;
-    if target.id == base.id || skipped == Some(target.id) {
+    if target.id == base.id || skipped == Some(target.id) || held.is_some_and(|held| held.id == target.id) {
         return None;
     }
     if target.sequence < base.sequence {
@@ -58,7 +60,7 @@ mod tests {
     }
 
     fn standing(base: u64) -> Standing {
-        Standing { desktop: ManifestId::of(b"desktop"), base: version(base), skipped: None }
+        Standing { desktop: ManifestId::of(b"desktop"), base: version(base), skipped: None, held: None }
     }
 
     #[test]
@@ -66,8 +68,11 @@ mod tests {
         assert_eq!(due(&standing(1), &rollout(2, Some(1), 100)), Some(version(2)));
         assert_eq!(due(&standing(2), &rollout(2, Some(1), 100)), None);
         let skipping = Standing { skipped: Some(version(2).id), ..standing(1) };
-        assert_eq!(due(&skipping, &rollout(2, Some(1), 100)), None);
-        assert_eq!(due(&skipping, &rollout(3, Some(2), 100)), Some(version(3)));
+        let told = Standing { held: Some(version(2)), ..standing(1) };
+        for standing in [skipping, told] {
+            assert_eq!(due(&standing, &rollout(2, Some(1), 100)), None);
+            assert_eq!(due(&standing, &rollout(3, Some(2), 100)), Some(version(3)));
+        }
     }
 
     #[test]
@@ -87,6 +92,8 @@ mod tests {
         let word = RollbackWord { newest: 3, signature: String::new() };
         let signed = Rollout { rollback: Some(word), ..unsigned };
         assert_eq!(due(&standing(3), &signed), Some(version(1)));
+        // Not while a person wants it elsewhere, who knew of that.
+        assert_eq!(due(&Standing { held: Some(version(1)), ..standing(3) }, &signed), None);
     }
 
     fn any_rollout() -> impl Strategy<Value = Rollout> {
@@ -102,10 +109,12 @@ mod tests {
 
     fn any_standing() -> impl Strategy<Value = Standing> {
         let skipped = proptest::option::of(1u64..8);
-        (any::<[u8; 32]>(), 1u64..8, skipped).prop_map(|(desktop, base, skipped)| Standing {
+        let held = proptest::option::of(1u64..8);
+        (any::<[u8; 32]>(), 1u64..8, skipped, held).prop_map(|(desktop, base, skipped, held)| Standing {
             desktop: ManifestId::from_bytes(desktop),
             base: version(base),
             skipped: skipped.map(|sequence| version(sequence).id),
+            held: held.map(version),
         })
     }
 
@@ -118,6 +127,7 @@ mod tests {
             // Only to what the channel names, never to what is skipped, and back with the publisher's word only.
             prop_assert!(to == rollout.version || Some(to) == rollout.previous);
             prop_assert_ne!(Some(to.id), standing.skipped);
+            prop_assert_ne!(Some(rollout.version), standing.held);
             prop_assert!(to.sequence > standing.base.sequence || rollout.rollback.is_some());
             // One step is enough: nobody goes to and fro between two versions of one roll-out.
             let after = Standing { base: to, ..standing };

@@ -8,7 +8,7 @@ use std::time::Duration;
 use chunk_format::{ManifestId, Name, SystemMode};
 use tokio::sync::mpsc;
 
-use super::decide::{Standing, due};
+use super::decide::due;
 use super::{Heard, Now, RenewError, ahead, tell};
 use crate::remote::NamedVersion;
 use crate::session::Session;
@@ -66,8 +66,7 @@ async fn look(
     let Some(info) = session.remote.image_if_changed(&now.base.image, tag).await? else { return Ok(None) };
     let Some(rollout) = info.rollouts.get(channel) else { return Ok(None) };
     Heard::of(&info.image, channel, rollout).store(directory);
-    let skipped = Starts::load(directory).skipped();
-    let standing = Standing { desktop: now.desktop, base: now.golden, skipped };
+    let standing = now.standing(&Starts::load(directory), directory, rollout);
     let Some(NamedVersion { id, .. }) = due(&standing, rollout).filter(|to| *done != Some(to.id)) else {
         return Ok(None);
     };

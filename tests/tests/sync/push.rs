@@ -307,6 +307,106 @@ fn started(machine: &Client, desktop: &str) -> u64 {
     machine.status(desktop)["base"]["sequence"].as_u64().expect("a number")
 }
 
+#[test]
+fn what_a_person_said_holds_until_the_channel_names_another_version() {
+    require!(fuse);
+    let published = Publication::new(80, IMAGE_BYTES);
+    let _ = push(&published, 81, &[]);
+    let laptop = published.machine("laptop");
+    let rebase = |words: &[&str]| laptop.satchel(["rebase", "work"].iter().chain(words)).ok().stdout;
+    create(&laptop, "work", "keep");
+    assert_eq!(started(&laptop, "work"), 2);
+    assert_eq!(laptop.status("work")["passed_over"], serde_json::Value::Null);
+
+    // Ahead of its channel and back: no version is passed over.
+    let _ = push(&published, 82, &["--channel", "beta"]);
+    let said = rebase(&["--to", "3"]);
+    assert!(said.contains("until its channel names another version than 2"), "{said}");
+    assert_eq!(started(&laptop, "work"), 3);
+    let said = rebase(&["--undo"]);
+    assert!(!said.contains("stays"), "{said}");
+    assert_eq!(started(&laptop, "work"), 2);
+    channel(&published, &["stable", "3"]);
+    assert_eq!(started(&laptop, "work"), 3);
+
+    // Behind its channel until that moves on; what it named then is followed when it is named again.
+    let said = rebase(&["--undo"]);
+    assert!(said.contains("until its channel names another version than 3"), "{said}");
+    assert_eq!(started(&laptop, "work"), 2);
+    let status = laptop.status("work");
+    assert_eq!(status["passed_over"]["sequence"], 3, "{status}");
+    let said = laptop.satchel(["status", "work"]).ok().stdout;
+    assert!(said.contains("golden:stable names version 3, which is not taken up here"), "{said}");
+    let _ = push(&published, 83, &[]);
+    assert_eq!(started(&laptop, "work"), 4);
+    assert_eq!(laptop.status("work")["passed_over"], serde_json::Value::Null);
+    channel(&published, &["stable", "--rollback"]);
+    assert_eq!(started(&laptop, "work"), 3);
+
+    // Nor is what was left by going back and forth.
+    channel(&published, &["stable", "4"]);
+    assert_eq!(started(&laptop, "work"), 4);
+    rebase(&["--to", "3"]);
+    rebase(&["--undo"]);
+    channel(&published, &["stable", "--rollback"]);
+    assert_eq!(started(&laptop, "work"), 3);
+
+    // Ahead of a channel that was taken back.
+    rebase(&["--to", "4"]);
+    assert_eq!(started(&laptop, "work"), 4);
+    let _ = push(&published, 84, &[]);
+    assert_eq!(started(&laptop, "work"), 5);
+    published.server.verify();
+}
+
+#[test]
+fn a_desktop_that_is_rolled_back_past_an_update_stays_there() {
+    require!(fuse);
+    let published = Publication::new(85, IMAGE_BYTES);
+    let (laptop, other) = (published.machine("laptop"), published.machine("other"));
+    for mode in ["keep", "renew", "own"] {
+        create(&laptop, mode, mode);
+        assert_eq!(started(&laptop, mode), 1);
+    }
+    create(&laptop, "elsewhere", "keep");
+    let _ = push(&published, 86, &[]);
+    for (mode, on) in [("keep", 2), ("renew", 2), ("own", 1)] {
+        assert_eq!(started(&laptop, mode), on);
+    }
+    assert_eq!(started(&laptop, "elsewhere"), 2);
+    let _ = laptop.satchel(["rebase", "own"]).ok();
+    let roll = |desktop: &str, words: &[&str]| {
+        laptop.satchel(["rollback", desktop, "1"].iter().chain(words)).ok().stdout
+    };
+    let said = [roll("keep", &[]), roll("renew", &["--system-only"]), roll("own", &[])];
+    for said in &said[..2] {
+        assert!(said.contains("until its channel names another version than 2"), "{said}");
+    }
+    assert!(said[1].contains("new at each start (mode renew)"), "{}", said[1]);
+    assert!(!said[2].contains("channel") && !said[0].contains("renew)"), "{said:?}");
+    for mode in ["keep", "renew", "own"] {
+        assert_eq!(started(&laptop, mode), 1, "{mode}");
+    }
+    // The home alone is on no golden version.
+    let said = roll("keep", &["--home-only"]);
+    assert!(!said.contains("channel"), "{said}");
+    // Where nothing of the desktop is, nothing can be kept in mind.
+    let said = other.satchel(["rollback", "elsewhere", "1"]).ok().stdout;
+    assert!(said.contains("the next start takes up version 2 of golden again"), "{said}");
+    let said = roll("elsewhere", &[]);
+    assert!(
+        said.contains("as it was at version 1 already") && said.contains("another version than 2"),
+        "{said}"
+    );
+    assert_eq!(started(&laptop, "elsewhere"), 1);
+    assert_eq!(started(&other, "elsewhere"), 2);
+    let _ = push(&published, 87, &[]);
+    for (mode, on) in [("keep", 3), ("renew", 3), ("own", 1)] {
+        assert_eq!(started(&laptop, mode), on, "{mode}");
+    }
+    published.server.verify();
+}
+
 /// The golden version that a desktop is made on.
 #[track_caller]
 fn made_on(machine: &Client, desktop: &str, image: &str) -> u64 {

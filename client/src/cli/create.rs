@@ -56,6 +56,7 @@ struct Created {
     image: String,
     image_sequence: u64,
     home_bytes: u64,
+    system_mode: SystemMode,
     #[serde(flatten)]
     version: VersionInfo,
 }
@@ -85,12 +86,14 @@ pub(crate) async fn run(context: &Context, args: CreateArgs) -> anyhow::Result<(
         publisher: args.publisher,
         mode: args.mode.map(Into::into),
     };
+    let wanted = request.mode;
     let (version, golden) = creator.create(request).await?;
     let created = Created {
         desktop: args.desktop.to_string(),
         image: args.image.image.to_string(),
         image_sequence: golden.sequence,
         home_bytes: args.home.0,
+        system_mode: wanted.unwrap_or(golden.mode()),
         version,
     };
     context.printer.result(&created, |created| {
@@ -99,10 +102,22 @@ pub(crate) async fn run(context: &Context, args: CreateArgs) -> anyhow::Result<(
         } else {
             format!("a home disk of {}", args.home)
         };
-        format!(
+        let mut text = format!(
             "made desktop {0} from {1} version {2}, with {home}; start it: satchel run {0}",
             created.desktop, created.image, created.image_sequence
-        )
+        );
+        text.extend(volatile(created));
+        text
     })?;
     Ok(())
+}
+
+/// What a person must know of a system disk that is new at each start, before they install something on it.
+fn volatile(created: &Created) -> Option<String> {
+    let kept = if created.home_bytes == 0 { "" } else { ", while its home disk stays" };
+    (created.system_mode == SystemMode::Renew).then(|| {
+        format!(
+            "\nits system disk is new at each start (mode renew): what is written to it is gone when the machine is off{kept}"
+        )
+    })
 }

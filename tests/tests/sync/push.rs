@@ -32,7 +32,8 @@ fn channel(published: &Publication, words: &[&str]) -> serde_json::Value {
 #[track_caller]
 fn create(machine: &Client, desktop: &str, mode: &str) {
     let words = ["create", desktop, "--image", "golden", "--home", "16M", "--mode", mode];
-    let _ = machine.satchel(words).ok();
+    let said = machine.satchel(words).ok().stdout;
+    assert_eq!(said.contains("is gone when the machine is off"), mode == "renew", "{said}");
 }
 
 /// Mounts a desktop, looks at what its disks hold, does something with them, and unmounts; what the mount said.

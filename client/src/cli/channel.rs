@@ -65,6 +65,9 @@ pub(crate) async fn run(context: &Context, args: ChannelArgs) -> anyhow::Result<
             let instead = format!("make it for all first: satchel channel {image} {channel} {version}");
             return Err(not_staged(image, channel, &instead));
         }
+        if let Some(present) = present {
+            check_others(&args.image, channel, present, to, args.percent)?;
+        }
         let signature = match present {
             Some(present) if needs_word(&info, present, to, args.version.is_some()) => {
                 Some(sign_back(context, &info, channel, to)?)
@@ -92,6 +95,25 @@ pub(super) fn not_staged(image: &Name, channel: &Name, instead: &str) -> anyhow:
     anyhow!(
         "image {image} has no channel {channel} yet, and so no version on which the other desktops could stay; {instead}"
     )
+}
+
+/// Checks that a channel has another version before the one that it is to name for some desktops alone.
+pub(super) fn check_others(
+    image: &Name,
+    channel: &Name,
+    present: &Rollout,
+    to: NamedVersion,
+    percent: Option<u8>,
+) -> anyhow::Result<()> {
+    let is_first = present.version.id == to.id && present.previous.is_none();
+    if is_first && percent.is_some_and(|percent| percent < 100) {
+        bail!(
+            "channel {channel} of image {image} has named version {} alone, and so none on which the other desktops could stay: leave \
+             --percent out, and give it with the version after it",
+            to.sequence
+        );
+    }
+    Ok(())
 }
 
 /// Where the channel is to point.

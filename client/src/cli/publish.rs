@@ -9,11 +9,11 @@ use clap::Args;
 use satchel_client::files::diff::Fate;
 use satchel_client::profile::fetch_profile;
 use satchel_client::publish::{PublishError, Publisher, Request, Summarizer, Summary};
-use satchel_client::remote::{ChannelMove, Remote};
+use satchel_client::remote::{ChannelMove, NamedVersion, Remote, Rollout};
 use satchel_client::upload::UploadProgress;
 use serde::Serialize;
 
-use super::channel::not_staged;
+use super::channel::{check_others, not_staged};
 use super::create::ModeArg;
 use super::quantity::{ByteSize, note};
 use super::{Context, machine_name, now_ms, output, profile, progress, worker_threads};
@@ -75,9 +75,10 @@ struct Published {
 pub(crate) async fn run(context: &Context, args: PublishArgs) -> anyhow::Result<()> {
     let state = context.state()?;
     let (_, remote) = state.remote()?;
-    if args.percent.is_some_and(|percent| percent < 100) {
-        check_channel(&remote, &args.image, &args.channel).await?;
-    }
+    let present = match args.percent {
+        Some(0..100) => Some(present(&remote, &args.image, &args.channel).await?),
+        _ => None,
+    };
     let previous = match &args.profile_from {
         Some(wanted) => Some(profile::find_profiled(&remote, &state, &args.image, wanted).await?),
         None => None,
@@ -132,6 +133,10 @@ pub(crate) async fn run(context: &Context, args: PublishArgs) -> anyhow::Result<
         context.printer.message(note);
     }
     if let Some(percent) = args.percent {
+        if let Some(present) = &present {
+            let to = NamedVersion { id: report.version.id, sequence: report.version.sequence };
+            check_others(&args.image, &args.channel, present, to, args.percent)?;
+        }
         let to = ChannelMove {
             version: report.version.id,
             from: None,
@@ -188,15 +193,16 @@ pub(crate) async fn run(context: &Context, args: PublishArgs) -> anyhow::Result<
             published.channel,
             args.percent.map_or(String::new(), |percent| format!(" for {percent} % of the desktops"))
         );
+        let profile =
+            published.profile.as_ref().map_or(String::new(), |profile| format!("\n{}", profile.text()));
         if published.unchanged {
-            return format!("{name}: it already holds this disk");
+            let anew = if profile.is_empty() { "" } else { "; what a start downloads was made anew" };
+            return format!("{name}: it already holds this disk{anew}{profile}");
         }
         let free = match published.free_bytes {
             0 => String::new(),
             bytes => format!(" ({} of free space left out)", ByteSize(bytes)),
         };
-        let profile =
-            published.profile.as_ref().map_or(String::new(), |profile| format!("\n{}", profile.text()));
         let summary = published.summary.as_ref().map_or(String::new(), text);
         format!(
             "{name}: {} disk, {} of data{free}, {} of it new, {} sent{summary}{profile}",
@@ -209,13 +215,13 @@ pub(crate) async fn run(context: &Context, args: PublishArgs) -> anyhow::Result<
     Ok(())
 }
 
-/// Checks that there is a version on which those stay whom a staged move does not reach: before anything is published.
-async fn check_channel(remote: &Remote, image: &Name, channel: &Name) -> anyhow::Result<()> {
-    let is_there = match remote.image(image).await {
-        Err(error) if error.code() == Some("not_found") => false,
-        info => info?.rollouts.contains_key(channel),
+/// What the channel names, on which those stay whom a staged move does not reach: looked for before anything is published.
+async fn present(remote: &Remote, image: &Name, channel: &Name) -> anyhow::Result<Rollout> {
+    let present = match remote.image(image).await {
+        Err(error) if error.code() == Some("not_found") => None,
+        info => info?.rollouts.remove(channel),
     };
-    if is_there { Ok(()) } else { Err(not_staged(image, channel, "publish it without --percent, for all")) }
+    present.ok_or_else(|| not_staged(image, channel, "publish it without --percent, for all"))
 }
 
 /// What a version changes, in lines that each begin with a line break.

@@ -19,6 +19,9 @@ use super::progress::UploadReporter;
 use super::quantity::{ByteSize, Every};
 use super::{Context, claim, sync};
 
+/// Less than this boots no kernel that a desktop has.
+const LEAST_MEMORY_MIB: u64 = 128;
+
 #[derive(Debug, Args)]
 pub(super) struct RunArgs {
     /// The desktop
@@ -81,8 +84,11 @@ pub(crate) async fn run(context: &Context, args: RunArgs) -> anyhow::Result<()> 
         DisplayArg::Web => bail!("QEMU shows no screen in a browser; use --display window or --display vnc"),
     };
     let memory_mib = args.memory.0 >> 20;
-    if memory_mib < 128 {
-        bail!("a machine with {} of memory starts no desktop; give at least --memory 512M", args.memory);
+    if memory_mib < LEAST_MEMORY_MIB {
+        bail!(
+            "a machine with {} of memory starts no desktop; give at least --memory {LEAST_MEMORY_MIB}M, and 512M or more to most",
+            args.memory
+        );
     }
     let state = context.state()?;
     let (_, remote) = state.remote()?;

@@ -13,6 +13,9 @@ use super::{DiskImage, ImageError};
 
 /// The header of version 2, which later ones begin with, bytes.
 const HEADER_BYTES: usize = 72;
+/// Incompatible features of version 3 that are not read here, by their bits. Source: as at [`tables_end`].
+const UNREAD_FEATURES: [(u32, &str); 2] =
+    [(3, "its clusters are compressed with zstd"), (4, "it has extended L2 entries")];
 /// Clusters have up to 2 MiB.
 const MAX_CLUSTER_BITS: u64 = 21;
 /// As much of a first-level table as QEMU reads, bytes.
@@ -32,6 +35,14 @@ impl Qcow2Image {
             .map_err(|source| ImageError::Io { path: path.to_owned(), source })?;
         if tables_end > file_bytes {
             return Err(unusable(cut_short(tables_end, file_bytes)));
+        }
+        let unread = unread_feature(path, file_bytes)
+            .map_err(|source| ImageError::Io { path: path.to_owned(), source })?;
+        if let Some(feature) = unread {
+            let path = path.display();
+            return Err(unusable(format!(
+                "{feature}; convert it first (`qemu-img convert -O qcow2 {path} NEW.qcow2`)"
+            )));
         }
         // Opens this one file only, whatever others its header names.
         let driver = Qcow2::<File>::open_path(path, false)
@@ -60,6 +71,19 @@ fn cut_short(needed_bytes: u64, file_bytes: u64) -> String {
     format!(
         "it is cut short: its tables speak of {needed_bytes} bytes and the file has {file_bytes}; copy it again"
     )
+}
+
+/// What the image has that is not read here, in words.
+fn unread_feature(path: &Path, file_bytes: u64) -> io::Result<Option<&'static str>> {
+    let mut header = [0; HEADER_BYTES + 8];
+    if file_bytes < header.len() as u64 {
+        return Ok(None);
+    }
+    std::fs::File::open(path)?.read_exact_at(&mut header, 0)?;
+    let field =
+        |at: usize, len: usize| header[at..at + len].iter().fold(0, |n, byte| n << 8 | u64::from(*byte));
+    let features = if field(4, 4) < 3 { 0 } else { field(HEADER_BYTES, 8) };
+    Ok(UNREAD_FEATURES.iter().find(|(bit, _)| features >> bit & 1 == 1).map(|(_, what)| *what))
 }
 
 /// Where the last of the image's mapping tables ends, or the first that does not end in the file: what is past the end

@@ -104,6 +104,18 @@ fn a_qcow2_image_reads_as_the_raw_one() {
 }
 
 #[test]
+fn a_qcow2_with_what_is_not_read_is_refused_with_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let (raw, _) = sparse_disk(dir.path());
+    for (option, said) in [("compression_type=zstd", "zstd"), ("extended_l2=on", "extended L2")] {
+        let arguments = ["convert", "-O", "qcow2", "-o", option, raw.to_str().unwrap()];
+        let Some(path) = qcow2(dir.path(), &arguments) else { return };
+        let error = open(&path, false).unwrap_err().to_string();
+        assert!(error.contains(said) && error.contains("qemu-img convert -O qcow2"), "{error}");
+    }
+}
+
+#[test]
 fn a_truncated_qcow2_is_refused_wherever_it_ends() {
     let dir = tempfile::tempdir().unwrap();
     let (raw, content) = sparse_disk(dir.path());

@@ -195,6 +195,16 @@ fn a_channel_moves_for_some_and_back_for_all() {
     create(&laptop, "work", "keep");
     visit(&laptop, "work", (&first, &home), nothing);
 
+    // A channel that has named one version alone has none on which others could stay.
+    let disk = published.disk.to_str().unwrap();
+    for staged in [
+        ["channel", "golden", "stable", "--percent", "50"].as_slice(),
+        &["publish", disk, "--image", "golden", "--percent", "50"],
+    ] {
+        let said = published.publisher.satchel(staged).exited(1).stderr;
+        assert!(said.contains("leave --percent out") && !said.contains('`'), "{said}");
+    }
+
     // Staged for nobody: who is there stays, and who comes gets what the others have.
     let second = push(&published, 64, &["--percent", "0"]);
     visit(&laptop, "work", (&first, &home), nothing);

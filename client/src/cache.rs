@@ -16,6 +16,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use chunk_format::{ChunkId, ChunkSize};
 use rustix::fs::{FallocateFlags, FlockOperation, StatVfs, fallocate, flock, fstatvfs};
 
+mod loose;
 mod record;
 mod reserve;
 mod slot;
@@ -23,12 +24,11 @@ mod slot;
 pub use slot::SlotRef;
 
 use crate::volume::is_full;
+use loose::Loose;
 use record::{HEADER_BYTES, RECORD_BYTES, Record, encode_header};
 use reserve::Reserve;
 use slot::{Reading, Slot};
 
-/// A share of the slots is evicted at once, so that the search for the oldest is paid rarely.
-const EVICTION_SHARE: usize = 64;
 /// The cache leaves this share of the disk alone, so that the overlay never fails for its sake.
 const DISK_SHARE_KEPT_FREE: u64 = 20;
 /// The most that is kept free, bytes, however large the disk.
@@ -157,12 +157,40 @@ struct Index {
     records: Vec<Record>,
     /// Slots to use next, from the end.
     free: Vec<u32>,
+    /// Slots whose chunk may go.
+    loose: Loose,
     /// Slots emptied while someone was still reading them.
     condemned: Vec<u32>,
     /// Slots whose record on disk is out of date.
     unsaved: Vec<u32>,
     /// No more of the disk is to be taken.
     tight: bool,
+}
+
+impl Index {
+    /// Pins what a slot holds, or lets go of it; whether that is a change.
+    fn set_pinned(&mut self, slot: u32, pinned: bool) -> bool {
+        let record = &mut self.records[slot as usize];
+        if record.pinned == pinned {
+            return false;
+        }
+        record.pinned = pinned;
+        if pinned {
+            self.loose.remove(slot);
+        } else {
+            self.loose.add(slot);
+        }
+        self.unsaved.push(slot);
+        true
+    }
+
+    /// Forgets what a slot held.
+    fn forget(&mut self, slot: u32) {
+        let record = std::mem::replace(&mut self.records[slot as usize], Record::EMPTY);
+        self.by_id.remove(&record.chunk);
+        self.loose.remove(slot);
+        self.unsaved.push(slot);
+    }
 }
 
 impl Cache {
@@ -272,6 +300,7 @@ impl Cache {
                 by_id: HashMap::new(),
                 records: vec![Record::EMPTY; slots as usize],
                 free: Vec::new(),
+                loose: Loose::of_slots(slots as usize),
                 condemned: Vec::new(),
                 unsaved: Vec::new(),
                 tight: false,
@@ -301,6 +330,9 @@ impl Cache {
             self.slots[slot as usize].occupy(false, false, record.used);
             index.by_id.insert(record.chunk, slot);
             index.records[slot as usize] = record;
+            if !record.pinned {
+                index.loose.add(slot);
+            }
             newest = newest.max(record.used);
         }
         // Lowest slots first: neighbours in time become neighbours in the file.
@@ -405,6 +437,7 @@ impl Cache {
         index.records[slot as usize] = Record { chunk: id, pinned: false, used: tick };
         index.unsaved.push(slot);
         let generation = self.slots[slot as usize].occupy(true, unread, tick);
+        index.loose.add(slot);
         Some(SlotRef { slot, generation })
     }
 
@@ -415,10 +448,7 @@ impl Cache {
         for id in ids {
             let Some(slot) = index.by_id.get(&id).copied() else { continue };
             found += 1;
-            if index.records[slot as usize].pinned != pinned {
-                index.records[slot as usize].pinned = pinned;
-                index.unsaved.push(slot);
-            }
+            index.set_pinned(slot, pinned);
         }
         found
     }
@@ -426,12 +456,10 @@ impl Cache {
     /// Pins those of some chunks that are there and not pinned; returns which.
     pub fn pin_more(&self, ids: &HashSet<ChunkId>) -> Vec<ChunkId> {
         let mut index = self.lock();
-        let Index { by_id, records, unsaved, .. } = &mut *index;
         let mut pinned = Vec::new();
         for id in ids {
-            let Some(slot) = by_id.get(id).copied() else { continue };
-            if !std::mem::replace(&mut records[slot as usize].pinned, true) {
-                unsaved.push(slot);
+            let Some(slot) = index.by_id.get(id).copied() else { continue };
+            if index.set_pinned(slot, true) {
                 pinned.push(*id);
             }
         }
@@ -441,11 +469,9 @@ impl Cache {
     /// Lets go of all that is pinned but these chunks.
     pub fn unpin_all_but(&self, kept: &HashSet<ChunkId>) {
         let mut index = self.lock();
-        let Index { records, unsaved, .. } = &mut *index;
-        for (slot, record) in (0..).zip(records) {
-            if record.pinned && !kept.contains(&record.chunk) {
-                record.pinned = false;
-                unsaved.push(slot);
+        for slot in (0u32..).take(self.slots.len()) {
+            if !kept.contains(&index.records[slot as usize].chunk) {
+                index.set_pinned(slot, false);
             }
         }
     }
@@ -490,7 +516,7 @@ impl Cache {
         let wanted = usize::try_from(bytes.div_ceil(self.chunk_size.bytes_u64())).unwrap_or(usize::MAX);
         let mut index = self.lock();
         index.tight = true;
-        let emptied = self.evict(&mut index, wanted);
+        let emptied: Vec<u32> = std::iter::from_fn(|| self.evict(&mut index)).take(wanted).collect();
         for slot in &emptied {
             let offset = u64::from(*slot) * self.chunk_size.bytes_u64();
             let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
@@ -612,9 +638,7 @@ impl Cache {
     fn condemn(&self, slot: u32, id: &ChunkId) -> CacheRead {
         let mut index = self.lock();
         if index.by_id.get(id) == Some(&slot) {
-            index.by_id.remove(id);
-            index.records[slot as usize] = Record::EMPTY;
-            index.unsaved.push(slot);
+            index.forget(slot);
             index.condemned.push(slot);
             self.slots[slot as usize].condemn();
             self.corrupt.fetch_add(1, Ordering::Relaxed);
@@ -631,41 +655,28 @@ impl Cache {
             index.free.extend::<Vec<u32>>(idle);
         }
         // On a tight disk an unused slot would take more of it: reuse the oldest one instead.
-        if index.free.is_empty() || (index.tight && !index.by_id.is_empty()) {
-            let batch = if index.tight { 1 } else { self.slots.len().div_ceil(EVICTION_SHARE) };
-            let emptied = self.evict(index, batch);
-            index.free.extend(emptied);
-        }
-        index.free.pop()
+        let reused = if index.free.is_empty() || index.tight { self.evict(index) } else { None };
+        reused.or_else(|| index.free.pop())
     }
 
-    /// Empties up to `count` slots, the longest unread first, and returns them.
-    fn evict(&self, index: &mut Index, count: usize) -> Vec<u32> {
-        let now = self.tick.load(Ordering::Relaxed);
-        let mut oldest: Vec<(u32, u32)> = index
-            .by_id
-            .values()
-            .filter(|slot| !index.records[**slot as usize].pinned)
-            .map(|slot| (now.wrapping_sub(self.slots[*slot as usize].used()), *slot))
-            .collect();
-        if count < oldest.len() {
-            oldest.select_nth_unstable_by(count, |a, b| b.cmp(a));
-            oldest.truncate(count);
-        }
-        let mut emptied = Vec::with_capacity(oldest.len());
-        for (_, slot) in oldest {
-            let is_unread = self.slots[slot as usize].is_unread();
-            if self.slots[slot as usize].vacate() {
-                self.wasted.fetch_add(u64::from(is_unread), Ordering::Relaxed);
-                let id = index.records[slot as usize].chunk;
-                index.by_id.remove(&id);
-                index.records[slot as usize] = Record::EMPTY;
-                index.unsaved.push(slot);
-                emptied.push(slot);
+    /// Empties the slot that was read longest ago of those that nobody reads, and returns it.
+    fn evict(&self, index: &mut Index) -> Option<u32> {
+        let used = |slot: u32| self.slots[slot as usize].used();
+        for is_found in [true, false] {
+            if !is_found {
+                index.loose.search(self.tick.load(Ordering::Relaxed), used);
+            }
+            while let Some(slot) = index.loose.next(used) {
+                let is_unread = self.slots[slot as usize].is_unread();
+                if self.slots[slot as usize].vacate() {
+                    self.wasted.fetch_add(u64::from(is_unread), Ordering::Relaxed);
+                    self.evicted.fetch_add(1, Ordering::Relaxed);
+                    index.forget(slot);
+                    return Some(slot);
+                }
             }
         }
-        self.evicted.fetch_add(emptied.len() as u64, Ordering::Relaxed);
-        emptied
+        None
     }
 
     fn disk_is_tight(&self) -> bool {

@@ -79,6 +79,25 @@ fn what_was_read_longest_ago_goes_first_and_pins_stay() {
 }
 
 #[test]
+fn on_a_tight_disk_what_is_oldest_makes_room_and_is_looked_for_once_for_many() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::open(dir.path(), &config(1000)).unwrap();
+    fill(&cache, 0..500);
+    cache.set_pinned((0..20).map(|value| chunk(value).0), true);
+    read(&cache, 20);
+    let used = |slot: u32| cache.slots[slot as usize].used();
+    // Whatever the disk of the test has.
+    cache.lock().tight = true;
+    fill(&cache, 500..501);
+    assert!(cache.lock().loose.next(used).is_some(), "the search found more than was needed then");
+    fill(&cache, 501..507);
+    assert!(cache.lock().loose.next(used).is_none(), "and no other one was made");
+    assert_eq!((cache.stats().occupied, cache.stats().evicted), (500, 7));
+    assert!((0..21).chain(500..507).all(|value| read(&cache, value) == CacheRead::Hit));
+    assert_eq!(read(&cache, 21), CacheRead::Miss);
+}
+
+#[test]
 fn when_everything_is_pinned_nothing_more_is_kept() {
     let dir = tempfile::tempdir().unwrap();
     let cache = Cache::open(dir.path(), &config(2)).unwrap();

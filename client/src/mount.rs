@@ -168,7 +168,7 @@ pub async fn serve(
             }
         };
     // Not before: what was fetched ahead for a renewal is needed until that was made.
-    session.desktop.let_go_of_old();
+    session.desktop.let_go_of_old().await;
     let starting = Arc::clone(&session);
     tokio::spawn(async move {
         if starting.offline {

@@ -11,7 +11,7 @@ mod lost;
 mod stranded;
 mod thorough;
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -193,7 +193,7 @@ impl Syncer {
         let head = desktop.store.version(desktop.store.record().head)?;
         let version = desktop.store.version(pending.manifest)?;
         match self.commit_or_fork(desktop, &head, version, pending.through_generation, report).await {
-            Ok((version, committed)) => fold(desktop, &version, &[], committed).await,
+            Ok((version, committed)) => fold(desktop, &version, &HashMap::new(), committed).await,
             // Uploaded anew below.
             Err(error) if error.is_of_lost_objects() => {
                 Ok(with_room(&desktop.cache, || desktop.store.clear_pending())?)
@@ -252,18 +252,20 @@ impl Syncer {
         let manifest = self.next_manifest(head, &done, note);
         if manifest.disks == head.manifest.disks && manifest.note.is_none() && trust == Trust::Head {
             // Written over with what was there before: nothing to commit.
-            return fold(desktop, head, &[], Pending { manifest: head.id, through_generation }).await;
+            let committed = Pending { manifest: head.id, through_generation };
+            return fold(desktop, head, &HashMap::new(), committed).await;
         }
         let bytes = manifest.encode()?;
         let version = Version::decode(bytes.clone(), self.key.sign(&bytes))?;
         with_room(&desktop.cache, || desktop.store.set_pending(&version, through_generation))?;
         let (version, committed) =
             self.commit_or_fork(desktop, head, version, through_generation, report).await?;
-        let loaded: Vec<BaseSegment> = done
+        let loaded = done
             .into_iter()
             .map(|done| {
                 let namespace = desktop.origins.namespace_of(&done.segment.id());
-                BaseSegment::loaded(done.segment, namespace)
+                let segment = BaseSegment::loaded(done.segment, namespace);
+                (segment.id, segment)
             })
             .collect();
         fold(desktop, &version, &loaded, committed).await
@@ -437,7 +439,8 @@ impl Syncer {
                 && !desktop.is_head_lost()
                 && self.is_gone_on_from(head, &refused).await?
             {
-                fold(desktop, head, &[], Pending { manifest: head.id, through_generation }).await?;
+                let committed = Pending { manifest: head.id, through_generation };
+                fold(desktop, head, &HashMap::new(), committed).await?;
                 return Err(SyncError::NothingToFork { reason: refused });
             }
             let reason = first_reason.get_or_insert(refused);
@@ -569,7 +572,7 @@ fn fork_in<'a>(version: &'a Version, own: &Name) -> Option<&'a Name> {
 async fn fold(
     desktop: &OpenDesktop,
     version: &Version,
-    loaded: &[BaseSegment],
+    loaded: &HashMap<SegmentId, BaseSegment>,
     committed: Pending,
 ) -> Result<(), SyncError> {
     if desktop.store.record().pinned {
@@ -583,8 +586,9 @@ async fn fold(
     let through = committed.through_generation;
     // A record whose replacement failed may have been replaced all the same: the disks go by what it says.
     if record.head == version.id && record.generations.iter().all(|generation| *generation > through) {
-        desktop.let_go_of_old();
+        // Nothing may come between the record and the disks, not even that nobody waits for this any more.
         desktop.stand_on(version, loaded, through);
+        desktop.let_go_of_old().await;
     }
     Ok(folded?)
 }

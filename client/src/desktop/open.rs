@@ -1,11 +1,11 @@
 //! An open desktop: its record and its disks, put together.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use chunk_format::{
-    ChunkSize, Disk as ManifestDisk, DiskRole, Manifest, Namespace, Profile, SegmentId, SegmentIndex,
-    SystemMode,
+    ChunkSize, Disk as ManifestDisk, DiskRole, Manifest, ManifestId, Namespace, Profile, SegmentId,
+    SegmentIndex, SystemMode,
 };
 use futures_util::future::FutureExt;
 use futures_util::stream::{StreamExt, TryStreamExt};
@@ -292,7 +292,21 @@ impl OpenDesktop {
 
     /// Lets go of the segments and profiles here that no version needs: not the one below, nor one that is about to be
     /// committed, nor the golden one that is taken up next. Worth nothing but a fetch: what cannot be told stays.
-    pub(crate) fn let_go_of_old(&self) {
+    pub(crate) async fn let_go_of_old(&self) {
+        let Some((segments, profiles)) = self.needed() else { return };
+        let (fetcher, kept) = (self.fetcher.clone(), self.profiles.clone());
+        let removing = move || {
+            fetcher.retain_segments(&segments);
+            kept.retain(&profiles);
+        };
+        // Waited for: what is kept from here on is none of these.
+        if let Err(error) = self.runtime.spawn_blocking(removing).await {
+            tracing::info!(%error, "what no version needs was not let go");
+        }
+    }
+
+    /// The segments and profiles that versions here need; none when that cannot be told.
+    fn needed(&self) -> Option<(HashSet<SegmentId>, HashSet<ManifestId>)> {
         let record = self.store.record();
         let awaited = self.lock_awaited();
         let mut profiles = HashSet::from([record.base]);
@@ -306,7 +320,7 @@ impl OpenDesktop {
                 Ok(version) => keep(&version.manifest),
                 Err(error) => {
                     tracing::info!(error = &error as &dyn std::error::Error, "no segments are let go");
-                    return;
+                    return None;
                 }
             }
         }
@@ -314,8 +328,7 @@ impl OpenDesktop {
             keep(&golden.manifest);
             profiles.insert(golden.id);
         }
-        self.fetcher.retain_segments(&segments);
-        self.profiles.retain(&profiles);
+        Some((segments, profiles))
     }
 
     fn lock_awaited(&self) -> MutexGuard<'_, Option<Version>> {
@@ -468,12 +481,17 @@ impl OpenDesktop {
 
     /// Puts the disks on a version that holds the generations up to one, and lets go of those. `loaded` are segments
     /// of it whose chunks are known.
-    pub(crate) fn stand_on(&self, version: &Version, loaded: &[BaseSegment], through_generation: u64) {
+    pub(crate) fn stand_on(
+        &self,
+        version: &Version,
+        loaded: &HashMap<SegmentId, BaseSegment>,
+        through_generation: u64,
+    ) {
         for (disk, described) in self.disks.iter().zip(&version.manifest.disks) {
             let old = Arc::clone(&disk.view().base);
             let segments = (0..).map(SegmentIndex).zip(described.segments.iter().zip(old.segments()));
             let changed = segments.filter(|(_, (id, old))| **id != old.id).map(|(index, (id, _))| {
-                let known = loaded.iter().find(|segment| segment.id == *id).cloned();
+                let known = loaded.get(id).cloned();
                 (index, known.unwrap_or_else(|| BaseSegment::new(*id, self.origins.namespace_of(id))))
             });
             // A volatile overlay is in no version.
@@ -483,12 +501,12 @@ impl OpenDesktop {
     }
 
     /// Keeps what a version brings that was made here, as far as it is known here; what it replaced is let go by the next fill.
-    pub(crate) fn pin_new(&self, version: &Version, loaded: &[BaseSegment]) {
+    pub(crate) fn pin_new(&self, version: &Version, loaded: &HashMap<SegmentId, BaseSegment>) {
         for (disk, described) in self.disks.iter().zip(&version.manifest.disks) {
             let old = Arc::clone(&disk.view().base);
             let changed = described.segments.iter().zip(old.segments()).filter(|(id, old)| **id != old.id);
             for (id, _) in changed {
-                let known = loaded.iter().find(|segment| segment.id == *id).cloned();
+                let known = loaded.get(id).cloned();
                 let segment = known.unwrap_or_else(|| BaseSegment::new(*id, self.origins.namespace_of(id)));
                 if let Some(segment) = self.fetcher.segment_here(&segment) {
                     self.cache.set_pinned(segment.chunks().iter().copied(), true);

@@ -409,6 +409,7 @@ impl Cache {
         let slot = {
             let mut index = self.lock();
             if let Some(slot) = index.by_id.get(&id) {
+                self.slots[*slot as usize].set_used(tick);
                 return Some(SlotRef { slot: *slot, generation: self.slots[*slot as usize].generation() });
             }
             if tick.is_multiple_of(SPACE_CHECK_INTERVAL) {
@@ -474,6 +475,22 @@ impl Cache {
                 index.set_pinned(slot, false);
             }
         }
+    }
+
+    /// Has some chunks go before all others, unless they are pinned or read again: they are not needed any more, as far as is known.
+    /// Not while what is here may be the only copy there is.
+    pub fn let_go_first(&self, ids: &HashSet<ChunkId>) {
+        if self.is_sole() {
+            return;
+        }
+        let mut index = self.lock();
+        for id in ids {
+            let Some(slot) = index.by_id.get(id).copied() else { continue };
+            // Before the first insertion.
+            self.slots[slot as usize].set_used(0);
+            index.unsaved.push(slot);
+        }
+        index.loose.search_anew();
     }
 
     /// Whether a chunk is there; its content was not looked at.

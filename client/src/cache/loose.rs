@@ -52,6 +52,11 @@ impl Loose {
         None
     }
 
+    /// Forgets what the last search found: some are older than they were.
+    pub(super) fn search_anew(&mut self) {
+        self.next.clear();
+    }
+
     /// Looks for the longest unread.
     pub(super) fn search(&mut self, now: u32, used: impl Fn(u32) -> u32) {
         let count = self.slots.len().div_ceil(SEARCH_SHARE);
@@ -92,6 +97,18 @@ mod tests {
         loose.remove(172);
         assert_eq!(loose.next(used_at), Some(215));
         assert_eq!(loose.next(used_at), None, "a search finds a share");
+    }
+
+    #[test]
+    fn what_has_become_older_is_found_by_another_search() {
+        let mut loose = Loose::of_slots(300);
+        (0..300).for_each(|slot| loose.add(slot));
+        loose.search(400, |slot| 1 + slot);
+        let used = |slot: u32| if slot == 200 { 0 } else { 1 + slot };
+        loose.search_anew();
+        assert_eq!(loose.next(used), None);
+        loose.search(400, used);
+        assert_eq!(loose.next(used), Some(200));
     }
 
     #[test]

@@ -76,13 +76,13 @@ impl Slot {
             (current && state & READERS != READERS).then_some(state + 1)
         });
         let state = entered.ok()?;
-        self.used.store(tick, Ordering::Relaxed);
+        self.set_used(tick);
         Some(Reading { slot: self, state })
     }
 
     /// Makes the slot readable under its present generation. Only for a slot taken out of the free list.
     pub(super) fn occupy(&self, verified: bool, unread: bool, tick: u32) -> u32 {
-        self.used.store(tick, Ordering::Relaxed);
+        self.set_used(tick);
         let flags = OCCUPIED | if verified { VERIFIED } else { 0 } | if unread { UNREAD } else { 0 };
         let before = self.state.fetch_or(flags, Ordering::AcqRel);
         generation_of(before)
@@ -118,6 +118,11 @@ impl Slot {
     /// Whether it holds a chunk that was fetched before anyone asked and was not read since.
     pub(super) fn is_unread(&self) -> bool {
         self.state.load(Ordering::Relaxed) & UNREAD != 0
+    }
+
+    /// Has it count as last read then.
+    pub(super) fn set_used(&self, tick: u32) {
+        self.used.store(tick, Ordering::Relaxed);
     }
 
     /// When it was last read, in insertions.

@@ -98,6 +98,28 @@ fn on_a_tight_disk_what_is_oldest_makes_room_and_is_looked_for_once_for_many() {
 }
 
 #[test]
+fn what_is_not_needed_any_more_goes_first_also_in_the_next_process() {
+    let dir = tempfile::tempdir().unwrap();
+    let ids = |values: &[u32]| values.iter().map(|value| chunk(*value).0).collect::<HashSet<ChunkId>>();
+    let cache = Cache::open(dir.path(), &config(8)).unwrap();
+    fill(&cache, 1..9);
+    cache.set_pinned([chunk(6).0].into_iter(), true);
+    cache.let_go_first(&ids(&[4, 5, 6, 7, 8, 100]));
+    // Written once more, and read.
+    fill(&cache, 7..8);
+    read(&cache, 8);
+    drop(cache);
+    let cache = Cache::open(dir.path(), &config(8)).unwrap();
+    fill(&cache, 9..12);
+    let here = [1, 2, 3, 4, 5, 6, 7, 8].map(|value| cache.contains(&chunk(value).0));
+    assert_eq!(here, [false, true, true, false, false, true, true, true]);
+    cache.set_sole(true);
+    cache.let_go_first(&ids(&[11]));
+    fill(&cache, 12..13);
+    assert!(cache.contains(&chunk(11).0), "it may be the only copy");
+}
+
+#[test]
 fn when_everything_is_pinned_nothing_more_is_kept() {
     let dir = tempfile::tempdir().unwrap();
     let cache = Cache::open(dir.path(), &config(2)).unwrap();

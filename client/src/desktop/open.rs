@@ -4,8 +4,8 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use chunk_format::{
-    ChunkSize, Disk as ManifestDisk, DiskRole, Manifest, ManifestId, Namespace, Profile, SegmentId,
-    SegmentIndex, SystemMode,
+    ChunkId, ChunkSize, Disk as ManifestDisk, DiskRole, Manifest, ManifestId, Namespace, Profile, Segment,
+    SegmentId, SegmentIndex, SystemMode,
 };
 use futures_util::future::FutureExt;
 use futures_util::stream::{StreamExt, TryStreamExt};
@@ -487,6 +487,7 @@ impl OpenDesktop {
         loaded: &HashMap<SegmentId, BaseSegment>,
         through_generation: u64,
     ) {
+        let replaced = self.replaced_by(version, loaded);
         for (disk, described) in self.disks.iter().zip(&version.manifest.disks) {
             let old = Arc::clone(&disk.view().base);
             let segments = (0..).map(SegmentIndex).zip(described.segments.iter().zip(old.segments()));
@@ -498,6 +499,32 @@ impl OpenDesktop {
             let folded = if self.is_volatile(disk) { 0 } else { through_generation };
             disk.fold(Arc::new(old.with_segments(changed)), folded);
         }
+        // Else the versions of what is written often push out of the cache what is read often.
+        self.cache.let_go_first(&replaced);
+    }
+
+    /// The chunks that a version replaces, as far as it is known here. Those that another segment has as well may be among them.
+    fn replaced_by(&self, version: &Version, loaded: &HashMap<SegmentId, BaseSegment>) -> HashSet<ChunkId> {
+        let (mut replaced, mut brought) = (HashSet::new(), Vec::new());
+        for (disk, described) in self.disks.iter().zip(&version.manifest.disks) {
+            let old = Arc::clone(&disk.view().base);
+            for (id, old) in described.segments.iter().zip(old.segments()).filter(|(id, old)| **id != old.id)
+            {
+                let zeros = id.is_zero().then(Segment::zero);
+                let new = zeros.as_ref().or_else(|| loaded.get(id)?.segment());
+                let (Some(old), Some(new)) = (old.segment(), new) else { continue };
+                let changed = old.chunks().iter().zip(new.chunks()).filter(|(old, new)| old != new);
+                for (old, new) in changed {
+                    replaced.insert(*old);
+                    brought.push(*new);
+                }
+            }
+        }
+        // What has only moved.
+        for id in brought {
+            replaced.remove(&id);
+        }
+        replaced
     }
 
     /// Keeps what a version brings that was made here, as far as it is known here; what it replaced is let go by the next fill.

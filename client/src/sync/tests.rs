@@ -665,6 +665,24 @@ async fn a_freeze_that_fails_when_its_record_is_written_loses_nothing() {
     }
 }
 
+/// What is written over again and again is not kept in place of what is read.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_versions_of_what_is_written_often_push_nothing_out_of_the_cache() {
+    const PER_CHUNK: usize = CHUNK / SECTOR;
+    let mut world = World::new(vec![1], SystemMode::Own);
+    let read = Op::Read { home: false, sector: 0, len: 3 * PER_CHUNK };
+    world.apply(&read).await.unwrap();
+    for _ in 0..12 {
+        world.apply(&Op::Write { home: true, sector: PER_CHUNK, len: 2 * PER_CHUNK }).await.unwrap();
+        syncer(&world.server).sync(world.desktop(), None).await.unwrap();
+    }
+    let base = world.desktop().disks[0].view().base.clone();
+    let ids = base.segments()[0].segment().unwrap().chunks()[..3].to_vec();
+    assert_eq!(world.desktop().cache.count(&ids), 3);
+    world.apply(&Op::Read { home: true, sector: 0, len: 4 * PER_CHUNK }).await.unwrap();
+    world.desktop().fetcher.stop();
+}
+
 /// The cache holds what can be fetched again, and a sync what frees space.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sync_that_finds_the_disk_full_has_the_cache_give_space_back() {

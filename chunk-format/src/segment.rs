@@ -4,6 +4,8 @@
 //! own id is the SHA-256 of those bytes; the segment of zero chunks only has the reserved id [`SegmentId::ZERO`] and is
 //! never stored. Stored as a frame, since the zero ids of a sparse disk compress away.
 
+use std::sync::{Arc, LazyLock};
+
 use crate::error::FormatError;
 use crate::frame::{FrameDecoder, FrameEncoder};
 use crate::id::{ChunkId, ID_BYTES, SegmentId};
@@ -15,10 +17,13 @@ pub const SEGMENT_CHUNKS: usize = 1024;
 /// Bytes of a segment before it is framed.
 pub const SEGMENT_BYTES: usize = SEGMENT_CHUNKS * ID_BYTES;
 
-/// The ids of 1,024 neighbouring chunks.
+/// A disk may have thousands of them: all share these ids.
+static ZERO_CHUNKS: LazyLock<Arc<[ChunkId]>> = LazyLock::new(|| [ChunkId::ZERO; SEGMENT_CHUNKS].into());
+
+/// The ids of 1,024 neighbouring chunks. Clones share them until one is changed.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Segment {
-    chunks: Vec<ChunkId>,
+    chunks: Arc<[ChunkId]>,
 }
 
 impl Segment {
@@ -36,12 +41,12 @@ impl Segment {
             ));
         }
         chunks.resize(SEGMENT_CHUNKS, ChunkId::ZERO);
-        Ok(Self { chunks })
+        Ok(Self { chunks: chunks.into() })
     }
 
     /// The segment of zero chunks only.
     pub fn zero() -> Self {
-        Self { chunks: vec![ChunkId::ZERO; SEGMENT_CHUNKS] }
+        Self { chunks: Arc::clone(&ZERO_CHUNKS) }
     }
 
     /// The 1,024 ids.
@@ -54,9 +59,11 @@ impl Segment {
     /// # Errors
     /// `Field` when `at` is 1,024 or more.
     pub fn set(&mut self, at: usize, chunk: ChunkId) -> Result<(), FormatError> {
-        match self.chunks.get_mut(at) {
-            Some(slot) => {
-                *slot = chunk;
+        match self.chunks.get(at) {
+            // It stays shared when this is no change.
+            Some(before) if *before == chunk => Ok(()),
+            Some(_) => {
+                Arc::make_mut(&mut self.chunks)[at] = chunk;
                 Ok(())
             }
             None => Err(FormatError::field(WHAT, "position", at, format!("below {SEGMENT_CHUNKS}"))),
@@ -100,7 +107,7 @@ impl Segment {
     }
 
     fn is_zero(&self) -> bool {
-        self.chunks.iter().all(ChunkId::is_zero)
+        Arc::ptr_eq(&self.chunks, &ZERO_CHUNKS) || self.chunks.iter().all(ChunkId::is_zero)
     }
 
     fn to_bytes(&self) -> Vec<u8> {
@@ -124,6 +131,20 @@ mod tests {
         let decoded = Segment::decode(&frame, segment.id(), &mut FrameDecoder::new().unwrap()).unwrap();
         assert_eq!(decoded, segment);
         assert_eq!(decoded.chunks().len(), SEGMENT_CHUNKS);
+    }
+
+    #[test]
+    fn clones_share_their_ids_until_one_is_changed() {
+        let is_shared = |a: &Segment, b: &Segment| std::ptr::eq(a.chunks(), b.chunks());
+        assert!(is_shared(&Segment::zero(), &Segment::zero()));
+        let before = Segment::new(vec![ChunkId::of(b"a")]).unwrap();
+        let mut after = before.clone();
+        after.set(0, ChunkId::of(b"a")).unwrap();
+        assert!(is_shared(&before, &after));
+        after.set(1, ChunkId::of(b"b")).unwrap();
+        assert!(!is_shared(&before, &after));
+        assert_eq!((before.chunks()[1], after.chunks()[0]), (ChunkId::ZERO, before.chunks()[0]));
+        assert_ne!(before.id(), after.id());
     }
 
     #[test]

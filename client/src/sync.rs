@@ -6,18 +6,19 @@
 //! compare-and-swap moves the head; work that it refuses becomes a fork, with the same steps from the note on. The disks stay in use throughout; the guest waits for the freeze alone. The order
 //! of every durable step is in `docs/semantics.md`.
 
+mod changes;
 pub mod guest;
 mod lost;
 mod stranded;
 mod thorough;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use chunk_format::{
-    ChunkId, ChunkIndex, DiskRole, Features, FormatError, Manifest, ManifestId, Name, SecretKey, Segment,
-    SegmentId, SegmentIndex, Subject, check_note,
+    ChunkId, ChunkIndex, DiskRole, Features, FormatError, Manifest, ManifestId, Name, SEGMENT_CHUNKS,
+    SecretKey, Segment, SegmentId, SegmentIndex, Subject, check_note,
 };
 use tokio::runtime::Handle;
 
@@ -27,7 +28,7 @@ use crate::disk::{BaseSegment, Disk, View};
 use crate::fetch::FetchError;
 use crate::fetch::Fetcher;
 use crate::fork::{ForkReason, Forked, forked};
-use crate::overlay::{BLOCK_BYTES, BlockIndex, BlockState, Overlay};
+use crate::overlay::Overlay;
 use crate::remote::{Placing, PresentIn, RemoteError, VersionInfo};
 use crate::source::FailureKind;
 use crate::upload::{
@@ -35,6 +36,7 @@ use crate::upload::{
 };
 use crate::upstream::{CommitError, Upstream};
 use crate::volume::is_full;
+use changes::{Change, changes};
 use guest::Guest;
 pub use lost::LostSegments;
 
@@ -218,17 +220,17 @@ impl Syncer {
         flush(&desktop.cache, &frozen).await?;
         let frozen = Frozen { head, views: frozen, through_generation, without_system: false };
         let work = self.plan(desktop, &frozen).await?;
-        report.dirty_chunks +=
-            work.iter().map(|work| (work.positions.len() + work.zeroed.len()) as u64).sum::<u64>();
+        report.dirty_chunks += work.iter().map(|work| frozen.chunks_of(work)).sum::<u64>();
         if desktop.is_head_lost() {
             let (work, _kept) = self.plan_thoroughly(desktop, &frozen, work).await?;
             self.send(desktop, &frozen, work, Trust::Nothing, note, report).await?;
             desktop.set_head_lost(false);
             return Ok(());
         }
-        match self.send(desktop, &frozen, work.clone(), Trust::Head, note.clone(), report).await {
+        match self.send(desktop, &frozen, work, Trust::Head, note.clone(), report).await {
             Err(error) if error.is_of_lost_objects() => {
                 tracing::warn!(%error, "the server lacks what it had: all of this version that it lacks is sent");
+                let work = self.plan(desktop, &frozen).await?;
                 let (work, _kept) = self.plan_thoroughly(desktop, &frozen, work).await?;
                 self.send(desktop, &frozen, work, Trust::Nothing, note, report).await
             }
@@ -262,11 +264,9 @@ impl Syncer {
             self.commit_or_fork(desktop, head, version, through_generation, report).await?;
         let loaded = done
             .into_iter()
-            .map(|done| {
-                let namespace = desktop.origins.namespace_of(&done.segment.id());
-                let segment = BaseSegment::loaded(done.segment, namespace);
-                (segment.id, segment)
-            })
+            .map(|done| (done.segment.id(), done.segment))
+            .filter(|(id, _)| !id.is_zero())
+            .map(|(id, segment)| (id, BaseSegment::loaded(segment, desktop.origins.namespace_of(&id))))
             .collect();
         fold(desktop, &version, &loaded, committed).await
     }
@@ -275,20 +275,34 @@ impl Syncer {
     async fn plan(&self, desktop: &OpenDesktop, frozen: &Frozen) -> Result<Vec<SegmentWork>, SyncError> {
         let mut work = Vec::new();
         for (disk, view) in frozen.views.iter().enumerate() {
-            for (index, Dirty { positions, mut zeroed }) in dirty_chunks(view) {
-                let Some(segment) = view.base.segments().get(index.0 as usize) else { continue };
-                let before = match segment.id.is_zero() {
-                    true => None,
-                    false => Some(self.segment_below(desktop, frozen, segment).await?),
-                };
-                // Discarding what was zeros before, as making a file system does, changes nothing.
-                zeroed.retain(|at| before.as_ref().is_some_and(|before| !before.chunks()[*at].is_zero()));
-                if !positions.is_empty() || !zeroed.is_empty() {
-                    work.push(SegmentWork { disk, index, before, positions, zeroed });
-                }
+            for (index, change) in changes(view) {
+                work.extend(self.plan_segment(desktop, frozen, disk, index, change).await?);
             }
         }
         Ok(work)
+    }
+
+    /// What there is to do for a segment, if anything; what lies below one that is zeros now is not asked for.
+    async fn plan_segment(
+        &self,
+        desktop: &OpenDesktop,
+        frozen: &Frozen,
+        disk: usize,
+        index: SegmentIndex,
+        change: Change,
+    ) -> Result<Option<SegmentWork>, SyncError> {
+        let Change::Chunks { positions, mut zeroed } = change else {
+            return Ok(Some(SegmentWork::of_zeros(disk, index)));
+        };
+        let segment = frozen.views.get(disk).and_then(|view| view.base.segments().get(index.0 as usize));
+        let Some(segment) = segment else { return Ok(None) };
+        let before = match segment.id.is_zero() {
+            true => None,
+            false => Some(self.segment_below(desktop, frozen, segment).await?),
+        };
+        zeroed.retain(|at| before.as_ref().is_some_and(|before| !before.chunks()[*at].is_zero()));
+        let is_changed = !positions.is_empty() || !zeroed.is_empty();
+        Ok(is_changed.then_some(SegmentWork { disk, index, before, positions, zeroed }))
     }
 
     /// A segment of the version below. One that the server has lost is told, not waited for: a sync that hangs says
@@ -514,6 +528,17 @@ impl Frozen {
         self.without_system && role == DiskRole::System
     }
 
+    /// How many chunks some work changes.
+    fn chunks_of(&self, work: &SegmentWork) -> u64 {
+        match self.views.get(work.disk) {
+            Some(view) if work.is_of_zeros() => {
+                let chunks = view.base.size().chunks(view.base.chunk_size());
+                chunks.saturating_sub(work.index.first_chunk().0).min(SEGMENT_CHUNKS as u64)
+            }
+            _ => (work.positions.len() + work.zeroed.len()) as u64,
+        }
+    }
+
     /// Segments that count as there when only the image has them: readers know them by the golden version below.
     fn segments_elsewhere(&self, desktop: &OpenDesktop) -> Arc<HashSet<SegmentId>> {
         match self.without_system {
@@ -633,87 +658,6 @@ fn frozen_view(desktop: &OpenDesktop, disk: &Disk, through_generation: u64) -> V
         .cloned()
         .collect();
     View { overlays, base: Arc::clone(&view.base) }
-}
-
-/// The chunks of a segment that overlays touch.
-#[derive(Default)]
-struct Dirty {
-    /// To be read.
-    positions: Vec<usize>,
-    /// Zeros from end to end.
-    zeroed: Vec<usize>,
-}
-
-/// The chunks that hold a block some overlay has, by segment.
-fn dirty_chunks(view: &View) -> BTreeMap<SegmentIndex, Dirty> {
-    let chunk_size = view.base.chunk_size();
-    let mut chunks = BTreeSet::new();
-    for overlay in &view.overlays {
-        for (start, end) in written_runs(overlay) {
-            let first = ChunkIndex::containing(start * BLOCK_BYTES, chunk_size);
-            let last = ChunkIndex::containing(end * BLOCK_BYTES - 1, chunk_size);
-            chunks.extend(first.0..=last.0);
-        }
-    }
-    let mut segments = BTreeMap::<SegmentIndex, Dirty>::new();
-    for chunk in chunks.into_iter().map(ChunkIndex) {
-        let (segment, at) = chunk.in_segment();
-        let dirty = segments.entry(segment).or_default();
-        if is_zeroed(view, chunk) { dirty.zeroed.push(at) } else { dirty.positions.push(at) }
-    }
-    segments
-}
-
-/// Whether all of a chunk was zeroed, block by block, in the overlays.
-fn is_zeroed(view: &View, chunk: ChunkIndex) -> bool {
-    is_all(view, chunk, |state| state == BlockState::Zero)
-}
-
-/// Whether all of a chunk was written or zeroed, block by block, in the overlays: what lies below it is not read.
-fn is_written_over(view: &View, chunk: ChunkIndex) -> bool {
-    is_all(view, chunk, |state| state != BlockState::Base)
-}
-
-/// Whether the newest overlays that have the blocks of a chunk have all of them so.
-fn is_all(view: &View, chunk: ChunkIndex, is_so: impl Fn(BlockState) -> bool) -> bool {
-    let chunk_size = view.base.chunk_size();
-    let mut block = BlockIndex::containing(chunk.offset_bytes(chunk_size)).0;
-    let end_bytes = ChunkIndex(chunk.0 + 1).offset_bytes(chunk_size).min(view.base.size().bytes());
-    let end = end_bytes.div_ceil(BLOCK_BYTES);
-    while block < end {
-        let mut last = end;
-        let mut newest = BlockState::Base;
-        for overlay in &view.overlays {
-            let (state, len) = overlay.run(BlockIndex(block), BlockIndex(last));
-            last = block + len.max(1);
-            if state != BlockState::Base {
-                newest = state;
-                break;
-            }
-        }
-        if !is_so(newest) {
-            return false;
-        }
-        block = last;
-    }
-    true
-}
-
-/// The runs of blocks an overlay has, as first block and the one after the last.
-fn written_runs(overlay: &Overlay) -> impl Iterator<Item = (u64, u64)> + '_ {
-    let blocks = overlay.blocks();
-    let mut at = 0;
-    std::iter::from_fn(move || {
-        while at < blocks {
-            let (state, len) = overlay.run(BlockIndex(at), BlockIndex(blocks));
-            let start = at;
-            at += len.max(1);
-            if state != BlockState::Base {
-                return Some((start, at));
-            }
-        }
-        None
-    })
 }
 
 /// Frozen disks as an upload reads them.

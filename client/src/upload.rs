@@ -88,12 +88,24 @@ pub struct SegmentWork {
     pub disk: usize,
     /// Which segment of it.
     pub index: SegmentIndex,
-    /// The segment as the server has it; none when all of it was zeros.
+    /// The segment as the server has it; none when all of it was zeros, or is zeros now.
     pub before: Option<Segment>,
     /// Positions of the chunks to read; the others stay as before.
     pub positions: Vec<usize>,
     /// Positions of chunks known to be all zeros now, which need not be read.
     pub zeroed: Vec<usize>,
+}
+
+impl SegmentWork {
+    /// A segment that is all zeros now, whatever it was.
+    pub fn of_zeros(disk: usize, index: SegmentIndex) -> Self {
+        Self { disk, index, before: None, positions: Vec::new(), zeroed: Vec::new() }
+    }
+
+    /// Whether it is all zeros now, without a look.
+    pub fn is_of_zeros(&self) -> bool {
+        self.before.is_none() && self.positions.is_empty()
+    }
 }
 
 /// A segment brought up to date.
@@ -329,13 +341,13 @@ impl Upload {
         let looked_for = LookedFor { place: &self.place, elsewhere: &self.segments_elsewhere };
         let missing = looked_for.missing(&*self.upstream, self.patience, &ids).await?;
         let mut encoder = FrameEncoder::new()?;
+        // Encoded as they are sent: there may be thousands.
         let frames = new
             .into_iter()
             .zip(missing)
             .filter(|(_, missing)| *missing)
-            .map(|((id, segment), _)| Ok((id, segment.encode(&mut encoder)?)))
-            .collect::<Result<Vec<_>, FormatError>>()?;
-        stream::iter(frames.into_iter().map(Ok))
+            .map(|((id, segment), _)| Ok((id, segment.encode(&mut encoder)?)));
+        stream::iter(frames)
             .try_for_each_concurrent(SEGMENT_UPLOADS, |(id, frame)| async move {
                 let len = frame.len();
                 self.patience.retry(|| self.upstream.put_segment(&self.place, id, frame.clone())).await?;

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use chunk_format::{ChunkId, ChunkIndex, Segment, SegmentId, SegmentIndex};
 
-use super::{Frozen, SyncError, Syncer, is_written_over, place};
+use super::changes::is_written_over;
+use super::{Frozen, SyncError, Syncer, place};
 use crate::cache::{Cache, Look};
 use crate::desktop::OpenDesktop;
 use crate::upload::SegmentWork;
@@ -56,7 +57,12 @@ impl Syncer {
                 continue;
             }
             for (index, segment) in (0..).map(SegmentIndex).zip(view.base.segments()) {
-                let change = changed.remove(&(disk, index));
+                let mut change = changed.remove(&(disk, index));
+                // Nothing of what lies below is needed.
+                if let Some(zeros) = change.take_if(|change| change.is_of_zeros()) {
+                    plan.push(zeros);
+                    continue;
+                }
                 if change.is_none() && !lacking.contains(&segment.id) {
                     continue;
                 }

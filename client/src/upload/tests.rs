@@ -96,6 +96,17 @@ async fn each_distinct_chunk_is_sent_once_and_a_second_time_none() {
 }
 
 #[tokio::test]
+async fn a_segment_of_zeros_takes_no_memory_no_look_and_no_request() {
+    let server = MemoryServer::default();
+    let work = (0..5000).map(|index| SegmentWork::of_zeros(0, SegmentIndex(index))).collect();
+    // A look would be past the end.
+    let done = upload(&server).run(work, Arc::new(Bytes(Vec::new()))).await.unwrap();
+    assert_eq!((done.len(), server.requests()), (5000, 0));
+    let zero = Segment::zero();
+    assert!(done.iter().all(|done| std::ptr::eq(done.segment.chunks(), zero.chunks())));
+}
+
+#[tokio::test]
 async fn what_a_server_that_does_not_answer_has_is_not_known_and_more_uploads_of_one_sync_add_up() {
     let server = MemoryServer::default();
     server.lose_network_after(Some(0));

@@ -20,13 +20,14 @@ use chunk_format::{
     ChunkId, ChunkIndex, DiskRole, Features, FormatError, Manifest, ManifestId, Name, SEGMENT_CHUNKS,
     SecretKey, Segment, SegmentId, SegmentIndex, Subject, check_note,
 };
+use futures_util::future::FutureExt;
+use futures_util::stream::{self, StreamExt, TryStreamExt};
 use tokio::runtime::Handle;
 
 use crate::cache::Cache;
 use crate::desktop::{DesktopError, OpenDesktop, Pending, Version, with_room};
-use crate::disk::{BaseSegment, Disk, View};
-use crate::fetch::FetchError;
-use crate::fetch::Fetcher;
+use crate::disk::{BaseChunk, BaseSegment, Disk, View};
+use crate::fetch::{Class, FetchError, Fetcher};
 use crate::fork::{ForkReason, Forked, forked};
 use crate::overlay::Overlay;
 use crate::remote::{Placing, PresentIn, RemoteError, VersionInfo};
@@ -36,7 +37,7 @@ use crate::upload::{
 };
 use crate::upstream::{CommitError, Upstream};
 use crate::volume::is_full;
-use changes::{Change, changes};
+use changes::{Change, changes, is_written_over};
 use guest::Guest;
 pub use lost::LostSegments;
 
@@ -86,6 +87,11 @@ pub enum SyncError {
     #[error("{0}")]
     Format(#[from] FormatError),
 }
+
+/// Segments that lie below changes are asked for so many at once.
+const SEGMENT_REQUESTS: usize = 32;
+/// The same of chunks.
+const CHUNK_REQUESTS: usize = 32;
 
 /// Digits of a version's id in the name of a fork: more of them as long as the name is taken.
 pub(crate) const FORK_DIGITS: [usize; 4] = [4, 8, 16, 24];
@@ -273,13 +279,15 @@ impl Syncer {
 
     /// The segments the frozen overlays change, with the chunks to read of each.
     async fn plan(&self, desktop: &OpenDesktop, frozen: &Frozen) -> Result<Vec<SegmentWork>, SyncError> {
-        let mut work = Vec::new();
-        for (disk, view) in frozen.views.iter().enumerate() {
-            for (index, change) in changes(view) {
-                work.extend(self.plan_segment(desktop, frozen, disk, index, change).await?);
-            }
-        }
-        Ok(work)
+        let views = frozen.views.iter().enumerate();
+        let changed = views.flat_map(|(disk, view)| {
+            changes(view).map(move |(index, change)| self.plan_segment(desktop, frozen, disk, index, change))
+        });
+        let planning: Vec<_> = changed.map(FutureExt::boxed).collect();
+        // Out of the way of others when nobody waits for it.
+        let at_once = if self.pace.is_some() { 1 } else { SEGMENT_REQUESTS };
+        let planned = stream::iter(planning).buffered(at_once);
+        planned.try_filter_map(|work| std::future::ready(Ok(work))).try_collect().await
     }
 
     /// What there is to do for a segment, if anything; what lies below one that is zeros now is not asked for.
@@ -684,6 +692,25 @@ impl ReadChunk for FrozenDisks {
             None => Ok(()),
             Some(pending) => Ok(self.runtime.block_on(disk.finish_read(pending, inside))?),
         }
+    }
+
+    /// Fetches what lies below chunks that were written in part, many at once: each is waited for when it is read.
+    fn expect(&self, chunks: &[(usize, ChunkIndex)]) {
+        let views: Vec<Arc<View>> = self.disks.iter().map(|disk| disk.view()).collect();
+        let is_lacking = |view: &View, chunk: ChunkIndex| match view.base.chunk(chunk) {
+            BaseChunk::Zero => false,
+            BaseChunk::Known(id, _) => !self.cache.contains(id) && !is_written_over(view, chunk),
+            BaseChunk::Unloaded => !is_written_over(view, chunk),
+        };
+        let views = chunks.iter().filter_map(|(disk, chunk)| Some((views.get(*disk)?, *chunk)));
+        let fetches: Vec<_> = views
+            .filter(|(view, chunk)| is_lacking(view, *chunk))
+            .map(|(view, chunk)| self.fetcher.chunk(&view.base, chunk, Class::Waiting).boxed())
+            .collect();
+        // What fails is told by the read of it.
+        self.runtime.block_on(
+            stream::iter(fetches).buffer_unordered(CHUNK_REQUESTS).for_each(|_| std::future::ready(())),
+        );
     }
 
     /// Keeps what is about to lie below: after the fold it is read from the cache, not from the network.

@@ -25,8 +25,9 @@ use crate::remote::{PresentIn, RemoteError};
 use crate::upstream::{CommitError, Upstream};
 use packer::PackSink;
 
-/// Segments uploaded at once: they are small, so that the round trip dominates.
-const SEGMENT_UPLOADS: usize = 8;
+/// Segments uploaded at once: they are small, so that the round trip dominates. Fewer when nobody waits for them.
+const SEGMENT_UPLOADS: usize = 32;
+const PACED_SEGMENT_UPLOADS: usize = 8;
 /// The lowest there is.
 const IDLE_PRIORITY: i32 = 19;
 
@@ -73,6 +74,9 @@ pub trait ReadChunk: Send + Sync + 'static {
         chunk: ChunkIndex,
         buf: &mut [u8],
     ) -> Result<(), Box<dyn std::error::Error + Send + Sync>>;
+
+    /// Is told which chunks are about to be read, to see to it that they are here by then; may block.
+    fn expect(&self, _chunks: &[(usize, ChunkIndex)]) {}
 
     /// Is told each chunk's id once it is known, with its bytes.
     fn seen(&self, _id: &ChunkId, _chunk: &[u8]) {}
@@ -266,6 +270,8 @@ struct Shared {
     reader: Arc<dyn ReadChunk>,
     runtime: Handle,
     work: Mutex<std::vec::IntoIter<SegmentWork>>,
+    /// Segments that one thread takes at once, at most.
+    share: usize,
     done: Mutex<Vec<SegmentDone>>,
     /// Chunks some thread has taken upon itself.
     claimed: Mutex<HashSet<ChunkId>>,
@@ -295,6 +301,7 @@ impl Upload {
             upload: self.clone(),
             reader,
             runtime: Handle::current(),
+            share: work.len().div_ceil(threads),
             work: Mutex::new(work.into_iter()),
             done: Mutex::default(),
             claimed: Mutex::default(),
@@ -347,8 +354,9 @@ impl Upload {
             .zip(missing)
             .filter(|(_, missing)| *missing)
             .map(|((id, segment), _)| Ok((id, segment.encode(&mut encoder)?)));
+        let at_once = if self.pace.is_some() { PACED_SEGMENT_UPLOADS } else { SEGMENT_UPLOADS };
         stream::iter(frames)
-            .try_for_each_concurrent(SEGMENT_UPLOADS, |(id, frame)| async move {
+            .try_for_each_concurrent(at_once, |(id, frame)| async move {
                 let len = frame.len();
                 self.patience.retry(|| self.upstream.put_segment(&self.place, id, frame.clone())).await?;
                 UploadProgress::add(&self.progress.sent_bytes, len);

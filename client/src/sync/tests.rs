@@ -463,7 +463,7 @@ pub(crate) fn new_desktop(mode: SystemMode) -> (MemoryServer, SimulatedVolume, [
     let first = sign(&first, &key);
     let commit = |version: &Version| {
         let (subject, bytes) = (version.manifest.subject.clone(), version.bytes.clone());
-        futures_util::FutureExt::now_or_never(server.commit(
+        FutureExt::now_or_never(server.commit(
             &subject,
             Placing::default(),
             bytes,

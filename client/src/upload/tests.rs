@@ -107,6 +107,62 @@ async fn a_segment_of_zeros_takes_no_memory_no_look_and_no_request() {
 }
 
 #[tokio::test]
+async fn few_chunks_of_many_segments_cost_no_more_questions_than_many_of_one() {
+    let server = MemoryServer::default();
+    let content = content(200 * SEGMENT_CHUNKS);
+    let work = (0..200)
+        .map(|index| SegmentWork { positions: vec![3, 700], ..SegmentWork::of_zeros(0, SegmentIndex(index)) })
+        .collect();
+    let upload = Upload { threads: 1, ..upload(&server) };
+    let done = upload.run(work, Arc::new(Bytes(content.clone()))).await.unwrap();
+    let ids: HashSet<SegmentId> =
+        done.iter().map(|done| done.segment.id()).filter(|id| !id.is_zero()).collect();
+    assert!(ids.len() > 100);
+    // The chunks, a pack, the segments, and each of these.
+    assert_eq!(server.requests(), 1 + 1 + 1 + ids.len() as u64);
+    for (segment, done) in done.iter().enumerate() {
+        let at = |at: usize| (segment * SEGMENT_CHUNKS + at) * CHUNK;
+        for position in [3, 700] {
+            let id = ChunkId::of_chunk(&content[at(position)..at(position + 1)]);
+            assert_eq!(done.segment.chunks()[position], id);
+        }
+    }
+}
+
+/// Reads nothing that it was not told of, if it is to be told.
+struct Told {
+    content: Bytes,
+    is_told: bool,
+    expected: Mutex<HashSet<ChunkIndex>>,
+}
+
+impl ReadChunk for Told {
+    fn read_chunk(
+        &self,
+        disk: usize,
+        chunk: ChunkIndex,
+        buf: &mut [u8],
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        assert_eq!(self.expected.lock().unwrap().contains(&chunk), self.is_told, "{chunk}");
+        self.content.read_chunk(disk, chunk, buf)
+    }
+
+    fn expect(&self, chunks: &[(usize, ChunkIndex)]) {
+        self.expected.lock().unwrap().extend(chunks.iter().map(|(_, chunk)| *chunk));
+    }
+}
+
+#[tokio::test]
+async fn what_is_read_next_may_be_fetched_before_unless_nobody_waits_for_it() {
+    for pace in [None, Some(Arc::new(Pace::new(None)))] {
+        let content = Bytes(content(3000));
+        let told = Told { content, is_told: pace.is_none(), expected: Mutex::default() };
+        let upload = Upload { pace, ..upload(&MemoryServer::default()) };
+        upload.run(work(3000), Arc::new(told)).await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn what_a_server_that_does_not_answer_has_is_not_known_and_more_uploads_of_one_sync_add_up() {
     let server = MemoryServer::default();
     server.lose_network_after(Some(0));

@@ -66,6 +66,12 @@ pub enum Request {
 pub enum Reply {
     /// How far it is.
     Progress {
+        /// Segments that change.
+        #[serde(default)]
+        changed_segments: u64,
+        /// Those of them of which it is known what they were before.
+        #[serde(default)]
+        planned_segments: u64,
         /// Bytes to read in all.
         total_bytes: u64,
         /// Bytes read.
@@ -79,6 +85,12 @@ pub enum Reply {
         sent_bytes: u64,
         /// Bytes sent, before compression.
         sent_raw_bytes: u64,
+        /// Segments the server lacks, once their chunks are there.
+        #[serde(default)]
+        new_segments: u64,
+        /// Segments sent.
+        #[serde(default)]
+        sent_segments: u64,
     },
     /// How much is on this machine.
     Filling {
@@ -280,12 +292,16 @@ mod tests {
             let request: Request = connection.receive().await.unwrap().unwrap();
             assert!(matches!(request, Request::Sync { note: Some(note) } if note == "hello"));
             let progress = Reply::Progress {
+                changed_segments: 1,
+                planned_segments: 1,
                 total_bytes: 9,
                 hashed_bytes: 1,
                 known_bytes: 0,
                 new_bytes: 0,
                 sent_bytes: 0,
                 sent_raw_bytes: 0,
+                new_segments: 0,
+                sent_segments: 0,
             };
             connection.send(&progress).await.unwrap();
             connection.send(&Reply::Done { result: "fine".into() }).await.unwrap();

@@ -554,12 +554,16 @@ pub fn fill_report(desktop: &OpenDesktop) -> FillReport {
 /// How far an upload is, as the control socket tells it.
 pub fn progress_reply(progress: &UploadProgress) -> Reply {
     Reply::Progress {
+        changed_segments: progress.changed_segments.load(Ordering::Relaxed),
+        planned_segments: progress.planned_segments.load(Ordering::Relaxed),
         total_bytes: progress.total_bytes.load(Ordering::Relaxed),
         hashed_bytes: progress.hashed_bytes.load(Ordering::Relaxed),
         known_bytes: progress.known_bytes.load(Ordering::Relaxed),
         new_bytes: progress.new_bytes.load(Ordering::Relaxed),
         sent_bytes: progress.sent_bytes.load(Ordering::Relaxed),
         sent_raw_bytes: progress.sent_raw_bytes.load(Ordering::Relaxed),
+        new_segments: progress.new_segments.load(Ordering::Relaxed),
+        sent_segments: progress.sent_segments.load(Ordering::Relaxed),
     }
 }
 

@@ -284,9 +284,13 @@ impl Syncer {
             changes(view).map(move |(index, change)| self.plan_segment(desktop, frozen, disk, index, change))
         });
         let planning: Vec<_> = changed.map(FutureExt::boxed).collect();
+        let progress = &self.progress;
+        progress.changed_segments.fetch_add(planning.len() as u64, Ordering::Relaxed);
         // Out of the way of others when nobody waits for it.
         let at_once = if self.pace.is_some() { 1 } else { SEGMENT_REQUESTS };
-        let planned = stream::iter(planning).buffered(at_once);
+        let planned = stream::iter(planning).buffered(at_once).inspect(|_| {
+            progress.planned_segments.fetch_add(1, Ordering::Relaxed);
+        });
         planned.try_filter_map(|work| std::future::ready(Ok(work))).try_collect().await
     }
 

@@ -126,6 +126,10 @@ pub struct SegmentDone {
 /// How far an upload is; read from other threads.
 #[derive(Debug, Default)]
 pub struct UploadProgress {
+    /// Segments that change.
+    pub changed_segments: AtomicU64,
+    /// Those of them of which it is known what they were before.
+    pub planned_segments: AtomicU64,
     /// Bytes to read in all.
     pub total_bytes: AtomicU64,
     /// Bytes read and hashed.
@@ -136,7 +140,11 @@ pub struct UploadProgress {
     pub new_bytes: AtomicU64,
     /// Chunks to be sent.
     pub new_chunks: AtomicU64,
-    /// Bytes of packs and segments the server has acknowledged.
+    /// Segments to be sent, once their chunks are there.
+    pub new_segments: AtomicU64,
+    /// Segments the server has acknowledged.
+    pub sent_segments: AtomicU64,
+    /// Bytes of packs, segments and versions the server has acknowledged.
     pub sent_bytes: AtomicU64,
     /// Bytes before compression of the packs the server has acknowledged.
     pub sent_raw_bytes: AtomicU64,
@@ -348,6 +356,7 @@ impl Upload {
         let looked_for = LookedFor { place: &self.place, elsewhere: &self.segments_elsewhere };
         let missing = looked_for.missing(&*self.upstream, self.patience, &ids).await?;
         let mut encoder = FrameEncoder::new()?;
+        UploadProgress::add(&self.progress.new_segments, missing.iter().filter(|missing| **missing).count());
         // Encoded as they are sent: there may be thousands.
         let frames = new
             .into_iter()
@@ -360,6 +369,7 @@ impl Upload {
                 let len = frame.len();
                 self.patience.retry(|| self.upstream.put_segment(&self.place, id, frame.clone())).await?;
                 UploadProgress::add(&self.progress.sent_bytes, len);
+                UploadProgress::add(&self.progress.sent_segments, 1);
                 Ok::<(), UploadError>(())
             })
             .await

@@ -140,16 +140,32 @@ struct UploadLine {
 /// What there is to show of an upload after so long; nothing for other replies.
 fn describe(reply: &Reply, elapsed: Duration) -> Option<UploadLine> {
     let Reply::Progress {
+        changed_segments,
+        planned_segments,
         total_bytes: total,
         hashed_bytes,
         known_bytes,
         new_bytes,
         sent_bytes,
         sent_raw_bytes,
+        new_segments,
+        sent_segments,
     } = *reply
     else {
         return None;
     };
+    if planned_segments < changed_segments {
+        let text = format!("looking at what changed: {planned_segments} of {changed_segments} parts");
+        return Some(UploadLine { done: planned_segments, total: changed_segments, text });
+    }
+    if sent_segments < new_segments {
+        let text = format!(
+            "{} read, {} sent; telling the server what lies where: {sent_segments} of {new_segments} parts",
+            ByteSize(hashed_bytes),
+            ByteSize(sent_bytes)
+        );
+        return Some(UploadLine { done: sent_segments, total: new_segments, text });
+    }
     // Done is what need not be sent, and what was: what was only read waits for the server's word.
     let done = known_bytes + sent_raw_bytes;
     let percent = done.saturating_mul(100).checked_div(total)?;
@@ -196,35 +212,58 @@ fn eprint_line(text: &str) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::Ordering::Relaxed;
+
     use super::*;
 
     const MIB: u64 = 1 << 20;
 
+    /// What `describe` says of an upload, after two seconds.
+    fn shown(set: impl FnOnce(&UploadProgress)) -> Option<(u64, String)> {
+        let progress = UploadProgress::default();
+        set(&progress);
+        describe(&progress_reply(&progress), Duration::from_secs(2)).map(|line| (line.done, line.text))
+    }
+
     #[test]
     fn what_the_server_was_not_asked_about_is_not_done() {
-        let read = Reply::Progress {
-            total_bytes: 8 * MIB,
-            hashed_bytes: 8 * MIB,
-            known_bytes: 0,
-            new_bytes: 0,
-            sent_bytes: 0,
-            sent_raw_bytes: 0,
-        };
-        let shown =
-            |reply: &Reply| describe(reply, Duration::from_secs(2)).map(|line| (line.done, line.text));
+        let read = shown(|progress| {
+            progress.total_bytes.store(8 * MIB, Relaxed);
+            progress.hashed_bytes.store(8 * MIB, Relaxed);
+        });
         let text = "0% of 8.0 MiB, 8.0 MiB read, 0 B known, 0 B new, 0 B sent, 0 B/s, time left unknown";
-        assert_eq!(shown(&read), Some((0, text.to_owned())));
-        let sending = Reply::Progress {
-            total_bytes: 8 * MIB,
-            hashed_bytes: 8 * MIB,
-            known_bytes: 2 * MIB,
-            new_bytes: 6 * MIB,
-            sent_bytes: MIB,
-            sent_raw_bytes: 2 * MIB,
-        };
+        assert_eq!(read, Some((0, text.to_owned())));
+        let sending = shown(|progress| {
+            progress.total_bytes.store(8 * MIB, Relaxed);
+            progress.hashed_bytes.store(8 * MIB, Relaxed);
+            progress.known_bytes.store(2 * MIB, Relaxed);
+            progress.new_bytes.store(6 * MIB, Relaxed);
+            progress.sent_bytes.store(MIB, Relaxed);
+            progress.sent_raw_bytes.store(2 * MIB, Relaxed);
+        });
         let text =
             "50% of 8.0 MiB, 8.0 MiB read, 2.0 MiB known, 6.0 MiB new, 1.0 MiB sent, 2.0 MiB/s, 0:02 left";
-        assert_eq!(shown(&sending), Some((4 * MIB, text.to_owned())));
-        assert_eq!(shown(&Reply::GoOn), None);
+        assert_eq!(sending, Some((4 * MIB, text.to_owned())));
+        assert!(describe(&Reply::GoOn, Duration::from_secs(2)).is_none());
+    }
+
+    #[test]
+    fn what_comes_before_the_bytes_and_after_them_is_told() {
+        assert_eq!(shown(|_| {}), None);
+        let planning = shown(|progress| {
+            progress.changed_segments.store(1000, Relaxed);
+            progress.planned_segments.store(32, Relaxed);
+        });
+        assert_eq!(planning, Some((32, "looking at what changed: 32 of 1000 parts".to_owned())));
+        let ending = shown(|progress| {
+            progress.total_bytes.store(8 * MIB, Relaxed);
+            progress.hashed_bytes.store(8 * MIB, Relaxed);
+            progress.sent_bytes.store(MIB, Relaxed);
+            progress.sent_raw_bytes.store(8 * MIB, Relaxed);
+            progress.new_segments.store(16_384, Relaxed);
+            progress.sent_segments.store(5, Relaxed);
+        });
+        let text = "8.0 MiB read, 1.0 MiB sent; telling the server what lies where: 5 of 16384 parts";
+        assert_eq!(ending, Some((5, text.to_owned())));
     }
 }

@@ -128,7 +128,7 @@ pub struct SyncReport {
     pub dirty_chunks: u64,
     /// Chunks the server lacked.
     pub new_chunks: u64,
-    /// Bytes sent.
+    /// Bytes sent: packs, segments, and the version itself.
     pub sent_bytes: u64,
     /// Whether a guest's file systems were quiet in the instant the version is of.
     #[serde(default)]
@@ -520,7 +520,9 @@ impl Syncer {
                 &version.signature,
             )
         };
-        self.patience.retry(commit).await
+        let committed = self.patience.retry(commit).await?;
+        self.progress.sent_bytes.fetch_add(version.bytes.len() as u64, Ordering::Relaxed);
+        Ok(committed)
     }
 }
 

@@ -212,8 +212,9 @@ impl Walk {
             self.pass_over(path, "too deep");
             return Ok(());
         }
-        let old = self.names(0, sides.before, old, path)?;
-        let new = self.names(1, sides.after, new, path)?;
+        // Of what cannot be read it is not known what is gone or new.
+        let Some(old) = self.names(0, sides.before, old, path)? else { return Ok(()) };
+        let Some(new) = self.names(1, sides.after, new, path)? else { return Ok(()) };
         let held = old.len() + new.len();
         self.held_names += held;
         self.merge(sides, path, &old, &new, depth)?;
@@ -249,26 +250,26 @@ impl Walk {
         }
     }
 
-    /// A directory's names in order.
+    /// A directory's names in order; none of one that is not there, and `None` of one that is passed over.
     fn names(
         &mut self,
         at: usize,
         side: Option<&Side>,
         directory: Option<&Inode>,
         path: &[u8],
-    ) -> Result<Names, FilesError> {
-        let (Some(side), Some(directory)) = (side, directory) else { return Ok(Names::new()) };
+    ) -> Result<Option<Names>, FilesError> {
+        let (Some(side), Some(directory)) = (side, directory) else { return Ok(Some(Names::new())) };
         if !self.seen[at].insert(directory.number) {
             self.pass_over(path, "a directory in a circle");
-            return Ok(Names::new());
+            return Ok(None);
         }
-        let entries = self.readable(path, side.fs.entries(directory))?.unwrap_or_default();
+        let Some(entries) = self.readable(path, side.fs.entries(directory))? else { return Ok(None) };
         self.names[at] += entries.len();
         if self.names[at] > MAX_NAMES || self.held_names + entries.len() > MAX_HELD_NAMES {
             self.pass_over(path, "too many files");
-            return Ok(Names::new());
+            return Ok(None);
         }
-        Ok(entries.into_iter().map(|Entry { name, inode, .. }| (name, inode)).collect())
+        Ok(Some(entries.into_iter().map(|Entry { name, inode, .. }| (name, inode)).collect()))
     }
 
     /// What is damaged is noted and passed over; a disk that cannot be read ends the comparison.
@@ -571,6 +572,28 @@ mod tests {
         let [deep, long] = difference.unreadable.as_slice() else { panic!("{:?}", difference.unreadable) };
         assert!(deep.ends_with("/d: too deep"), "{deep}");
         assert!(long.starts_with("/loop: ") && long.ends_with("more bytes than its file system"), "{long}");
+    }
+
+    #[test]
+    fn what_a_damaged_directory_has_is_neither_gone_nor_new() {
+        let made = Made::new();
+        fs::create_dir(made.tree().join("d")).unwrap();
+        fs::write(made.tree().join("d/file"), "kept").unwrap();
+        fs::write(made.tree().join("gone"), "gone").unwrap();
+        if !made.make(16 << 20, &["-b", "4096"]) {
+            return;
+        }
+        let (before, _) = side(&made);
+        let other = Made::new();
+        fs::copy(made.disk(), other.disk()).unwrap();
+        other.debugfs("set_inode_field /d block[0] 0\nrm /gone\n");
+        let (after, _) = side(&other);
+        for (before, after, fate) in [(&before, &after, Fate::Removed), (&after, &before, Fate::Added)] {
+            let difference = compare(Some(before), Some(after)).unwrap();
+            let told: Vec<_> = told(&difference).into_iter().filter(|(path, ..)| path != "/d").collect();
+            assert_eq!(told, [("/gone".to_owned(), fate, vec![])]);
+            assert!(difference.unreadable[0].starts_with("/d: "), "{:?}", difference.unreadable);
+        }
     }
 
     #[test]

@@ -463,14 +463,9 @@ pub(crate) fn new_desktop(mode: SystemMode) -> (MemoryServer, SimulatedVolume, [
     let first = sign(&first, &key);
     let commit = |version: &Version| {
         let (subject, bytes) = (version.manifest.subject.clone(), version.bytes.clone());
-        FutureExt::now_or_never(server.commit(
-            &subject,
-            Placing::default(),
-            bytes,
-            &version.signature,
-        ))
-        .unwrap()
-        .unwrap();
+        FutureExt::now_or_never(server.commit(&subject, Placing::default(), bytes, &version.signature))
+            .unwrap()
+            .unwrap();
     };
     commit(&golden);
     commit(&first);

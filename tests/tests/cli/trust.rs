@@ -134,7 +134,7 @@ fn a_server_that_went_back_in_time_is_noticed() {
     assert_refused(
         create(&laptop, "another"),
         &["image golden", "version 1", "older than version 2"],
-        &["--image NAME@VERSION"],
+        &["golden@1"],
     );
     let _ = laptop.satchel(["create", "another", "--image", "golden@1", "--home", "0"]).ok();
     // It says what it found, and what this machine has is on the server again, beside what the server has.

@@ -3,13 +3,13 @@
 //! golden versions are published, which the desktop takes up in one of two seeds.
 //!
 //! What holds all the time: a desktop that is opened holds what some machine held at one instant, or that on a golden system disk, and
-//! what its version is known to hold. What holds whenever all have synced: what each machine wrote is in a version on the server, and
-//! all that is stored is sound.
+//! what its version says. What holds whenever all have synced: every version is such a state, what each machine wrote is in one, and all
+//! that is stored is sound.
 //!
 //! `SATCHEL_FLEET_STEPS` says how much happens (90), `SATCHEL_FLEET_SEED` what (200). A failure prints what happened before it; when
 //! a process is killed depends on the machine.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::os::unix::fs::FileExt;
 use std::thread;
 use std::time::Duration;
@@ -44,28 +44,45 @@ fn whatever_happens_to_a_persons_machines_and_server_no_work_is_lost() {
     }
 }
 
-type Hash = [u8; 32];
-
-/// What both disks hold.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+/// What both disks hold, by the one segment that each has. Told apart here as the format says it, not as the programs do.
+#[derive(Clone, PartialEq, Eq, Hash)]
 struct State {
-    system: Hash,
-    home: Hash,
+    system: String,
+    home: String,
 }
 
 impl fmt::Debug for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [system, home] =
-            [self.system, self.home].map(|hash| u32::from_be_bytes([hash[0], hash[1], hash[2], hash[3]]));
-        write!(f, "{system:08x}+{home:08x}")
+        write!(f, "{}+{}", &self.system[..8], &self.home[..8])
     }
 }
 
 impl State {
     fn of(disks: &Disks) -> Self {
-        let [system, home] = [&disks.system, &disks.home].map(|disk| Sha256::digest(disk.bytes()).into());
-        Self { system, home }
+        Self { system: segment(disks.system.bytes()), home: segment(disks.home.bytes()) }
     }
+
+    /// What a manifest says.
+    fn described(manifest: &[u8]) -> Self {
+        let manifest: Value = serde_json::from_slice(manifest).expect("a manifest is JSON");
+        let disk = |at: usize, role: &str| {
+            let disk = &manifest["disks"][at];
+            assert_eq!((&disk["role"], disk["segments"].as_array().map(Vec::len)), (&role.into(), Some(1)));
+            disk["segments"][0].as_str().expect("an id").to_owned()
+        };
+        Self { system: disk(0, "system"), home: disk(1, "home") }
+    }
+}
+
+/// The id of the segment of a small disk: the SHA-256 of its chunks' ids, and zeros for zeros (docs/format.md).
+fn segment(bytes: &[u8]) -> String {
+    const CHUNK_BYTES: usize = 64 << 10;
+    const SEGMENT_BYTES: usize = 1024 * 32;
+    let is_zero = |bytes: &[u8]| bytes.iter().all(|byte| *byte == 0);
+    let hash = |bytes: &[u8]| if is_zero(bytes) { [0; 32] } else { Sha256::digest(bytes).into() };
+    let mut ids: Vec<u8> = bytes.chunks(CHUNK_BYTES).flat_map(hash).collect();
+    ids.resize(SEGMENT_BYTES, 0);
+    hash(&ids).iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"))
 }
 
 struct Machine {
@@ -108,8 +125,9 @@ struct Fleet {
     /// What machines held at instants that may be in a version.
     known: HashSet<State>,
     /// The system disks that were published.
-    golden: HashSet<Hash>,
-    versions: HashMap<String, State>,
+    golden: HashSet<String>,
+    /// Heads that were mounted and read.
+    seen: HashSet<String>,
     /// What has to be in some version when all have synced.
     owed: Vec<State>,
     /// What was in forks that somebody removed.
@@ -125,7 +143,7 @@ impl Fleet {
             .map(|name| Machine {
                 client: published.machine(name),
                 open: None,
-                state,
+                state: state.clone(),
                 worked: false,
                 whole: false,
                 opened: String::new(),
@@ -142,9 +160,9 @@ impl Fleet {
             onlooker,
             is_away: false,
             backup: None,
+            golden: HashSet::from([state.system.clone()]),
             known: HashSet::from([state]),
-            golden: HashSet::from([state.system]),
-            versions: HashMap::new(),
+            seen: HashSet::new(),
             owed: Vec::new(),
             removed: HashSet::new(),
             rng: Rng::new(!seed),
@@ -189,7 +207,8 @@ impl Fleet {
     /// Opens the desktop, which takes it from whoever has it.
     fn open(&mut self, at: usize) {
         let machine = &mut self.machines[at];
-        if self.is_away && !machine.whole {
+        // Its reads would wait: for the server, or for whoever has what that has lost.
+        if (self.is_away || machine.is_set_back) && !machine.whole {
             return;
         }
         let directory = machine.client.new_directory();
@@ -208,17 +227,19 @@ impl Fleet {
         let disks = read(&mount);
         let state = State::of(&disks);
         Self::tell(&format!("machine {at}: opens {state:?}; {}", said.replace('\n', " ")));
-        let is_known = is_known(&mut self.known, &self.golden, state);
+        let is_known = is_known(&mut self.known, &self.golden, &state);
         assert!(is_known, "machine {at} finds what none ever held, {state:?}\n{said}");
         if machine.worked && state != machine.state {
-            self.owed.push(machine.state);
+            self.owed.push(machine.state.clone());
             machine.worked = false;
         }
         let status = machine.satchel(&["status", "work"]).ok().json();
         machine.opened = status["head"]["id"].as_str().expect("an id").to_owned();
-        if status["unsynced_bytes"] == 0 && status["discarded_bytes"].as_u64().unwrap_or(0) == 0 {
-            let held = *self.versions.entry(machine.opened.clone()).or_insert(state);
-            assert_eq!(held, state, "machine {at}: not what its version holds\n{said}\n{status:#}");
+        if status["unsynced_bytes"] == 0
+            && status["discarded_bytes"] == 0
+            && let Some(described) = described(&self.published, &machine.opened)
+        {
+            assert_eq!(state, described, "machine {at}: not what its version says\n{said}\n{status:#}");
         }
         machine.state = state;
         machine.whole = true;
@@ -233,9 +254,9 @@ impl Fleet {
         let state = State::of(disks);
         // Zeros over zeros are no work.
         machine.worked |= state != machine.state;
-        machine.state = state;
-        self.known.insert(state);
         Self::tell(&format!("machine {at}: writes {state:?}"));
+        machine.state = state.clone();
+        self.known.insert(state);
     }
 
     fn close(&mut self, at: usize) {
@@ -266,27 +287,25 @@ impl Fleet {
     fn synced(&mut self, at: usize, version: Option<&str>) {
         let machine = &mut self.machines[at];
         if machine.worked {
-            self.owed.push(machine.state);
+            self.owed.push(machine.state.clone());
         }
         // A desktop in which nothing was done goes on with the newest version before it is synced.
         let is_its_own = machine.worked || machine.open.is_some();
         machine.worked = false;
         machine.may_have_moved();
         machine.is_set_back = false;
-        match version {
-            Some(id) if is_its_own => {
-                let held = *self.versions.entry(id.to_owned()).or_insert(machine.state);
-                assert_eq!(held, machine.state, "machine {at}: version {id} is another");
-            }
-            _ => self.observe(),
+        if let Some(id) = version.filter(|_| is_its_own) {
+            let described = described(&self.published, id);
+            assert_eq!(described.as_ref(), Some(&machine.state), "machine {at}: version {id} is another");
         }
+        self.observe();
     }
 
     /// A command that is refused where something is not synced was not: a sync that was cut has come to its end.
     fn has_let_go(&mut self, at: usize) {
         let machine = &mut self.machines[at];
         if std::mem::take(&mut machine.worked) {
-            self.owed.push(machine.state);
+            self.owed.push(machine.state.clone());
         }
     }
 
@@ -345,10 +364,9 @@ impl Fleet {
         self.machines[at].may_have_moved();
         if done.code == Some(0) {
             self.has_let_go(at);
-            let id = chosen["id"].as_str().expect("an id");
-            if let (Some(&state), Some(new)) = (self.versions.get(id), done.json()["version"]["id"].as_str())
-            {
-                self.versions.insert(new.to_owned(), state);
+            if let Some(new) = done.json()["version"]["id"].as_str() {
+                let was = described(&self.published, chosen["id"].as_str().expect("an id"));
+                assert_eq!(described(&self.published, new), was, "it is rolled back to something else");
             }
         } else {
             let _ = done.exited(1);
@@ -408,8 +426,7 @@ impl Fleet {
         // The first blocks say that this is a disk.
         let offset = 8192 + self.rng.below(IMAGE_BYTES - 8192 - bytes.len() as u64);
         disk.write_all_at(&bytes, offset).expect("the disk can be written");
-        let hash = Sha256::digest(fs::read(&self.published.disk).expect("the disk can be read"));
-        self.golden.insert(hash.into());
+        self.golden.insert(segment(&fs::read(&self.published.disk).expect("the disk can be read")));
         // On a version that a set back server does not know, a desktop can have none there.
         self.backup = None;
         let done = self.published.publisher.publish(&self.published.disk, "golden");
@@ -438,22 +455,23 @@ impl Fleet {
         }
     }
 
-    /// Looks at the heads that nobody told of: each holds what some machine held.
+    /// Reads the heads that are new: each holds what some machine held, and what its manifest says.
     fn observe(&mut self) {
         if self.is_away {
             return;
         }
         for (name, id) in self.heads() {
-            if self.versions.contains_key(&id) {
+            if self.seen.contains(&id) {
                 continue;
             }
             let mount = self.onlooker.mount_with(&name, &["--read-only"]);
             let state = State::of(&read(&mount));
             mount.unmount();
             Self::tell(&format!("{name} is {} now: {state:?}", &id[..8]));
-            let is_known = is_known(&mut self.known, &self.golden, state);
+            assert_eq!(Some(&state), described(&self.published, &id).as_ref(), "{name} is not what it says");
+            let is_known = is_known(&mut self.known, &self.golden, &state);
             assert!(is_known, "{name} is what no machine ever held, {state:?}");
-            self.versions.insert(id, state);
+            self.seen.insert(id);
         }
     }
 
@@ -464,11 +482,13 @@ impl Fleet {
         desktops.map(|info| (text(&info["desktop"]), text(&info["head"]["id"]))).collect()
     }
 
-    /// What is known of the versions of a desktop.
+    /// What the versions of a desktop hold.
     fn states_in(&self, desktop: &str) -> Vec<State> {
         let history = self.onlooker.history(desktop);
-        let ids = history.as_array().expect("a list").iter().filter_map(|version| version["id"].as_str());
-        ids.filter_map(|id| self.versions.get(id)).copied().collect()
+        let ids = history.as_array().expect("a list").iter().map(|version| &version["id"]);
+        let state = |id: &Value| described(&self.published, id.as_str().expect("an id"));
+        ids.map(|id| state(id).unwrap_or_else(|| panic!("version {id} of {desktop} has no manifest")))
+            .collect()
     }
 
     fn settle(&mut self) {
@@ -481,21 +501,14 @@ impl Fleet {
         }
         self.observe();
         let heads = self.heads();
-        let mut kept = HashSet::new();
-        let mut is_all_known = true;
-        for (name, _) in &heads {
-            let history = self.onlooker.history(name);
-            for version in history.as_array().expect("a list") {
-                match self.versions.get(version["id"].as_str().expect("an id")) {
-                    Some(state) => drop(kept.insert(*state)),
-                    // Of two versions that one command made, it tells the last.
-                    None => is_all_known = false,
-                }
-            }
+        let kept: HashSet<State> = heads.iter().flat_map(|(name, _)| self.states_in(name)).collect();
+        for state in &kept {
+            let is_known = is_known(&mut self.known, &self.golden, state);
+            assert!(is_known, "a version of {heads:?} is what no machine ever held, {state:?}");
         }
         for state in self.owed.drain(..) {
             assert!(
-                kept.contains(&state) || self.removed.contains(&state) || !is_all_known,
+                kept.contains(&state) || self.removed.contains(&state),
                 "what a machine wrote, {state:?}, is in no version of {heads:?}"
             );
         }
@@ -511,13 +524,19 @@ impl Fleet {
     }
 }
 
+/// What a version of a desktop says that it holds, if the server has it.
+fn described(published: &Publication, id: &str) -> Option<State> {
+    let manifest = published.server.objects("user/alice/manifests").join(id);
+    Some(State::described(&fs::read(manifest).ok()?))
+}
+
 /// Whether a desktop may hold this: what a machine held, or its home on a golden system disk that was taken up.
-fn is_known(known: &mut HashSet<State>, golden: &HashSet<Hash>, state: State) -> bool {
+fn is_known(known: &mut HashSet<State>, golden: &HashSet<String>, state: &State) -> bool {
     let is_renewed = golden.contains(&state.system) && known.iter().any(|held| held.home == state.home);
     if is_renewed {
-        known.insert(state);
+        known.insert(state.clone());
     }
-    known.contains(&state)
+    known.contains(state)
 }
 
 /// What a mounted desktop holds.

@@ -3,12 +3,13 @@
 //! One JSON object a line: a request, then replies, the last of which is `done` or `failed`. The socket lies in the
 //! desktop's directory, which only its owner can enter.
 
-use std::os::fd::AsRawFd;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
+
+use crate::socket;
 
 /// The longest line either side reads, bytes.
 const MAX_LINE_BYTES: u64 = 1 << 20;
@@ -152,30 +153,20 @@ pub enum ControlError {
     },
 }
 
-/// Listens in a desktop's directory. The caller holds the desktop's lock, so a socket that is there is a leftover.
+/// Listens in a desktop's directory. The caller holds the desktop's lock.
 ///
 /// # Errors
 /// What the file system says.
 pub fn listen(directory: &Path) -> std::io::Result<UnixListener> {
-    with_short_path(directory, |path| {
-        let _ = std::fs::remove_file(path);
-        UnixListener::bind(path)
-    })
+    let listener = socket::listen(directory, SOCKET)?;
+    listener.set_nonblocking(true)?;
+    UnixListener::from_std(listener)
 }
 
 /// Removes the socket.
 pub fn unlink(directory: &Path) {
     // Nobody listens any more; a leftover only costs the next caller a refused connection.
     let _ = std::fs::remove_file(directory.join(SOCKET));
-}
-
-/// A path of a socket may have 107 bytes; the directory's may be longer. The kernel follows a descriptor's name.
-fn with_short_path<T>(
-    directory: &Path,
-    open: impl FnOnce(&Path) -> std::io::Result<T>,
-) -> std::io::Result<T> {
-    let dir = std::fs::File::open(directory)?;
-    open(&Path::new("/proc/self/fd").join(dir.as_raw_fd().to_string()).join(SOCKET))
 }
 
 /// One side of a conversation.
@@ -194,11 +185,9 @@ impl Connection {
     /// # Errors
     /// `NotMounted`, `Io`.
     pub async fn open(directory: &Path) -> Result<Self, ControlError> {
-        let connected = with_short_path(directory, |path| {
-            std::os::unix::net::UnixStream::connect(path).and_then(|stream| {
-                stream.set_nonblocking(true)?;
-                UnixStream::from_std(stream)
-            })
+        let connected = socket::connect(directory, SOCKET).and_then(|stream| {
+            stream.set_nonblocking(true)?;
+            UnixStream::from_std(stream)
         });
         match connected {
             Ok(stream) => Ok(Self::new(stream)),

@@ -31,6 +31,7 @@ mod said;
 pub mod serve;
 pub mod session;
 pub mod signals;
+mod socket;
 pub mod source;
 pub mod starts;
 pub mod state;

@@ -4,9 +4,10 @@
 //! The machine listens on a socket; each passt is given a connection to it. The guest sees its link go down and up in between, and asks
 //! for an address and name servers anew, as on a cable that is put into another socket.
 
-use std::fs::File;
+use std::collections::HashSet;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::mem::{Discriminant, discriminant};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -16,6 +17,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::MachineEvent;
+use crate::socket;
 
 mod passt;
 mod place;
@@ -93,32 +95,24 @@ impl Network {
 /// Where the machine is reached: a socket in the desktop's directory, for as long as this lives.
 #[derive(Debug)]
 struct Line {
-    directory: File,
-    path: PathBuf,
+    directory: PathBuf,
 }
 
 impl Line {
     fn listen(directory: &Path) -> io::Result<(Line, UnixListener)> {
-        let line = Line { directory: File::open(directory)?, path: directory.join(SOCKET) };
-        // The caller holds the desktop: one that is there is a leftover.
-        let _ = std::fs::remove_file(&line.path);
-        let listener = UnixListener::bind(line.short_path())?;
-        Ok((line, listener))
+        let listener = socket::listen(directory, SOCKET)?;
+        Ok((Line { directory: directory.to_owned() }, listener))
     }
 
     fn connect(&self) -> io::Result<UnixStream> {
-        UnixStream::connect(self.short_path())
-    }
-
-    /// A path of a socket may have 107 bytes; the directory's may be longer. The kernel follows a descriptor's name.
-    fn short_path(&self) -> PathBuf {
-        Path::new("/proc/self/fd").join(self.directory.as_raw_fd().to_string()).join(SOCKET)
+        socket::connect(&self.directory, SOCKET)
     }
 }
 
 impl Drop for Line {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
+        // A leftover is in nobody's way.
+        let _ = std::fs::remove_file(self.directory.join(SOCKET));
     }
 }
 
@@ -140,8 +134,8 @@ struct Carrier {
     carried: Carried,
     /// How long to wait after the next end.
     pause: Duration,
-    /// What was said last of its absence, so that it is said once.
-    told: Option<NetworkNews>,
+    /// What was said of it already, and is not said again until it is well.
+    told: HashSet<Discriminant<NetworkNews>>,
     /// Whether the one that runs was of no use at the last look.
     was_of_no_use: bool,
 }
@@ -154,7 +148,7 @@ impl Carrier {
             events,
             carried: Carried::From { at: Instant::now(), ended: None },
             pause: FIRST_PAUSE,
-            told: None,
+            told: HashSet::new(),
             was_of_no_use: false,
         }
     }
@@ -167,7 +161,7 @@ impl Carrier {
                     tracing::warn!(said, "passt has ended");
                     if now.duration_since(*since) >= RAN_WELL {
                         self.pause = FIRST_PAUSE;
-                        self.told = None;
+                        self.told.clear();
                     }
                     self.carried = Carried::From { at: now + self.pause, ended: Some(said) };
                     self.pause = (self.pause * 2).min(LONGEST_PAUSE);
@@ -178,7 +172,8 @@ impl Carrier {
                 if is_of_no_use && self.was_of_no_use {
                     tracing::info!(?here, "this host is elsewhere");
                     self.carried = Carried::From { at: now + DOWN_FOR, ended: None };
-                    self.tell(NetworkNews::Moved);
+                    self.told.clear();
+                    self.send(NetworkNews::Moved);
                 }
                 self.was_of_no_use = is_of_no_use;
                 true
@@ -204,29 +199,33 @@ impl Carrier {
         let resolver = here.resolver();
         match Passt::start(&self.program, connection.into(), &resolver) {
             Ok(passt) => {
+                if self.told.remove(&discriminant(&NetworkNews::Absent)) {
+                    self.send(NetworkNews::Back);
+                }
                 if resolver == Resolver::OutOfReach {
                     self.tell(NetworkNews::NoNames);
-                } else if self.told == Some(NetworkNews::Absent) {
-                    self.tell(NetworkNews::Back);
-                    self.told = None;
                 }
                 self.carried = Carried::By { passt, since: now, place: here.clone() };
             }
             Err(error) => {
-                let ended = Some(format!("{}: {error}", self.program.display()));
-                self.carried = Carried::From { at: now + LONGEST_PAUSE, ended };
+                self.tell(NetworkNews::Ended { said: format!("{}: {error}", self.program.display()) });
+                self.carried = Carried::From { at: now + LONGEST_PAUSE, ended: None };
             }
         }
         self.was_of_no_use = false;
         true
     }
 
+    /// Says it once.
     fn tell(&mut self, news: NetworkNews) {
-        if self.told.as_ref() != Some(&news) {
-            self.told = Some(news.clone());
-            // Nobody may listen any more: the machine is coming to its end then.
-            let _ = self.events.send(MachineEvent::Network(news));
+        if self.told.insert(discriminant(&news)) {
+            self.send(news);
         }
+    }
+
+    fn send(&self, news: NetworkNews) {
+        // Nobody may listen any more: the machine is coming to its end then.
+        let _ = self.events.send(MachineEvent::Network(news));
     }
 }
 

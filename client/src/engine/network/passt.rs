@@ -13,6 +13,8 @@ use crate::said::printable;
 
 /// What is kept of what it says.
 const MAX_WORDS_BYTES: usize = 1024;
+/// What a pipe holds (pipe(7)).
+const PIPE_BYTES: usize = 64 << 10;
 /// How it complains of a host without a log, which is no reason for anything.
 const NOISE: &str = "Failed to send ";
 
@@ -56,22 +58,15 @@ impl Passt {
     /// What it said last when it has ended; none while it runs. What it says is read either way: whoever is not heard stands still.
     pub(super) fn ended(&mut self) -> Option<String> {
         let ended = self.process.try_wait();
-        self.hear();
+        if let Some(stderr) = &mut self.stderr {
+            hear(stderr, &mut self.words);
+        }
         match ended {
             Ok(None) => None,
             // Whom a signal ended has said nothing of that.
             Ok(Some(status)) if status.signal().is_some() => Some(status.to_string()),
             Ok(Some(status)) => Some(self.last_words().unwrap_or_else(|| status.to_string())),
             Err(error) => Some(error.to_string()),
-        }
-    }
-
-    fn hear(&mut self) {
-        let mut buffer = [0; 1024];
-        while let Some(Ok(read @ 1..)) = self.stderr.as_mut().map(|stderr| stderr.read(&mut buffer)) {
-            self.words.extend(&buffer[..read]);
-            let beyond = self.words.len().saturating_sub(MAX_WORDS_BYTES);
-            self.words.drain(..beyond);
         }
     }
 
@@ -87,5 +82,31 @@ impl Drop for Passt {
         // One that has ended is as well.
         let _ = self.process.kill();
         let _ = self.process.wait();
+    }
+}
+
+/// Reads what there is, as far as a pipe holds it, and keeps the end of it: who never stops talking must not keep this from ending.
+fn hear(from: &mut impl Read, words: &mut VecDeque<u8>) {
+    let mut buffer = [0; 4096];
+    for _ in 0..PIPE_BYTES / buffer.len() {
+        let Ok(read @ 1..) = from.read(&mut buffer) else { return };
+        words.extend(&buffer[..read]);
+        let beyond = words.len().saturating_sub(MAX_WORDS_BYTES);
+        words.drain(..beyond);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_never_stops_talking_is_left_and_the_end_of_what_was_said_is_kept() {
+        let mut words = VecDeque::new();
+        hear(&mut io::repeat(b'x'), &mut words);
+        assert_eq!(words.len(), MAX_WORDS_BYTES);
+        hear(&mut &b"the end"[..], &mut words);
+        assert_eq!(words.len(), MAX_WORDS_BYTES);
+        assert!(words.iter().rev().eq(b"the end".iter().rev().chain(&[b'x'; MAX_WORDS_BYTES - 7])));
     }
 }

@@ -126,6 +126,17 @@ fn one_that_ends_is_started_again_and_said_once() {
 }
 
 #[test]
+fn a_program_that_is_not_there_is_said_at_once_and_once() {
+    let mut host = Host::new("");
+    let home = Place::with(true, HOME);
+    std::fs::remove_file(&host.carrier.program).unwrap();
+    assert!(host.look(0, &home) && host.look(60, &home) && host.look(60, &home));
+    let Some(NetworkNews::Ended { said }) = host.news() else { panic!("nothing was said") };
+    assert!(said.contains("passt: No such file"), "{said}");
+    assert_eq!(host.news(), None);
+}
+
+#[test]
 fn a_guest_is_told_whom_it_can_ask_for_names() {
     let mut host = Host::new("exec sleep 60");
     let until_told = |host: &Host, lines: usize| {

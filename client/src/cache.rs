@@ -480,7 +480,7 @@ impl Cache {
     /// Has some chunks go before all others, unless they are pinned or read again: they are not needed any more, as far as is known.
     /// Not while what is here may be the only copy there is.
     pub fn let_go_first(&self, ids: &HashSet<ChunkId>) {
-        if self.is_sole() {
+        if ids.is_empty() || self.is_sole() {
             return;
         }
         let mut index = self.lock();

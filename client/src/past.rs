@@ -64,7 +64,7 @@ pub enum PastRef {
 }
 
 /// What comes before the name of an image, where a desktop's is expected. No name has a colon.
-const IMAGE: &str = "image:";
+pub const IMAGE: &str = "image:";
 
 impl PastRef {
     /// What it is a version of.

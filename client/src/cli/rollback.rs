@@ -1,7 +1,6 @@
 //! `satchel rollback`
 
-use chunk_format::SystemMode;
-use chunk_format::{ManifestId, Name};
+use chunk_format::{ManifestId, Name, SystemMode};
 use clap::Args;
 use satchel_client::rollback::{GoldenBelow, Part, Roller};
 use serde::Serialize;

@@ -18,7 +18,7 @@ mod trickle;
 
 use freezes::FreezeDesk;
 use lease::{LeaseDesk, LeaseEvent};
-pub use point::{PointError, clean_stale, unmount};
+pub use point::{COPY_POINT, MACHINE_POINT, PointError, clean_stale, unmount};
 use trickle::TrickleEvent;
 pub use trickle::{DEFAULT_INTERVAL, Trickle};
 

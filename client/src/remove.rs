@@ -10,7 +10,7 @@ use std::sync::Arc;
 use chunk_format::{Name, Subject};
 
 use crate::desktop::{DesktopError, DesktopStore};
-use crate::mount::clean_stale;
+use crate::mount::{COPY_POINT, MACHINE_POINT, clean_stale};
 use crate::remote::{DesktopInfo, Remote, RemoteError, RemovedDesktop};
 use crate::session::DesktopLock;
 use crate::state::{StateDir, StateError};
@@ -152,7 +152,7 @@ pub async fn remove(
         }
         std::fs::File::open(&directory).and_then(|names| names.sync_all()).map_err(failed)?;
         // What a run or a copy that was killed has left: nobody serves it any more.
-        for point in ["disks", "copy/disks"] {
+        for point in [MACHINE_POINT, COPY_POINT] {
             if let Err(error) = clean_stale(&directory.join(point)) {
                 tracing::warn!(error = &error as &dyn std::error::Error, "a dead mount is in the way");
             }

@@ -25,6 +25,7 @@ use crate::engine::network::NetworkNews;
 use crate::engine::qmp::Qmp;
 use crate::engine::running::{Ended, Running, Starter};
 use crate::engine::{Display, Engine, EngineError, Machine, MachineEvent};
+use crate::mount::MACHINE_POINT;
 use crate::remote::NamedVersion;
 use crate::signals::{EndSignal, EndSignals};
 use crate::starts;
@@ -650,7 +651,7 @@ struct Mount {
 
 impl Mount {
     async fn start(request: &RunRequest, events: &impl Fn(Event)) -> Result<Self, RunError> {
-        let directory = request.desktop_directory.join("disks");
+        let directory = request.desktop_directory.join(MACHINE_POINT);
         let setup = |action| move |source| RunError::Setup { action, source };
         match std::fs::create_dir_all(&directory) {
             // A dead mount of an earlier run, which the next mount clears away.

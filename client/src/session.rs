@@ -13,7 +13,7 @@ use futures_util::future::FutureExt;
 use tokio::runtime::Handle;
 
 use crate::cache::CacheError;
-use crate::desktop::{AttemptError, DesktopError, DesktopStore, OpenDesktop, Version};
+use crate::desktop::{DesktopError, DesktopStore, OpenDesktop, Version};
 use crate::fetch::OnMissing;
 use crate::lease::{self, Asked, Claim, LeaseRecord};
 use crate::remote::{DesktopInfo, LeaseInfo, LeaseWish, Remote, RemoteError};
@@ -372,23 +372,6 @@ impl Session {
     /// [`DesktopError`].
     pub fn reassembled(self) -> Result<Self, DesktopError> {
         Ok(Self { desktop: self.desktop.reassembled()?, ..self })
-    }
-
-    /// The session while something is attempted, [`OpenDesktop::attempt`].
-    ///
-    /// # Errors
-    /// [`AttemptError`].
-    pub fn attempt(self) -> Result<Self, AttemptError> {
-        Ok(Self { desktop: self.desktop.attempt()?, ..self })
-    }
-
-    /// The session after an attempt whose writing is kept, or undone.
-    ///
-    /// # Errors
-    /// [`AttemptError`].
-    pub fn attempted(self, is_kept: bool) -> Result<Self, AttemptError> {
-        let desktop = if is_kept { self.desktop.keep()? } else { self.desktop.undo()? };
-        Ok(Self { desktop, ..self })
     }
 
     /// The desktop's name.

@@ -1,6 +1,6 @@
 //! `satchel copy`
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
@@ -12,7 +12,7 @@ use satchel_client::fs::DesktopFs;
 use satchel_client::fs::fuse::{self, MountOptions};
 use satchel_client::image::DiskImage;
 use satchel_client::lease::Claim;
-use satchel_client::mount::{clean_stale, unmount};
+use satchel_client::mount::{COPY_POINT, clean_stale, unmount};
 use satchel_client::past::{LiveDisk, Past, PastRef, PastVersion};
 use satchel_client::session::Session;
 use satchel_client::state::{StateDir, make_private_dir};
@@ -45,8 +45,8 @@ pub(super) struct CopyArgs {
     cache_size: Option<ByteSize>,
 }
 
-/// In the directory of a copy: where the disks are mounted, and what is on its way.
-const POINTS: &str = "disks";
+/// Where a copy is made, in the desktop's directory, and where in that is what is on its way.
+const DIRECTORY: &str = "copy";
 const STAGING: &str = "files";
 
 #[derive(Serialize)]
@@ -74,41 +74,51 @@ pub(crate) async fn run(context: &Context, args: CopyArgs) -> anyhow::Result<()>
     let open = OpenArgs::for_command(args.cache_size, OnMissingArg::Fail);
     // Its lock is held from here on: the desktop is not started meanwhile.
     let session = mount::open(context, &state, &args.to.of, &open, Claim::Write).await?;
-    let directory = state.desktop_path(&args.to.of).join("copy");
-    let (session, outcome) = copy_into(&args, source, session, &directory).await?;
-    mount::close(&session).await?;
-    let cleared = clear(&directory);
-    context.printer.result(&outcome?, said)?;
-    cleared
+    let desktop = state.desktop_path(&args.to.of);
+    let copied = copy_into(context, &args, source, session, &desktop).await;
+    let closed = match &copied {
+        Ok((session, _)) => mount::close(session).await,
+        Err(_) => Ok(()),
+    };
+    let cleared = clear(&desktop);
+    context.printer.result(&copied?.1?, said)?;
+    closed.and(cleared)
 }
 
 /// Copies into a desktop that is open: all of it, or nothing.
 async fn copy_into(
+    context: &Context,
     args: &CopyArgs,
     source: Source,
     session: Session,
-    directory: &Path,
+    desktop: &Path,
 ) -> anyhow::Result<(Session, anyhow::Result<Report>)> {
-    if let Err(refused) = check_kept(args, &session).and_then(|()| make_directory(directory)) {
+    if let Err(refused) = check_kept(args, &session).and_then(|()| make_directories(desktop)) {
         return Ok((session, Err(refused)));
     }
     let stop = CancellationToken::new();
     let copying = async {
         let from_sequence = source.version.version.manifest.sequence;
-        let staged = match source.stage(args, &session, directory, &stop).await {
+        let staged = source.stage(args, &session, desktop, &stop).await;
+        let staged = match staged.and_then(|staged| Ok(session.desktop.begin_attempt().map(|()| staged)?)) {
             Ok(staged) => staged,
             Err(error) => return Ok((session, Err(error))),
         };
-        let session = session.attempt()?;
-        let copied = write(args, staged, &session, directory, &stop).await;
-        let session = session.attempted(copied.is_ok())?;
-        Ok((session, copied.map(|copied| Report::new(args, from_sequence, copied))))
+        let session = session.reassembled()?;
+        let copied = write(args, staged, &session, desktop, &stop).await;
+        let ended = match copied {
+            Ok(copied) => session.desktop.keep_attempt().map(|()| copied).map_err(Into::into),
+            Err(error) => session.desktop.undo_attempt().map_err(Into::into).and(Err(error)),
+        };
+        let report = ended.map(|copied| Report::new(args, from_sequence, copied));
+        Ok((session.reassembled()?, report))
     };
     tokio::pin!(copying);
     tokio::select! {
         outcome = &mut copying => outcome,
         _ = tokio::signal::ctrl_c() => {
             stop.cancel();
+            context.printer.message("stopping; interrupt again to end at once");
             tokio::select! {
                 outcome = &mut copying => outcome,
                 _ = tokio::signal::ctrl_c() => {
@@ -119,12 +129,16 @@ async fn copy_into(
     }
 }
 
-fn make_directory(directory: &Path) -> anyhow::Result<()> {
-    clear(directory)?;
-    for path in [directory, &directory.join(POINTS), &directory.join(STAGING)] {
-        make_private_dir(path)?;
+fn make_directories(desktop: &Path) -> anyhow::Result<()> {
+    clear(desktop)?;
+    for path in [desktop.join(DIRECTORY), desktop.join(COPY_POINT), staging(desktop)] {
+        make_private_dir(&path)?;
     }
     Ok(())
+}
+
+fn staging(desktop: &Path) -> PathBuf {
+    desktop.join(DIRECTORY).join(STAGING)
 }
 
 fn said(report: &Report) -> String {
@@ -173,12 +187,12 @@ async fn write(
     args: &CopyArgs,
     staged: Staged,
     session: &Session,
-    directory: &Path,
+    desktop: &Path,
     stop: &CancellationToken,
 ) -> anyhow::Result<Copied> {
     let role = args.disk.role();
     let live = live_disk(args, session)?;
-    let points = directory.join(POINTS);
+    let points = desktop.join(COPY_POINT);
     let options = MountOptions { name: format!("satchel:{}", args.to.of), allow_other: false, threads: 4 };
     let fs = Arc::new(DesktopFs::new(session.desktop.disks()));
     let fuse = fuse::mount(fs, Handle::current(), &points, &options)
@@ -186,7 +200,7 @@ async fn write(
     let serving = std::thread::Builder::new().name("fuse".to_owned()).spawn(move || fuse.run())?;
     let device = points.join(format!("{role}.raw"));
     let (of, path, force) = (args.to.of.to_string(), args.to.path.clone(), args.force);
-    let (scripts, stop) = (directory.join(STAGING), stop.clone());
+    let (scripts, stop) = (staging(desktop), stop.clone());
     let writing = tokio::task::spawn_blocking(move || {
         let target = Target { device: &device, disk: live, role, of, stop };
         target.write(&staged, path.as_bytes(), force, &scripts)
@@ -256,11 +270,11 @@ impl Source {
         self,
         args: &CopyArgs,
         session: &Session,
-        directory: &Path,
+        desktop: &Path,
         stop: &CancellationToken,
     ) -> anyhow::Result<Staged> {
         let room_bytes = live_disk(args, session)?.size_bytes();
-        let (path, directory) = (args.from.path.clone(), directory.join(STAGING));
+        let (path, directory) = (args.from.path.clone(), staging(desktop));
         let (fs, stopped) = (self.fs, stop.clone());
         let staging = tokio::task::spawn_blocking(move || {
             stage(&fs, path.as_bytes(), &directory, room_bytes, &stopped)
@@ -283,13 +297,13 @@ impl Source {
 }
 
 /// Removes what an earlier copy has left, be it a dead mount.
-fn clear(directory: &Path) -> anyhow::Result<()> {
-    let points = directory.join(POINTS);
+fn clear(desktop: &Path) -> anyhow::Result<()> {
+    let (directory, points) = (desktop.join(DIRECTORY), desktop.join(COPY_POINT));
     if points.exists() || clean_stale(&points)? {
         clean_stale(&points)?;
         let _ = unmount(&points, true);
     }
-    match std::fs::remove_dir_all(directory) {
+    match std::fs::remove_dir_all(&directory) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(error).with_context(|| format!("cannot remove {}", directory.display()))
         }

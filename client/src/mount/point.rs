@@ -7,6 +7,11 @@ use std::process::{Command, Stdio};
 
 use rustix::mount::UnmountFlags;
 
+/// Where Satchel itself mounts disks, in the directory of their desktop: for a machine, and to copy files into them.
+pub const MACHINE_POINT: &str = "disks";
+/// See [`MACHINE_POINT`].
+pub const COPY_POINT: &str = "copy/disks";
+
 /// Why a directory cannot be mounted on, or not unmounted.
 #[derive(Debug, thiserror::Error)]
 pub enum PointError {

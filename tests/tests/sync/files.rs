@@ -74,6 +74,14 @@ impl Story {
         format(&self.tree, &self.disk);
     }
 
+    /// A machine of alice's with the desktop `work`.
+    fn laptop(&self) -> Client {
+        let laptop = Client::new("laptop");
+        laptop.login(&self.server.access("alice", "user"));
+        laptop.create("work", "golden", Some("16M"));
+        laptop
+    }
+
     fn publish(&self, more: &[&str]) -> Value {
         let arguments = [
             "--json",
@@ -130,9 +138,7 @@ fn a_file_of_an_old_version_is_looked_at_compared_and_taken_back() {
     require!(fuse);
     let story = Story::new();
     story.publish(&[]);
-    let laptop = Client::new("laptop");
-    laptop.login(&story.server.access("alice", "user"));
-    laptop.create("work", "golden", Some("16M"));
+    let laptop = story.laptop();
 
     let tree = laptop.new_directory();
     fs::create_dir(tree.join("user")).expect("a file of the test can be made");
@@ -322,9 +328,7 @@ fn golden_versions_are_looked_into_and_compared_with_each_other_and_with_desktop
     require!(fuse);
     let story = Story::new();
     story.publish(&[]);
-    let laptop = Client::new("laptop");
-    laptop.login(&story.server.access("alice", "user"));
-    laptop.create("work", "golden", Some("16M"));
+    let laptop = story.laptop();
     fs::write(story.tree.join("etc/hostname"), "golden two\n").expect("a file of the test can be made");
     story.make_disk();
     story.publish(&[]);
@@ -360,9 +364,7 @@ fn a_copy_that_finds_no_room_or_is_killed_leaves_what_was_there() {
     require!(fuse);
     let story = Story::new();
     story.publish(&[]);
-    let laptop = Client::new("laptop");
-    laptop.login(&story.server.access("alice", "user"));
-    laptop.create("work", "golden", Some("16M"));
+    let laptop = story.laptop();
     let tree = laptop.new_directory();
     fs::write(tree.join("letter"), noise(3 << 20, 5)).expect("a file of the test can be made");
     let mount = laptop.mount("work");

@@ -33,14 +33,16 @@ impl World {
         let bytes = bytes_of(&vec![tag; range.len()]);
         let desktop = self.desktop.take().unwrap();
         let done = async {
-            let desktop = desktop.attempt().map_err(drop)?;
+            desktop.begin_attempt().map_err(drop)?;
+            let desktop = desktop.reassembled().map_err(drop)?;
             let at = (range.start * SECTOR) as u64;
             desktop.disks[1].write(at, &bytes).await.map_err(drop)?;
             match end {
-                End::Undone => desktop.undo(),
-                End::Kept | End::CutOff { .. } => desktop.keep(),
+                End::Undone => desktop.undo_attempt(),
+                End::Kept | End::CutOff { .. } => desktop.keep_attempt(),
             }
-            .map_err(drop)
+            .map_err(drop)?;
+            desktop.reassembled().map_err(drop)
         };
         match (done.await, end) {
             (Ok(desktop), End::Kept | End::Undone) => {
